@@ -1,0 +1,236 @@
+//! Fixed aligned units of a volume: chunks that carry a name, and blocks within them.
+
+use std::fmt;
+
+use crate::Extent;
+
+/// Length of a chunk: the unit that is named by hash, deduplicated, journalled and verified.
+///
+/// The content of a chunk is always this long: where the volume ends inside it, the rest
+/// counts as zeros. So growing a volume, or cutting zeros off, renames no chunk.
+pub const CHUNK_LEN: u64 = 64 * 1024;
+
+/// Length of a block, the smallest change within a chunk: the smallest sector in use.
+pub const BLOCK_LEN: u64 = 512;
+
+/// Blocks in a chunk, one bit of a [`BlockMask`] each.
+pub const BLOCKS_PER_CHUNK: u32 = (CHUNK_LEN / BLOCK_LEN) as u32;
+
+const _: () = assert!(BLOCKS_PER_CHUNK == u128::BITS);
+
+/// How many chunks a volume of `size` bytes has; the last one may be partial.
+pub const fn chunk_count(size: u64) -> u64 {
+    size.div_ceil(CHUNK_LEN)
+}
+
+/// A set of blocks of one chunk: bit `i` is the block at byte `i * BLOCK_LEN` of the chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct BlockMask(pub u128);
+
+impl BlockMask {
+    /// No block.
+    pub const NONE: Self = Self(0);
+    /// Every block of the chunk.
+    pub const ALL: Self = Self(u128::MAX);
+
+    /// The blocks that `start..end`, in bytes from the start of the chunk, touches.
+    ///
+    /// # Panics
+    /// If `start > end` or `end > CHUNK_LEN`.
+    pub fn covering(start: u64, end: u64) -> Self {
+        assert!(start <= end && end <= CHUNK_LEN, "{start}..{end} is not within a chunk");
+        if start == end {
+            return Self::NONE;
+        }
+        let (first, last) = (start / BLOCK_LEN, (end - 1) / BLOCK_LEN);
+        let count = (last - first + 1) as u32;
+        Self((u128::MAX >> (u128::BITS - count)) << first)
+    }
+
+    /// Whether no block is in the mask.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether every block is in the mask.
+    pub const fn is_all(self) -> bool {
+        self.0 == u128::MAX
+    }
+
+    /// Bytes of the blocks in the mask.
+    pub const fn byte_count(self) -> u64 {
+        self.0.count_ones() as u64 * BLOCK_LEN
+    }
+
+    /// The blocks in either.
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The blocks in both.
+    pub const fn intersect(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// The blocks of this mask that are not in `other`.
+    pub const fn subtract(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// The runs of neighbouring blocks, as byte ranges within the chunk, ascending.
+    pub fn runs(self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            if rest == 0 {
+                return None;
+            }
+            let start = rest.trailing_zeros();
+            let count = (!(rest >> start)).trailing_zeros().min(u128::BITS - start);
+            rest &= !((u128::MAX >> (u128::BITS - count)) << start);
+            let block = BLOCK_LEN as usize;
+            Some(start as usize * block..(start + count) as usize * block)
+        })
+    }
+}
+
+impl fmt::Debug for BlockMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#034x}", self.0)
+    }
+}
+
+macro_rules! hash_newtype {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+        pub struct $name(pub [u8; 32]);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
+            }
+        }
+    };
+}
+
+hash_newtype! {
+    /// The name of some content: its keyed BLAKE3 hash. All zero bytes name all-zero
+    /// content, so that a sparse volume has a sparse list of names.
+    ChunkId
+}
+
+hash_newtype! {
+    /// The name of the content of a whole volume: the root of its manifest.
+    Root
+}
+
+impl ChunkId {
+    /// The name of content that is all zeros.
+    pub const ZERO: Self = Self([0; 32]);
+
+    /// Whether this names all-zero content.
+    pub fn is_zero(&self) -> bool {
+        *self == Self::ZERO
+    }
+}
+
+/// One announced change, in units of chunks. Items of an increment ascend and do not overlap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Item {
+    /// Some blocks of one chunk change.
+    Chunk {
+        /// Which chunk: its offset divided by [`CHUNK_LEN`].
+        index: u64,
+        /// Blocks that get data.
+        data: BlockMask,
+        /// Blocks that become zero. Disjoint from `data`.
+        zero: BlockMask,
+        /// Keyed hash of the bytes of the `data` blocks, ascending; [`ChunkId::ZERO`] only
+        /// where `data` is empty. With a full `data` mask it is the chunk's own id.
+        id: ChunkId,
+    },
+    /// Whole chunks become zero.
+    Zero {
+        /// The first of them.
+        index: u64,
+        /// How many, at least one.
+        count: u64,
+    },
+    /// Nothing is known to change in these chunks: this is what they hold. A target whose
+    /// content differs asks for them one by one.
+    Span {
+        /// The first of them.
+        index: u64,
+        /// How many, at least one.
+        count: u64,
+        /// The manifest node over them.
+        digest: ChunkId,
+    },
+}
+
+impl Item {
+    /// The first chunk the item speaks of.
+    pub const fn first(&self) -> u64 {
+        match self {
+            Self::Chunk { index, .. } | Self::Zero { index, .. } | Self::Span { index, .. } => {
+                *index
+            }
+        }
+    }
+
+    /// How many chunks the item speaks of.
+    pub const fn count(&self) -> u64 {
+        match self {
+            Self::Chunk { .. } => 1,
+            Self::Zero { count, .. } | Self::Span { count, .. } => *count,
+        }
+    }
+
+    /// The bytes of the chunks the item speaks of; `None` if it is empty or beyond `u64`.
+    pub fn extent(&self) -> Option<Extent> {
+        let offset = self.first().checked_mul(CHUNK_LEN)?;
+        Extent::new(offset, self.count().checked_mul(CHUNK_LEN)?)
+    }
+
+    /// How many bytes of data follow if the target asks for them.
+    pub const fn data_len(&self) -> u64 {
+        match self {
+            Self::Chunk { data, .. } => data.byte_count(),
+            Self::Zero { .. } | Self::Span { .. } => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_cover_what_is_touched() {
+        assert_eq!(BlockMask::covering(0, CHUNK_LEN), BlockMask::ALL);
+        assert_eq!(BlockMask::covering(0, 0), BlockMask::NONE);
+        assert_eq!(BlockMask::covering(0, 1), BlockMask(1));
+        assert_eq!(BlockMask::covering(511, 513), BlockMask(3));
+        assert_eq!(BlockMask::covering(CHUNK_LEN - 1, CHUNK_LEN), BlockMask(1 << 127));
+    }
+
+    #[test]
+    fn runs_are_the_mask_again() {
+        for mask in [0, 1, 5, u128::MAX, 1 << 127, (1 << 127) | 1, 0xff00_ff00, u128::MAX - 1] {
+            let mut again = BlockMask::NONE;
+            let mut last = None;
+            for run in BlockMask(mask).runs() {
+                assert!(last.is_none_or(|end| run.start > end), "runs touch in {mask:#x}");
+                last = Some(run.end);
+                again = again.union(BlockMask::covering(run.start as u64, run.end as u64));
+            }
+            assert_eq!(again, BlockMask(mask));
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The changed-extent model: what a storage adapter says and what a target hears.
+//!
+//! This crate holds the vocabulary of Driftline and nothing else: no I/O, no
+//! encoding, no hashing, no dependency beyond `std`. Everything that could decide
+//! *which bytes of a volume changed* is a plain value here, so that it can be proven
+//! against a naive model.
+//!
+//! * [`Extent`] and [`ExtentSet`]: byte ranges and their algebra.
+//! * [`Change`], [`ChangeMap`], [`Standing`]: what changed, and how far that is believed.
+//! * [`Generation`], [`VolumeId`]: which point in time of which volume.
+//! * [`BlockMask`], [`ChunkId`], [`Item`]: the fixed aligned units that are
+//!   named by hash, deduplicated, journalled and verified.
+//! * [`Source`], [`Volume`], [`Target`]: the seams between adapters, protocol and targets.
+//!
+//! All offsets and lengths are in bytes unless a name says otherwise.
+#![forbid(unsafe_code)]
+
+mod change;
+mod chunk;
+mod extent;
+mod generation;
+mod reason;
+mod seam;
+mod set;
+
+pub use change::{Change, ChangeMap, Standing};
+pub use chunk::{
+    BLOCK_LEN, BLOCKS_PER_CHUNK, BlockMask, CHUNK_LEN, ChunkId, Item, Root, chunk_count,
+};
+pub use extent::Extent;
+pub use generation::{Generation, VolumeId};
+pub use reason::Reason;
+pub use seam::{
+    Begin, Committed, Explained, Finish, Offer, Plan, PlanKind, ReplicaId, Resume, Source, Target,
+    TargetState, Volume,
+};
+pub use set::ExtentSet;

@@ -1,0 +1,201 @@
+//! The two seams: where an increment comes from, and where it goes.
+//!
+//! Both are synchronous and blocking; who drives them gives them a thread. A source can be
+//! started again from an offset, a target can be given the same item twice, and `commit` is
+//! called only after an increment was received whole.
+
+use std::{error::Error, fmt, io};
+
+use crate::{Change, Extent, Generation, Item, Reason, Root, Standing, VolumeId};
+
+/// An error that can say which [`Reason`] it is a case of.
+pub trait Explained: Error {
+    /// The reason that stands for this error in logs, exit codes and on the wire.
+    fn reason(&self) -> Reason;
+}
+
+/// How a source brings a target to its newest generation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PlanKind {
+    /// The target is there already.
+    UpToDate,
+    /// A change map leads from the target's generation to the tip.
+    Incremental,
+    /// The whole volume is sent; every chunk of it is named.
+    Full,
+    /// There is no map: both sides hash everything and only what differs moves.
+    Scan,
+}
+
+/// What a source will deliver.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// How.
+    pub kind: PlanKind,
+    /// The source volume, where its storage has an identity for it.
+    pub volume: Option<VolumeId>,
+    /// The generation that must be the target's. Set for `Incremental` only.
+    pub base: Option<Generation>,
+    /// The generation that the target will hold, where it is known beforehand.
+    pub tip: Option<Generation>,
+    /// Size of the volume at the tip, where it is known beforehand.
+    pub size: Option<u64>,
+    /// How far the map is believed.
+    pub standing: Standing,
+    /// How many bytes the source expects to read, for a progress bar; zero if unknown.
+    pub bytes_expected: u64,
+}
+
+/// What the source side proposes to the target side: its plan, and the user's consent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Offer {
+    /// The source's plan.
+    pub plan: Plan,
+    /// Whether the user has agreed to a full copy over whatever stands at the target.
+    pub overwrite: bool,
+}
+
+/// How an increment ended on the source side.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finish {
+    /// The generation that the target now holds.
+    pub tip: Generation,
+    /// Size of the volume at the tip; `None` where it is the base's.
+    pub size: Option<u64>,
+    /// The root over the whole volume, where the source has seen all of it.
+    pub root: Option<Root>,
+}
+
+/// Produces increments: a storage adapter.
+pub trait Source {
+    /// What can go wrong.
+    type Error: Explained + Send + 'static;
+
+    /// Decides how to bring a target that holds `base` (nothing, if `None`) to the next
+    /// generation this source can deliver. Called again after each commit, until it says
+    /// [`PlanKind::UpToDate`]: a source may hold several increments in a row.
+    fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, Self::Error>;
+
+    /// The next change of the planned increment, in ascending order of offset; `None` once
+    /// it is complete, and only if the storage vouches for that (END record, exit status).
+    ///
+    /// Changes that end at or below `from` need not be delivered.
+    fn next_change(&mut self, from: u64) -> Result<Option<Change>, Self::Error>;
+
+    /// What the increment led to. Valid after [`next_change`](Self::next_change) said `None`.
+    fn finish(&mut self) -> Result<Finish, Self::Error>;
+
+    /// How many bytes were read from the storage so far, for progress.
+    fn bytes_read(&self) -> u64;
+}
+
+/// A volume that can be read at any offset, without a map of its changes.
+pub trait Volume {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` from `offset`. Both must lie within the volume.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// The first range at or after `from` that may hold anything but zeros; `None` if all
+    /// that follows is known to be a hole.
+    fn next_data(&self, from: u64) -> io::Result<Option<Extent>>;
+}
+
+/// The identity of a replica, drawn at random when it is made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ReplicaId(pub [u8; 16]);
+
+impl fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReplicaId({self})")
+    }
+}
+
+/// An increment that was cut off and can go on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resume {
+    /// Where it started from.
+    pub base: Option<Generation>,
+    /// Where it leads, if that was known.
+    pub tip: Option<Generation>,
+    /// Every chunk below this index has been received.
+    pub from: u64,
+}
+
+/// What a target holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TargetState {
+    /// Which replica this is.
+    pub replica: ReplicaId,
+    /// The key under which this replica names chunks.
+    pub chunk_key: [u8; 32],
+    /// The source volume it is a replica of, where that has an identity.
+    pub volume: Option<VolumeId>,
+    /// The last committed generation; `None` before the first commit.
+    pub generation: Option<Generation>,
+    /// The root over the whole volume at that generation.
+    pub root: Option<Root>,
+    /// Size at that generation.
+    pub size: u64,
+    /// Whether what stands there is no replica yet: a first full copy that is not complete,
+    /// or a file that was not made by Driftline.
+    pub incomplete: bool,
+    /// An increment that was cut off, if one was.
+    pub resume: Option<Resume>,
+}
+
+/// The target's agreement to an offer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Begin {
+    /// Chunks below this index were received in an earlier session and need not come again.
+    pub from: u64,
+}
+
+/// What a commit made durable and proved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Committed {
+    /// The generation the replica holds now.
+    pub generation: Generation,
+    /// The root over all of it, from what was read back.
+    pub root: Root,
+    /// Its size.
+    pub size: u64,
+}
+
+/// Receives increments: a replica, or later a vault.
+///
+/// The order of calls is `begin`, then `lacks` and `apply` for each item, then `commit`.
+/// `lacks` may run ahead of `apply`. After an error the target is not used again until it
+/// was opened anew.
+pub trait Target {
+    /// What can go wrong.
+    type Error: Explained + Send + 'static;
+
+    /// What the target holds.
+    fn state(&self) -> TargetState;
+
+    /// Agrees to an increment, or refuses it and changes nothing.
+    fn begin(&mut self, offer: &Offer) -> Result<Begin, Self::Error>;
+
+    /// For each item, whether its content must be sent. Checks, before anything is
+    /// overwritten, that what stands there is what was committed.
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, Self::Error>;
+
+    /// Takes one item, with its data if [`lacks`](Self::lacks) asked for it. A
+    /// [`Item::Span`] that the target lacks is not applied: its chunks come as items.
+    fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Self::Error>;
+
+    /// Notes that every chunk below this index has been received, so that a later session
+    /// can start there. It need not be durable yet.
+    fn mark(&mut self, watermark: u64) -> Result<(), Self::Error>;
+
+    /// Makes the received increment the replica's generation: whole, durable and read back.
+    fn commit(&mut self, finish: &Finish) -> Result<Committed, Self::Error>;
+}
