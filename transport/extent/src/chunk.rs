@@ -18,6 +18,9 @@ pub const BLOCKS_PER_CHUNK: u32 = (CHUNK_LEN / BLOCK_LEN) as u32;
 
 const _: () = assert!(BLOCKS_PER_CHUNK == u128::BITS);
 
+/// Largest volume there is: 1 EiB. Chunk indices and byte offsets below it cannot overflow.
+pub const VOLUME_LEN_MAX: u64 = 1 << 60;
+
 /// How many chunks a volume of `size` bytes has; the last one may be partial.
 pub const fn chunk_count(size: u64) -> u64 {
     size.div_ceil(CHUNK_LEN)

@@ -25,7 +25,8 @@ mod set;
 
 pub use change::{Change, ChangeMap, Standing};
 pub use chunk::{
-    BLOCK_LEN, BLOCKS_PER_CHUNK, BlockMask, CHUNK_LEN, ChunkId, Item, Root, chunk_count,
+    BLOCK_LEN, BLOCKS_PER_CHUNK, BlockMask, CHUNK_LEN, ChunkId, Item, Root, VOLUME_LEN_MAX,
+    chunk_count,
 };
 pub use extent::Extent;
 pub use generation::{Generation, VolumeId};

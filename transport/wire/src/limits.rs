@@ -1,0 +1,53 @@
+//! Every bound of the protocol, and why it is what it is.
+
+use driftline_extent::CHUNK_LEN;
+
+/// Plaintext of a bulk frame. Large enough that sealing runs at full speed, small enough
+/// that control frames never wait long behind one.
+pub const BULK_LEN_MAX: usize = 1 << 20;
+
+/// Plaintext of a control frame: a Noise message is at most 65,535 bytes, its tag is 16 and
+/// the copy of the header that it carries is 16.
+pub const CONTROL_LEN_MAX: usize = 65_535 - 16 - 16;
+
+/// Items in a batch. The largest item encoding times this stays below [`CONTROL_LEN_MAX`].
+pub const BATCH_ITEMS_MAX: usize = 512;
+
+/// Data bytes that the items of one batch may ask for.
+pub const BATCH_DATA_MAX: u64 = 4 << 20;
+
+/// Data bytes that a sender may have announced and not yet seen applied. This bounds the
+/// memory of both sides, and with the round trip the speed of a link: 32 MiB at 30 ms is
+/// 1 GiB/s.
+pub const WINDOW_DATA_MAX: u64 = 32 << 20;
+
+/// Batches that a sender may have announced and not yet seen applied: items without data
+/// (holes, spans) use no data window, but they do use memory.
+pub const WINDOW_BATCHES_MAX: usize = 64;
+
+/// Bytes of a volume's name in a request.
+pub const NAME_LEN_MAX: u16 = 255;
+
+/// Bytes of the explanation in a refusal.
+pub const DETAIL_LEN_MAX: u16 = 1024;
+
+/// Nothing was heard from the peer for this long: it is gone. In milliseconds.
+pub const SILENCE_MS_MAX: u64 = 60_000;
+
+/// Nothing was sent for this long: show that we are alive. In milliseconds. A peer that
+/// commits a large increment has nothing else to say for minutes.
+pub const KEEPALIVE_MS: u64 = 10_000;
+
+/// The handshake must be over by then, or the connection is dropped. In milliseconds.
+pub const HANDSHAKE_MS_MAX: u64 = 20_000;
+
+/// A direction gets a fresh key after this many bulk bytes …
+pub const REKEY_BYTES: u64 = 64 << 30;
+
+/// … or after this long, in milliseconds.
+pub const REKEY_MS: u64 = 3_600_000;
+
+const ITEM_LEN_MAX: usize = 1 + 8 + 16 + 16 + 32;
+const _: () = assert!(BATCH_ITEMS_MAX * ITEM_LEN_MAX + 16 < CONTROL_LEN_MAX);
+const _: () = assert!(BATCH_DATA_MAX <= WINDOW_DATA_MAX && BATCH_DATA_MAX >= CHUNK_LEN);
+const _: () = assert!(KEEPALIVE_MS * 3 <= SILENCE_MS_MAX);

@@ -1,0 +1,212 @@
+//! Wanted data on its way into bulk parts and out of them: joining, zstd, cutting.
+
+use bytes::Bytes;
+use driftline_extent::Item;
+use zstd::bulk::{Compressor, Decompressor};
+
+use crate::{
+    codec::DecodeError,
+    limits::BULK_LEN_MAX,
+    message::{Coding, DataPart},
+};
+
+/// Compresses wanted data into parts, and stops trying for a while where it does not pay.
+pub struct Packer {
+    compressor: Option<Compressor<'static>>,
+    /// Parts that are not tried, after the last ones did not shrink.
+    skip: u32,
+    /// How many are skipped after the next failure.
+    patience: u32,
+}
+
+impl std::fmt::Debug for Packer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Packer").field("skip", &self.skip).finish_non_exhaustive()
+    }
+}
+
+/// A part is sent as it is unless compression saves at least this fraction of it: below,
+/// decompressing costs the target more than the link gains.
+const SAVING_MIN_DENOMINATOR: usize = 16;
+/// Longest run of parts that go out untried.
+const PATIENCE_MAX: u32 = 31;
+
+impl Packer {
+    /// A packer that compresses at this zstd level; `None` never compresses.
+    pub fn new(level: Option<i32>) -> std::io::Result<Self> {
+        let compressor = level.map(Compressor::new).transpose()?;
+        Ok(Self { compressor, skip: 0, patience: 1 })
+    }
+
+    /// The parts for the wanted pieces of batch `seq`, in order.
+    pub fn pack<'a>(
+        &mut self,
+        seq: u32,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Vec<DataPart> {
+        let mut parts = Vec::new();
+        let mut raw: Vec<u8> = Vec::new();
+        for piece in pieces {
+            let mut rest = piece;
+            while !rest.is_empty() {
+                if raw.is_empty() {
+                    raw.reserve_exact(BULK_LEN_MAX);
+                }
+                let (now, later) = rest.split_at(rest.len().min(BULK_LEN_MAX - raw.len()));
+                raw.extend_from_slice(now);
+                rest = later;
+                if raw.len() == BULK_LEN_MAX {
+                    parts.push(self.part(seq, std::mem::take(&mut raw)));
+                }
+            }
+        }
+        if !raw.is_empty() {
+            parts.push(self.part(seq, raw));
+        }
+        parts
+    }
+
+    fn part(&mut self, seq: u32, raw: Vec<u8>) -> DataPart {
+        let raw_len = raw.len() as u32;
+        let (coding, body) = match self.compress(&raw) {
+            Some(body) => (Coding::Zstd, body),
+            None => (Coding::Raw, raw),
+        };
+        DataPart { seq, coding, raw_len, body: Bytes::from(body) }
+    }
+
+    fn compress(&mut self, raw: &[u8]) -> Option<Vec<u8>> {
+        let compressor = self.compressor.as_mut()?;
+        if self.skip > 0 {
+            self.skip -= 1;
+            return None;
+        }
+        let mut body = vec![0; raw.len() - raw.len() / SAVING_MIN_DENOMINATOR];
+        // Failure means, in practice, that the result did not fit in what would pay.
+        match compressor.compress_to_buffer(raw, &mut body) {
+            Ok(len) if len < raw.len() => {
+                body.truncate(len);
+                self.patience = 1;
+                Some(body)
+            }
+            Ok(_) | Err(_) => {
+                self.skip = self.patience;
+                self.patience = (self.patience * 2 + 1).min(PATIENCE_MAX);
+                None
+            }
+        }
+    }
+}
+
+/// Turns parts back into data.
+pub struct Unpacker {
+    decompressor: Decompressor<'static>,
+}
+
+impl std::fmt::Debug for Unpacker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Unpacker")
+    }
+}
+
+impl Unpacker {
+    /// An unpacker.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { decompressor: Decompressor::new()? })
+    }
+
+    /// The data of all parts of a batch, in order. Memory is bounded by what the parts
+    /// announce, and the receiver has bounded that.
+    pub fn unpack(&mut self, parts: &[DataPart]) -> Result<Vec<u8>, DecodeError> {
+        let total = parts.iter().map(|part| part.raw_len as usize).sum();
+        let mut data = vec![0; total];
+        let mut rest = data.as_mut_slice();
+        for part in parts {
+            let (now, later) = rest.split_at_mut(part.raw_len as usize);
+            match part.coding {
+                Coding::Raw => now.copy_from_slice(&part.body),
+                Coding::Zstd => {
+                    let len = self.decompressor.decompress_to_buffer(&part.body, now);
+                    if len.ok() != Some(now.len()) {
+                        return Err(DecodeError::Invalid { what: "compressed data" });
+                    }
+                }
+            }
+            rest = later;
+        }
+        Ok(data)
+    }
+}
+
+/// Each item of a batch with its data, where that was wanted and sent.
+pub fn split_data<'a>(
+    items: &'a [Item],
+    wants: &'a [bool],
+    data: &'a [u8],
+) -> impl Iterator<Item = (&'a Item, Option<&'a [u8]>)> {
+    let mut rest = data;
+    items.iter().zip(wants).map(move |(item, wanted)| {
+        let len = if *wanted { item.data_len() as usize } else { 0 };
+        let (now, later) = rest.split_at(len.min(rest.len()));
+        rest = later;
+        (item, (len > 0).then_some(now))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_packed_is_unpacked(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    prop::collection::vec(any::<u8>(), 0..3000),
+                    (any::<u8>(), 0..600_000_usize).prop_map(|(byte, len)| vec![byte; len]),
+                ],
+                0..8,
+            ),
+            level in prop::option::of(-3..4),
+        ) {
+            let mut packer = Packer::new(level).unwrap();
+            let parts = packer.pack(7, pieces.iter().map(Vec::as_slice));
+            prop_assert!(parts.iter().all(|p| p.raw_len as usize <= BULK_LEN_MAX));
+            prop_assert_eq!(Unpacker::new().unwrap().unpack(&parts).unwrap(), pieces.concat());
+        }
+    }
+
+    #[test]
+    fn compression_is_skipped_where_it_does_not_pay_and_tried_again() {
+        let noise: Vec<u8> = {
+            let mut out = vec![0; 64 << 10];
+            blake3::Hasher::new().finalize_xof().fill(&mut out);
+            out
+        };
+        let mut packer = Packer::new(Some(1)).unwrap();
+        let mut tried = 0;
+        for _ in 0..100 {
+            let before = packer.skip;
+            let parts = packer.pack(0, [noise.as_slice()]);
+            assert_eq!(parts[0].coding, Coding::Raw);
+            tried += u32::from(before == 0);
+        }
+        assert!((4..12).contains(&tried), "{tried} of 100 were tried");
+        while packer.skip > 0 {
+            packer.pack(0, [noise.as_slice()]);
+        }
+        let text = vec![b'a'; 64 << 10];
+        assert_eq!(packer.pack(0, [text.as_slice()])[0].coding, Coding::Zstd);
+        assert_eq!(packer.pack(0, [text.as_slice()])[0].coding, Coding::Zstd);
+    }
+
+    #[test]
+    fn a_bomb_or_a_lie_about_length_is_an_error() {
+        let parts = Packer::new(Some(3)).unwrap().pack(0, [[0; 1 << 20].as_slice()]);
+        for raw_len in [parts[0].raw_len - 1, parts[0].body.len() as u32 + 1] {
+            let lie = DataPart { raw_len, ..parts[0].clone() };
+            assert!(Unpacker::new().unwrap().unpack(&[lie]).is_err());
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The source side of a session, as a machine without I/O.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use driftline_extent::{
+    Begin, ChunkId, Committed, Finish, Item, Offer, PlanKind, Reason, TargetState,
+};
+
+use crate::{
+    codec::Codec,
+    limits::{BATCH_DATA_MAX, BATCH_ITEMS_MAX, WINDOW_BATCHES_MAX, WINDOW_DATA_MAX},
+    message::{Batch, DataPart, Message},
+    session::SessionError,
+};
+
+/// Where the data of an announced item is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Payload {
+    /// Here: a stream cannot be asked twice. Empty for items without data.
+    Held(Vec<u8>),
+    /// In the volume: it is read again if the target wants it.
+    InVolume,
+}
+
+/// An item on its way to the target.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Announced {
+    /// What is announced.
+    pub item: Item,
+    /// Its data.
+    pub payload: Payload,
+}
+
+/// Data that the target wants.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Piece {
+    /// The bytes.
+    Held(Vec<u8>),
+    /// The whole chunk at this index, if it still has this name.
+    InVolume {
+        /// Which chunk.
+        index: u64,
+        /// Its announced id.
+        id: ChunkId,
+    },
+}
+
+/// What the sender wants done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SenderOutput {
+    /// Send this.
+    Send(Message),
+    /// Send this data.
+    SendData(DataPart),
+    /// The target holds this: plan, and answer with [`Sender::handle_plan`].
+    Plan(Box<TargetState>),
+    /// Deliver the planned increment from this chunk on, with [`Sender::handle_batch`] and
+    /// at last [`Sender::handle_end`].
+    Deliver(Begin),
+    /// Pack these, and answer with [`Sender::handle_packed`].
+    Pack {
+        /// The batch they belong to.
+        seq: u32,
+        /// In order.
+        pieces: Vec<Piece>,
+    },
+    /// The target has compared a span.
+    Compared {
+        /// The span.
+        span: Item,
+        /// Whether the target holds something else.
+        differs: bool,
+    },
+    /// The target has committed the increment; a new [`SenderOutput::Plan`] follows.
+    Committed(Committed),
+    /// The session ended as it should.
+    Ended,
+}
+
+/// The source side of a session: announces, answers wants, keeps the window.
+#[derive(Debug)]
+pub struct Sender {
+    state: State,
+    target: Option<Box<TargetState>>,
+    next_seq: u32,
+    /// Batches whose share of the window is in use.
+    outstanding: BTreeMap<u32, Outstanding>,
+    window_used: u64,
+    transcript: blake3::Hasher,
+    finish: Option<Finish>,
+    output: VecDeque<SenderOutput>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Opening,
+    Planning,
+    AwaitBegin,
+    Delivering,
+    AwaitCommit,
+    AwaitDone,
+    Ended,
+}
+
+impl State {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Opening => "the target's state was due",
+            Self::Planning => "the source was planning",
+            Self::AwaitBegin => "begin was due",
+            Self::Delivering => "the increment was being delivered",
+            Self::AwaitCommit => "the commit was due",
+            Self::AwaitDone => "done was due",
+            Self::Ended => "the session was over",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    data_len: u64,
+    /// Taken when the target has said what it wants.
+    items: Option<Vec<Announced>>,
+    /// Data bytes that are wanted and not yet sent.
+    unsent: u64,
+}
+
+impl Default for Sender {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Sender {
+    /// A sender that waits for the target's state.
+    pub fn new() -> Self {
+        Self {
+            state: State::Opening,
+            target: None,
+            next_seq: 0,
+            outstanding: BTreeMap::new(),
+            window_used: 0,
+            transcript: blake3::Hasher::new(),
+            finish: None,
+            output: VecDeque::new(),
+        }
+    }
+
+    /// What the target holds, as far as it has said.
+    pub fn target(&self) -> Option<&TargetState> {
+        self.target.as_deref()
+    }
+
+    /// Whether another batch may be announced now.
+    pub fn wants_batch(&self) -> bool {
+        self.state == State::Delivering
+            && self.finish.is_none()
+            && self.outstanding.len() < WINDOW_BATCHES_MAX
+            && self.window_used <= WINDOW_DATA_MAX - BATCH_DATA_MAX
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<SenderOutput> {
+        self.output.pop_front()
+    }
+
+    /// Takes a message from the target.
+    pub fn handle_message(&mut self, message: Message) -> Result<(), SessionError> {
+        match (self.state, message) {
+            (_, Message::Refuse { reason, detail }) => {
+                self.state = State::Ended;
+                Err(SessionError::Refused { reason, detail })
+            }
+            (State::Opening, Message::State(state)) => {
+                self.plan(Box::new(state));
+                Ok(())
+            }
+            (State::AwaitBegin, Message::Begin(begin)) => {
+                self.state = State::Delivering;
+                self.output.push_back(SenderOutput::Deliver(begin));
+                Ok(())
+            }
+            (State::Delivering, Message::Want { seq, wants }) => self.handle_want(seq, &wants),
+            (State::Delivering, Message::Applied { seq }) => self.handle_applied(seq),
+            (State::AwaitCommit, Message::Committed(committed)) => self.handle_commit(committed),
+            (State::AwaitDone, Message::Done) => {
+                self.state = State::Ended;
+                self.output.push_back(SenderOutput::Ended);
+                Ok(())
+            }
+            (state, message) => {
+                let (message, state) = (message.name(), state.name());
+                Err(SessionError::Unexpected { message, state })
+            }
+        }
+    }
+
+    fn plan(&mut self, state: Box<TargetState>) {
+        self.state = State::Planning;
+        self.target = Some(state.clone());
+        self.output.push_back(SenderOutput::Plan(state));
+    }
+
+    /// Takes the source's plan. [`PlanKind::UpToDate`] ends the session.
+    pub fn handle_plan(&mut self, offer: Offer) {
+        debug_assert_eq!(self.state, State::Planning);
+        if offer.plan.kind == PlanKind::UpToDate {
+            self.state = State::AwaitDone;
+            self.output.push_back(SenderOutput::Send(Message::Done));
+        } else {
+            self.state = State::AwaitBegin;
+            self.output.push_back(SenderOutput::Send(Message::Offer(offer)));
+        }
+    }
+
+    /// Announces a batch. Call only while [`wants_batch`](Self::wants_batch) says so.
+    pub fn handle_batch(&mut self, items: Vec<Announced>) {
+        debug_assert!(self.wants_batch() && (1..=BATCH_ITEMS_MAX).contains(&items.len()));
+        let batch =
+            Batch { seq: self.next_seq, items: items.iter().map(|entry| entry.item).collect() };
+        self.next_seq += 1;
+        record(&mut self.transcript, &batch.items);
+        let data_len = batch.data_len();
+        debug_assert!(data_len <= BATCH_DATA_MAX);
+        self.window_used += data_len;
+        let outstanding = Outstanding { data_len, items: Some(items), unsent: 0 };
+        self.outstanding.insert(batch.seq, outstanding);
+        self.output.push_back(SenderOutput::Send(Message::Batch(batch)));
+    }
+
+    /// The increment is complete: every span was compared, every batch handed over.
+    pub fn handle_end(&mut self, finish: Finish) {
+        debug_assert_eq!(self.state, State::Delivering);
+        self.finish = Some(finish);
+        self.finish_if_idle();
+    }
+
+    /// Takes the packed data of a batch.
+    pub fn handle_packed(&mut self, seq: u32, parts: Vec<DataPart>) {
+        let Some(batch) = self.outstanding.get_mut(&seq) else { return };
+        for part in parts {
+            batch.unsent = batch.unsent.saturating_sub(part.raw_len.into());
+            self.output.push_back(SenderOutput::SendData(part));
+        }
+    }
+
+    /// Gives up and tells the target why.
+    pub fn refuse(&mut self, reason: Reason, detail: String) {
+        self.state = State::Ended;
+        self.output.push_back(SenderOutput::Send(Message::Refuse { reason, detail }));
+    }
+
+    fn handle_want(&mut self, seq: u32, wants: &[bool]) -> Result<(), SessionError> {
+        let batch = self.outstanding.get_mut(&seq);
+        let Some((batch, items)) = batch.and_then(|b| b.items.take().map(|items| (b, items)))
+        else {
+            return Err(SessionError::Violation("it wants data of a batch that is not open"));
+        };
+        if items.len() != wants.len() {
+            return Err(SessionError::Violation("it wants other items than were announced"));
+        }
+        let mut pieces = Vec::new();
+        for (Announced { item, payload }, wanted) in items.into_iter().zip(wants) {
+            match (item, payload) {
+                (Item::Span { .. }, _) => {
+                    self.output.push_back(SenderOutput::Compared { span: item, differs: *wanted });
+                }
+                (Item::Chunk { index, id, .. }, payload) if *wanted && item.data_len() > 0 => {
+                    batch.unsent += item.data_len();
+                    pieces.push(match payload {
+                        Payload::Held(bytes) => Piece::Held(bytes),
+                        Payload::InVolume => Piece::InVolume { index, id },
+                    });
+                }
+                _ => {}
+            }
+        }
+        if !pieces.is_empty() {
+            self.output.push_back(SenderOutput::Pack { seq, pieces });
+        }
+        Ok(())
+    }
+
+    fn handle_applied(&mut self, seq: u32) -> Result<(), SessionError> {
+        match self.outstanding.remove(&seq) {
+            Some(batch) if batch.items.is_none() && batch.unsent == 0 => {
+                self.window_used -= batch.data_len;
+                self.finish_if_idle();
+                Ok(())
+            }
+            _ => Err(SessionError::Violation("it applied a batch that it cannot have")),
+        }
+    }
+
+    fn finish_if_idle(&mut self) {
+        if self.outstanding.is_empty()
+            && let Some(finish) = self.finish.take()
+        {
+            self.state = State::AwaitCommit;
+            let transcript = *self.transcript.finalize().as_bytes();
+            let message = Message::Finish { finish, transcript };
+            self.output.push_back(SenderOutput::Send(message));
+        }
+    }
+
+    fn handle_commit(&mut self, committed: Committed) -> Result<(), SessionError> {
+        self.next_seq = 0;
+        self.transcript = blake3::Hasher::new();
+        self.output.push_back(SenderOutput::Committed(committed));
+        let target = self.target.take();
+        let Some(mut state) = target else {
+            return Err(SessionError::Violation("it committed before it told its state"));
+        };
+        state.generation = Some(committed.generation);
+        state.root = Some(committed.root);
+        state.size = committed.size;
+        state.incomplete = false;
+        state.resume = None;
+        self.plan(state);
+        Ok(())
+    }
+}
+
+/// Adds the encoded items of a batch to the transcript that both sides keep.
+pub(crate) fn record(transcript: &mut blake3::Hasher, items: &[Item]) {
+    let mut bytes = Vec::new();
+    items.iter().for_each(|item| item.encode(&mut bytes));
+    transcript.update(&bytes);
+}
