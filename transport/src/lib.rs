@@ -1,1 +1,28 @@
-//! Placeholder.
+//! The tokio shell around the protocol: listen, dial, and pump a session.
+//!
+//! The protocol itself is [`driftline_wire`], which does no I/O. This crate owns sockets,
+//! time and threads, and decides nothing:
+//!
+//! * [`Connection`] carries a link over any byte stream, [`dial`] and [`Listener`] make them.
+//! * [`serve_source`] and [`serve_target`] run one side of a session. Storage blocks, so it
+//!   lives on threads of its own ([`deliver`](mod@deliver), [`receive`](mod@receive)); bounded
+//!   channels join them to the one async task that owns the link.
+//! * [`Progress`] counts, for whoever draws a bar.
+#![forbid(unsafe_code)]
+
+pub mod deliver;
+pub mod receive;
+pub mod scan;
+
+mod connection;
+mod error;
+mod pace;
+mod progress;
+mod pump;
+mod session;
+
+pub use connection::{Connection, Listener, dial};
+pub use error::{Failure, TransportError};
+pub use pace::RateLimit;
+pub use progress::{Progress, Snapshot};
+pub use session::{SourceJob, Summary, serve_source, serve_target};

@@ -319,7 +319,11 @@ impl Codec for Item {
         match tag {
             ITEM_WHOLE_CHUNK => {
                 let (data, zero) = (BlockMask::ALL, BlockMask::NONE);
-                Ok(Self::Chunk { index, data, zero, id: ChunkId::decode(from)? })
+                let id = ChunkId::decode(from)?;
+                if id.is_zero() {
+                    return Err(DecodeError::Invalid { what: "chunk item" });
+                }
+                Ok(Self::Chunk { index, data, zero, id })
             }
             ITEM_CHUNK => {
                 let data = BlockMask(u128::from_le_bytes(from.array("data mask")?));
@@ -327,7 +331,7 @@ impl Codec for Item {
                 let id = ChunkId::decode(from)?;
                 let overlap = !data.intersect(zero).is_empty();
                 // One change has one encoding: the others are not made by any sender.
-                let other = data.is_all() || data.union(zero).is_empty();
+                let other = data.is_all() || zero.is_all() || data.union(zero).is_empty();
                 if overlap || other || data.is_empty() != id.is_zero() {
                     return Err(DecodeError::Invalid { what: "chunk item" });
                 }

@@ -16,6 +16,10 @@ pub const BATCH_ITEMS_MAX: usize = 512;
 /// Data bytes that the items of one batch may ask for.
 pub const BATCH_DATA_MAX: u64 = 4 << 20;
 
+/// Parts in which the data of one batch may come. A part of one byte costs its receiver a
+/// hundred, so the bytes alone do not bound memory.
+pub const BATCH_PARTS_MAX: usize = 512;
+
 /// Data bytes that a sender may have announced and not yet seen applied. This bounds the
 /// memory of both sides, and with the round trip the speed of a link: 32 MiB at 30 ms is
 /// 1 GiB/s.
@@ -50,4 +54,5 @@ pub const REKEY_MS: u64 = 3_600_000;
 const ITEM_LEN_MAX: usize = 1 + 8 + 16 + 16 + 32;
 const _: () = assert!(BATCH_ITEMS_MAX * ITEM_LEN_MAX + 16 < CONTROL_LEN_MAX);
 const _: () = assert!(BATCH_DATA_MAX <= WINDOW_DATA_MAX && BATCH_DATA_MAX >= CHUNK_LEN);
+const _: () = assert!(BATCH_DATA_MAX.div_ceil(BULK_LEN_MAX as u64) <= BATCH_PARTS_MAX as u64);
 const _: () = assert!(KEEPALIVE_MS * 3 <= SILENCE_MS_MAX);

@@ -161,6 +161,12 @@ impl Link {
         self.fixed_ephemeral = Some(key);
     }
 
+    /// Counts bulk bytes as sealed that never were, so that a rekey by bytes can be tested.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn count_sealed(&mut self, bytes: u64) {
+        self.sealed += bytes;
+    }
+
     /// Takes at most one frame off `received` and says what it meant. Call again until it
     /// says `None` and leaves the rest for later. After an error the link is dead.
     pub fn handle(
@@ -249,6 +255,8 @@ impl Link {
     ) -> Result<Option<LinkEvent>, LinkError> {
         match (mem::replace(&mut self.stage, Stage::Failed), header.kind) {
             (Stage::Handshake(noise), FrameKind::Handshake) => {
+                // Noise does not cover the header of its own handshake messages.
+                self.check_pair(header)?;
                 self.handle_handshake(*noise, &body, now_ms)?;
                 Ok(None)
             }

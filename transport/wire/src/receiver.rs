@@ -7,7 +7,7 @@ use driftline_extent::{
 };
 
 use crate::{
-    limits::{WINDOW_BATCHES_MAX, WINDOW_DATA_MAX},
+    limits::{BATCH_PARTS_MAX, WINDOW_BATCHES_MAX, WINDOW_DATA_MAX},
     message::{Batch, DataPart, Message},
     sender::record,
     session::SessionError,
@@ -158,7 +158,8 @@ impl Receiver {
         if batch.seq != self.next_seq {
             return Err(SessionError::Violation("a batch is missing or came twice"));
         }
-        self.next_seq += 1;
+        // Numbers tell apart the batches of a window; an increment may have more than 2^32.
+        self.next_seq = self.next_seq.wrapping_add(1);
         self.window_used += batch.data_len();
         if self.window_used > WINDOW_DATA_MAX
             || self.waiting.len() + self.applying.len() >= WINDOW_BATCHES_MAX
@@ -189,6 +190,9 @@ impl Receiver {
         let (Some(waiting), Some(rest)) = (waiting, rest) else {
             return Err(SessionError::Violation("it sent data that nobody wants"));
         };
+        if waiting.parts.len() == BATCH_PARTS_MAX {
+            return Err(SessionError::Violation("it sent the data of a batch in too many parts"));
+        }
         waiting.missing = rest;
         waiting.parts.push(part);
         self.apply_in_order();

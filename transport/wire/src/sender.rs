@@ -218,7 +218,7 @@ impl Sender {
         debug_assert!(self.wants_batch() && (1..=BATCH_ITEMS_MAX).contains(&items.len()));
         let batch =
             Batch { seq: self.next_seq, items: items.iter().map(|entry| entry.item).collect() };
-        self.next_seq += 1;
+        self.next_seq = self.next_seq.wrapping_add(1);
         record(&mut self.transcript, &batch.items);
         let data_len = batch.data_len();
         debug_assert!(data_len <= BATCH_DATA_MAX);
@@ -294,7 +294,7 @@ impl Sender {
 
     fn finish_if_idle(&mut self) {
         if self.outstanding.is_empty()
-            && let Some(finish) = self.finish.take()
+            && let Some(finish) = self.finish.clone()
         {
             self.state = State::AwaitCommit;
             let transcript = *self.transcript.finalize().as_bytes();
@@ -304,6 +304,14 @@ impl Sender {
     }
 
     fn handle_commit(&mut self, committed: Committed) -> Result<(), SessionError> {
+        let finished = self.finish.take().is_some_and(|finish| {
+            finish.tip == committed.generation
+                && finish.root.is_none_or(|root| root == committed.root)
+                && finish.size.is_none_or(|size| size == committed.size)
+        });
+        if !finished {
+            return Err(SessionError::Violation("it committed something else than was sent"));
+        }
         self.next_seq = 0;
         self.transcript = blake3::Hasher::new();
         self.output.push_back(SenderOutput::Committed(committed));

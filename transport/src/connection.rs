@@ -1,0 +1,234 @@
+//! A link over a byte stream: the only place that waits for bytes.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use driftline_extent::ReplicaId;
+use driftline_wire::{DataPart, Link, LinkEvent, Message, Peer, PublicKey, SecretKey};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    net::{TcpListener, TcpStream, ToSocketAddrs},
+    time::{sleep, timeout},
+};
+
+use crate::{Progress, RateLimit, TransportError};
+
+/// Room that is made for each read.
+const READ_LEN: usize = 256 << 10;
+/// Longest single write while a bandwidth limit is at work: it bounds the bursts.
+const PACED_WRITE_LEN: usize = 16 << 10;
+/// How often the link looks at its timeouts.
+const TICK: Duration = Duration::from_secs(1);
+/// How long a connection attempt may take.
+const CONNECT_MAX: Duration = Duration::from_secs(20);
+/// How long to wait for the peer's end of stream after ours, so that what we said last is
+/// not lost with a reset.
+const LINGER_MAX: Duration = Duration::from_secs(5);
+
+/// A secure link over a byte stream.
+#[derive(Debug)]
+pub struct Connection<S> {
+    reader: ReadHalf<S>,
+    writer: WriteHalf<S>,
+    link: Link,
+    received: BytesMut,
+    sending: Bytes,
+    started: Instant,
+    limit: Option<RateLimit>,
+    progress: Arc<Progress>,
+}
+
+impl<S: AsyncRead + AsyncWrite> Connection<S> {
+    /// Opens a link to `peer` over `stream`. Says who the peer is, once it has proven it.
+    pub async fn open(
+        stream: S,
+        local: SecretKey,
+        peer: Peer,
+        progress: Arc<Progress>,
+    ) -> Result<(Self, PublicKey), TransportError> {
+        let (reader, writer) = tokio::io::split(stream);
+        let mut connection = Self {
+            reader,
+            writer,
+            link: Link::new(local, peer, Box::new(fill_random), 0),
+            received: BytesMut::new(),
+            sending: Bytes::new(),
+            started: Instant::now(),
+            limit: None,
+            progress,
+        };
+        match connection.next_event().await? {
+            LinkEvent::Open { peer, version } => {
+                tracing::debug!(%peer, version, "link open");
+                Ok((connection, peer))
+            }
+            LinkEvent::Message(_) | LinkEvent::Data(_) => Err(TransportError::Closed),
+        }
+    }
+
+    /// Sends at most this many bytes each second from now on.
+    pub fn limit_rate(&mut self, bytes_per_second: u64) {
+        self.limit = Some(RateLimit::new(bytes_per_second, self.now_ms()));
+    }
+
+    /// Counts the bytes of this connection.
+    pub fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
+    }
+
+    /// Queues a message; it goes out while the connection is waited on.
+    pub fn send(&mut self, message: &Message) -> Result<(), TransportError> {
+        let now_ms = self.now_ms();
+        Ok(self.link.send(message, now_ms)?)
+    }
+
+    pub(crate) fn send_data(&mut self, part: &DataPart) -> Result<(), TransportError> {
+        let now_ms = self.now_ms();
+        Ok(self.link.send_data(part, now_ms)?)
+    }
+
+    pub(crate) fn bind(&mut self, replica: &ReplicaId) {
+        self.link.bind(replica);
+    }
+
+    /// Waits for the next message, as the opening of a session does.
+    pub async fn message(&mut self) -> Result<Message, TransportError> {
+        match self.next_event().await? {
+            LinkEvent::Message(message) => Ok(message),
+            LinkEvent::Open { .. } | LinkEvent::Data(_) => Err(TransportError::Closed),
+        }
+    }
+
+    async fn next_event(&mut self) -> Result<LinkEvent, TransportError> {
+        loop {
+            if let Some(event) = self.poll_event()? {
+                return Ok(event);
+            }
+            self.step().await?;
+        }
+    }
+
+    /// What the bytes that have arrived mean, one event at a time.
+    pub(crate) fn poll_event(&mut self) -> Result<Option<LinkEvent>, TransportError> {
+        let now_ms = self.now_ms();
+        Ok(self.link.handle(&mut self.received, now_ms)?)
+    }
+
+    /// Whether everything that was queued has been written.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.sending.is_empty() && self.link.queued() == 0
+    }
+
+    /// Waits until some bytes moved in either direction. Dropping the future loses nothing.
+    pub(crate) async fn step(&mut self) -> Result<(), TransportError> {
+        let now_ms = self.now_ms();
+        self.link.handle_timeout(now_ms)?;
+        if self.sending.is_empty() {
+            self.sending = self.link.poll_transmit().unwrap_or_default();
+        }
+        let wait_ms = match &mut self.limit {
+            Some(limit) if !self.sending.is_empty() => limit.wait_ms(now_ms),
+            _ => 0,
+        };
+        let writable = !self.sending.is_empty() && wait_ms == 0;
+        let burst = if self.limit.is_some() { PACED_WRITE_LEN } else { usize::MAX };
+        let chunk = &self.sending[..self.sending.len().min(burst)];
+        let wait = if wait_ms > 0 { TICK.min(Duration::from_millis(wait_ms)) } else { TICK };
+        self.received.reserve(READ_LEN);
+        tokio::select! {
+            read = self.reader.read_buf(&mut self.received) => {
+                let read = read?;
+                if read == 0 {
+                    return Err(TransportError::Closed);
+                }
+                self.progress.add_received(read as u64);
+            }
+            written = self.writer.write(chunk), if writable => {
+                let written = written?;
+                if written == 0 {
+                    return Err(TransportError::Closed);
+                }
+                self.sending.advance(written);
+                self.progress.add_sent(written as u64);
+                if let Some(limit) = &mut self.limit {
+                    limit.sent(written as u64);
+                }
+            }
+            () = sleep(wait) => {}
+        }
+        Ok(())
+    }
+
+    /// Writes everything out and waits for the peer to hang up as well.
+    pub async fn close(mut self) -> Result<(), TransportError> {
+        while !self.is_flushed() {
+            self.step().await?;
+        }
+        self.writer.shutdown().await?;
+        // A close with unread input would reset the connection, and the reset can overtake
+        // what we said last.
+        let drain = async {
+            let mut scratch = vec![0; READ_LEN];
+            while self.reader.read(&mut scratch).await.is_ok_and(|read| read > 0) {}
+        };
+        // A peer that does not hang up has had its time.
+        let _ = timeout(LINGER_MAX, drain).await;
+        Ok(())
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Randomness from the operating system.
+fn fill_random(buffer: &mut [u8]) {
+    // There is no way to go on without it, and none is needed: Linux always has it.
+    getrandom::fill(buffer).expect("the operating system gives random bytes");
+}
+
+/// Connects to `address`, where the owner of `peer` listens.
+pub async fn dial(
+    address: impl ToSocketAddrs,
+    local: SecretKey,
+    peer: PublicKey,
+    progress: Arc<Progress>,
+) -> Result<Connection<TcpStream>, TransportError> {
+    let stream = match timeout(CONNECT_MAX, TcpStream::connect(address)).await {
+        Ok(stream) => stream?,
+        Err(_) => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+    };
+    stream.set_nodelay(true)?;
+    let (connection, _) = Connection::open(stream, local, Peer::Dial(peer), progress).await?;
+    Ok(connection)
+}
+
+/// Waits for peers.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+}
+
+impl Listener {
+    /// Listens on `address`.
+    pub async fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(address).await? })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// The next peer. Nothing is known of it before [`Connection::open`] has succeeded.
+    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, address) = self.listener.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((stream, address))
+    }
+}

@@ -1,0 +1,221 @@
+//! The source's worker: plans, chunks or scans, and hands over batches. Blocking, on a
+//! thread of its own.
+
+use std::{fmt, mem};
+
+use driftline_extent::{
+    Begin, CHUNK_LEN, Finish, Generation, Item, Offer, Plan, PlanKind, Reason, Source, TargetState,
+    Volume,
+};
+use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope};
+use driftline_wire::{
+    Announced, DataPart, Packer, Payload, Piece,
+    limits::{BATCH_DATA_MAX, BATCH_ITEMS_MAX},
+};
+
+use crate::{Failure, Progress, scan::Scanner};
+
+/// Spans that are announced before the first is compared: both sides hash at the same time.
+const OPEN_SPANS_MAX: usize = 2;
+
+/// Takes batches away from the worker and brings it the answers to spans.
+pub trait Outlet {
+    /// Takes a batch; blocks while the window is full. `false`: the session is over.
+    fn batch(&mut self, items: Vec<Announced>) -> bool;
+
+    /// The next compared span, and whether the target differs. `None`: the session is over.
+    fn compared(&mut self) -> Option<(Item, bool)>;
+}
+
+/// The session ended while the worker was busy; whoever ended it knows why.
+fn session_over() -> Failure {
+    Failure::new(Reason::Failed, "the session is over")
+}
+
+/// Plans how to bring the target from where it is to the source's next generation.
+pub fn plan<S: Source>(
+    source: &mut S,
+    state: &TargetState,
+    overwrite: bool,
+) -> Result<Offer, Failure> {
+    let base: Option<&Generation> = state.generation.as_ref();
+    let plan = source.plan(base).map_err(|e| Failure::from_error(&e))?;
+    Ok(Offer { plan, overwrite })
+}
+
+/// Delivers the planned increment and says what it led to.
+pub fn deliver<S: Source>(
+    source: &mut S,
+    volume: Option<&dyn Volume>,
+    plan: &Plan,
+    key: &ChunkKey,
+    begin: Begin,
+    outlet: &mut dyn Outlet,
+    progress: &Progress,
+) -> Result<Finish, Failure> {
+    progress.set_expected(plan.bytes_expected);
+    match (plan.kind, volume) {
+        (PlanKind::Scan, Some(volume)) => scan(volume, key, begin, outlet, progress),
+        (PlanKind::Scan, None) => {
+            Err(Failure::new(Reason::Unsupported, "this source cannot be read at random"))
+        }
+        _ => changes(source, plan, key, begin, outlet, progress),
+    }
+}
+
+fn changes<S: Source>(
+    source: &mut S,
+    plan: &Plan,
+    key: &ChunkKey,
+    begin: Begin,
+    outlet: &mut dyn Outlet,
+    progress: &Progress,
+) -> Result<Finish, Failure> {
+    // The root over a whole volume needs all of it, also what an earlier session delivered.
+    let (scope, from) = match plan.kind {
+        PlanKind::Full => (Scope::Whole, 0),
+        _ => (Scope::Increment, begin.from * CHUNK_LEN),
+    };
+    let damaged = |error| Failure::new(Reason::StreamDamaged, format!("{error}"));
+    let mut chunker = Chunker::new(key, scope, begin.from);
+    let mut batcher = Batcher { outlet, progress, items: Vec::new(), data_len: 0 };
+    while let Some(change) = source.next_change(from).map_err(|e| Failure::from_error(&e))? {
+        progress.set_read(source.bytes_read());
+        chunker.push(&change).map_err(damaged)?;
+        batcher.drain(&mut chunker)?;
+    }
+    // A volume whose content is its identity gets its name from the root below.
+    let named = match plan.tip {
+        Some(_) => Some(source.finish().map_err(|e| Failure::from_error(&e))?),
+        None => None,
+    };
+    let size = named.as_ref().and_then(|finish| finish.size).or(plan.size);
+    if scope == Scope::Whole && size.is_none() {
+        return Err(Failure::new(Reason::StreamDamaged, "the source does not say how large it is"));
+    }
+    let root = chunker.finish(size).map_err(damaged)?;
+    batcher.drain(&mut chunker)?;
+    batcher.flush()?;
+    progress.set_read(source.bytes_read());
+    let tip = match (&named, root) {
+        (Some(finish), _) => finish.tip,
+        (None, Some(root)) => Generation::Content(root),
+        (None, None) => {
+            return Err(Failure::new(Reason::Failed, "the source does not name its generation"));
+        }
+    };
+    Ok(Finish { tip, size, root })
+}
+
+fn scan(
+    volume: &dyn Volume,
+    key: &ChunkKey,
+    begin: Begin,
+    outlet: &mut dyn Outlet,
+    progress: &Progress,
+) -> Result<Finish, Failure> {
+    let mut scanner = Scanner::new(volume, key, begin.from);
+    let mut batcher = Batcher { outlet, progress, items: Vec::new(), data_len: 0 };
+    let mut done = false;
+    loop {
+        while !done && scanner.open_spans() < OPEN_SPANS_MAX {
+            match scanner.next_span()? {
+                Some(item) => {
+                    batcher.push(Announced { item, payload: Payload::Held(Vec::new()) })?;
+                    batcher.flush()?;
+                }
+                None => done = true,
+            }
+            progress.set_read(scanner.bytes_read());
+        }
+        if scanner.open_spans() == 0 {
+            break;
+        }
+        let (span, differs) = batcher.outlet.compared().ok_or_else(session_over)?;
+        for announced in scanner.settle(&span, differs) {
+            batcher.push(announced)?;
+        }
+        batcher.flush()?;
+    }
+    let (size, root) = (volume.size(), scanner.into_root());
+    Ok(Finish { tip: Generation::Content(root), size: Some(size), root: Some(root) })
+}
+
+/// Gathers items into batches within the protocol's limits.
+struct Batcher<'a> {
+    outlet: &'a mut dyn Outlet,
+    progress: &'a Progress,
+    items: Vec<Announced>,
+    data_len: u64,
+}
+
+impl Batcher<'_> {
+    fn drain(&mut self, chunker: &mut Chunker) -> Result<(), Failure> {
+        while let Some(Chunked { item, data }) = chunker.poll() {
+            self.push(Announced { item, payload: Payload::Held(data) })?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, announced: Announced) -> Result<(), Failure> {
+        let data_len = announced.item.data_len();
+        if self.items.len() == BATCH_ITEMS_MAX || self.data_len + data_len > BATCH_DATA_MAX {
+            self.flush()?;
+        }
+        self.data_len += data_len;
+        self.items.push(announced);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Failure> {
+        if self.items.is_empty() {
+            return Ok(());
+        }
+        self.progress.add_announced(mem::take(&mut self.data_len));
+        if self.outlet.batch(mem::take(&mut self.items)) { Ok(()) } else { Err(session_over()) }
+    }
+}
+
+impl fmt::Debug for Batcher<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batcher").field("items", &self.items.len()).finish_non_exhaustive()
+    }
+}
+
+/// Fetches what was left in the volume and packs what the target wants.
+pub fn pack(
+    packer: &mut Packer,
+    volume: Option<&dyn Volume>,
+    key: &ChunkKey,
+    seq: u32,
+    pieces: Vec<Piece>,
+    progress: &Progress,
+) -> Result<Vec<DataPart>, Failure> {
+    let mut data = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        data.push(match (piece, volume) {
+            (Piece::Held(bytes), _) => bytes,
+            (Piece::InVolume { index, id }, Some(volume)) => {
+                let offset = index * CHUNK_LEN;
+                let len = CHUNK_LEN.min(volume.size().saturating_sub(offset)) as usize;
+                let mut bytes = vec![0; CHUNK_LEN as usize];
+                volume.read_at(offset, &mut bytes[..len])?;
+                if key.id(&bytes) != id {
+                    return Err(Failure::new(
+                        Reason::SourceChanged,
+                        format!(
+                            "the source changed at offset {offset} while it was read: take a \
+                             snapshot and read that, or stop what writes to it"
+                        ),
+                    ));
+                }
+                bytes
+            }
+            (Piece::InVolume { .. }, None) => {
+                return Err(Failure::new(Reason::Unsupported, "this source cannot be read again"));
+            }
+        });
+    }
+    progress.add_data(data.iter().map(|bytes| bytes.len() as u64).sum());
+    Ok(packer.pack(seq, data.iter().map(Vec::as_slice)))
+}

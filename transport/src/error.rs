@@ -1,0 +1,77 @@
+//! How a session ends when it does not end well.
+
+use std::{error::Error, io};
+
+use driftline_extent::{Explained, Reason};
+use driftline_wire::{LinkError, SessionError};
+
+/// A failure of our own source or target, as the user and the peer are told of it.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{detail}")]
+pub struct Failure {
+    /// In one word.
+    pub reason: Reason,
+    /// For a person, with all causes.
+    pub detail: String,
+}
+
+impl Failure {
+    /// A failure with a reason and an explanation.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+
+    /// The failure that an adapter's error amounts to, with the causes below it.
+    pub fn from_error(error: &dyn Explained) -> Self {
+        Self { reason: error.reason(), detail: chain(error) }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new(Reason::Failed, error.to_string())
+    }
+}
+
+/// Why a session did not end as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The connection could not be made, or broke.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    /// The peer is not who it should be, or someone meddled with the connection.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The peer refused, or does not keep to the protocol.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Our own side failed; the peer was told.
+    #[error(transparent)]
+    Local(#[from] Failure),
+    /// The peer went away.
+    #[error("the peer closed the connection; run again to go on where this stopped")]
+    Closed,
+}
+
+impl TransportError {
+    /// What the failure says about the data, if it says anything: `None` means that only the
+    /// connection failed and that trying again may help.
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Local(failure) => Some(failure.reason),
+            Self::Session(error) => Some(error.reason()),
+            Self::Io(_) | Self::Link(_) | Self::Closed => None,
+        }
+    }
+}
+
+/// An error with the chain of its causes, on one line.
+fn chain<E: Error + ?Sized>(error: &E) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
