@@ -104,6 +104,20 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
         }
     }
 
+    /// Waits for `work` and keeps the link alive meanwhile.
+    pub(crate) async fn keep_alive_while<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, TransportError> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                step = self.step() => step?,
+            }
+        }
+    }
+
     async fn next_event(&mut self) -> Result<LinkEvent, TransportError> {
         loop {
             if let Some(event) = self.poll_event()? {

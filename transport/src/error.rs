@@ -66,7 +66,7 @@ impl TransportError {
 }
 
 /// An error with the chain of its causes, on one line.
-fn chain<E: Error + ?Sized>(error: &E) -> String {
+pub fn chain<E: Error + ?Sized>(error: &E) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

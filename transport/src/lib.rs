@@ -16,13 +16,15 @@ pub mod scan;
 
 mod connection;
 mod error;
+mod opening;
 mod pace;
 mod progress;
 mod pump;
 mod session;
 
 pub use connection::{Connection, Listener, dial};
-pub use error::{Failure, TransportError};
+pub use error::{Failure, TransportError, chain};
+pub use opening::{answer, receive_request, receive_state, request, send_state};
 pub use pace::RateLimit;
 pub use progress::{Progress, Snapshot};
 pub use session::{SourceJob, Summary, serve_source, serve_target};

@@ -1,2 +1,116 @@
-//! Placeholder.
-fn main() {}
+//! `driftline`: the one program. It parses, opens and prints; the crates below decide.
+#![forbid(unsafe_code)]
+
+mod args;
+mod config;
+mod exit;
+mod inspect;
+mod keyfile;
+mod place;
+mod plain;
+mod progress;
+mod replicate;
+mod report;
+mod serve;
+mod source;
+
+use std::{
+    io::{IsTerminal, stderr},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::Parser;
+use serde_json::json;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+use crate::{
+    args::{Arguments, Command},
+    exit::{classify, code},
+    progress::Show,
+    replicate::Direction,
+};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_logging(&arguments);
+    let json = arguments.json;
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+        .and_then(|runtime| {
+            let result = runtime.block_on(run(arguments));
+            // A source may be stuck in a read that nothing can interrupt.
+            runtime.shutdown_background();
+            result
+        });
+    match result {
+        Ok(exit) => ExitCode::from(exit),
+        Err(error) => {
+            let (reason, exit) = classify(&error);
+            if json {
+                let detail = format!("{error:#}");
+                println!("{}", json!({ "error": { "reason": reason, "detail": detail } }));
+            }
+            eprintln!("driftline: {reason}: {error:#}");
+            ExitCode::from(exit)
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<u8> {
+    let json = arguments.json;
+    let show = if arguments.quiet || json { Show::Nothing } else { Show::Fitting };
+    let work = async {
+        match &arguments.command {
+            Command::Keygen(keygen) => make_key(keygen),
+            // It waits for signals itself.
+            Command::Serve(serve) => serve::run(&serve.config, serve.check).await,
+            Command::Push(job) => replicate::run(job, Direction::Push, json, show).await,
+            Command::Pull(job) => replicate::run(job, Direction::Pull, json, show).await,
+            Command::Map(map) => inspect::map(map, json),
+            Command::Verify(verify) => inspect::verify(verify, json),
+            Command::Status(status) => inspect::status(status, json).await,
+        }
+    };
+    if matches!(arguments.command, Command::Serve(_)) {
+        return work.await.map(|()| code::DONE);
+    }
+    tokio::select! {
+        done = work => done.map(|()| code::DONE),
+        _ = tokio::signal::ctrl_c() => {
+            eprintln!("driftline: interrupted; run again to go on where it stopped");
+            Ok(code::INTERRUPTED)
+        }
+    }
+}
+
+fn make_key(keygen: &args::Keygen) -> anyhow::Result<()> {
+    let key = match (&keygen.out, &keygen.public) {
+        (Some(out), _) => keyfile::generate(out)?,
+        (None, Some(file)) => keyfile::read(file)?,
+        (None, None) => anyhow::bail!("name a file with --out or --public"),
+    };
+    println!("{}", key.public());
+    Ok(())
+}
+
+fn start_logging(arguments: &Arguments) {
+    let level = match (arguments.quiet, arguments.verbose) {
+        (true, _) => LevelFilter::WARN,
+        (false, 0) => LevelFilter::INFO,
+        (false, 1) => LevelFilter::DEBUG,
+        (false, _) => LevelFilter::TRACE,
+    };
+    let filter = EnvFilter::builder()
+        .with_env_var("DRIFTLINE_LOG")
+        .with_default_directive(level.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_writer(stderr)
+        .with_ansi(stderr().is_terminal())
+        .with_env_filter(filter)
+        .with_target(false)
+        .init();
+}

@@ -157,3 +157,141 @@ impl std::fmt::Debug for BulkKey {
         f.write_str("BulkKey(..)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Coding;
+    use proptest::prelude::*;
+
+    fn header() -> impl Strategy<Value = Header> {
+        let kinds = [FrameKind::Handshake, FrameKind::Control, FrameKind::Bulk];
+        (prop::sample::select(kinds.to_vec()), any::<u32>(), any::<u64>(), any::<u64>()).prop_map(
+            |(kind, len, seq, pair)| {
+                let lens = TAG_LEN as u32..=kind.len_max() as u32;
+                let len = lens.start() + len % (lens.end() - lens.start() + 1);
+                Header { kind, len, seq, pair }
+            },
+        )
+    }
+
+    /// Parts as they are on the wire; compressed bodies need not be zstd there.
+    fn part() -> impl Strategy<Value = DataPart> {
+        let body = prop::collection::vec(any::<u8>(), 1..300);
+        (any::<u32>(), any::<bool>(), 1..5000_u32, body).prop_map(|(seq, raw, more, body)| {
+            let (coding, raw_len) = match raw {
+                true => (Coding::Raw, body.len() as u32),
+                false => (Coding::Zstd, body.len() as u32 + more),
+            };
+            DataPart { seq, coding, raw_len, body: body.into() }
+        })
+    }
+
+    fn part_bytes(part: &DataPart) -> Vec<u8> {
+        [part.header().as_slice(), &part.body].concat()
+    }
+
+    fn read_part(bytes: &[u8]) -> Result<DataPart, DecodeError> {
+        DataPart::from_bytes(Bytes::copy_from_slice(bytes))
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_survives_its_encoding(header in header()) {
+            prop_assert_eq!(Header::from_bytes(&header.to_bytes()), Ok(header));
+        }
+
+        #[test]
+        fn a_header_that_is_read_is_written_the_same(
+            header in header(), at in 0..HEADER_LEN, byte: u8,
+        ) {
+            let mut bytes = header.to_bytes();
+            bytes[at] = byte;
+            if let Ok(header) = Header::from_bytes(&bytes) {
+                prop_assert_eq!(header.to_bytes(), bytes);
+            }
+        }
+
+        #[test]
+        fn a_part_survives_its_encoding(part in part(), at: prop::sample::Index, byte: u8) {
+            let mut bytes = part_bytes(&part);
+            prop_assert_eq!(read_part(&bytes), Ok(part));
+            for len in 0..PART_HEADER_LEN {
+                prop_assert!(read_part(&bytes[..len]).is_err());
+            }
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(part) = read_part(&bytes) {
+                prop_assert_eq!(part_bytes(&part), bytes);
+            }
+        }
+
+        #[test]
+        fn a_raw_part_is_as_long_as_it_says(part in part()) {
+            prop_assume!(part.coding == Coding::Raw);
+            let mut bytes = part_bytes(&part);
+            let invalid = Err(DecodeError::Invalid { what: "data length" });
+            for len in PART_HEADER_LEN..bytes.len() {
+                prop_assert_eq!(read_part(&bytes[..len]), invalid.clone());
+            }
+            bytes.push(0);
+            prop_assert_eq!(read_part(&bytes), invalid);
+        }
+
+        #[test]
+        fn arbitrary_bytes_do_not_open(
+            bytes in prop::collection::vec(any::<u8>(), 0..100), seq: u64, pair: u64,
+        ) {
+            let header = Header { kind: FrameKind::Bulk, len: bytes.len() as u32, seq, pair };
+            let opened = BulkKey::new(&[5; 32]).open(header, bytes.as_slice().into());
+            prop_assert!(matches!(opened, Err(LinkError::Crypto)));
+        }
+    }
+
+    #[test]
+    fn a_frame_is_at_least_its_tag_and_at_most_the_limit_of_its_kind() {
+        let limits = [(FrameKind::Handshake, 65_535), (FrameKind::Control, 65_535)];
+        for (kind, limit) in limits.into_iter().chain([(FrameKind::Bulk, 1_048_604)]) {
+            let read = |len| Header::from_bytes(&Header { kind, len, seq: 0, pair: 0 }.to_bytes());
+            assert!(read(16).is_ok() && read(limit).is_ok());
+            assert_eq!(read(15), Err(DecodeError::Invalid { what: "frame length" }));
+            let (what, value, limit) = ("frame length", u64::from(limit) + 1, u64::from(limit));
+            assert_eq!(read(limit as u32 + 1), Err(DecodeError::Limit { what, value, limit }));
+        }
+    }
+
+    #[test]
+    fn a_part_stands_for_at_least_a_byte_and_at_most_a_mebibyte() {
+        let part = |coding, raw_len, body: usize| {
+            let body = vec![7; body].into();
+            read_part(&part_bytes(&DataPart { seq: 1, coding, raw_len, body }))
+        };
+        let limit = 1_u32 << 20;
+        let invalid = Err(DecodeError::Invalid { what: "data length" });
+        let over =
+            |value| Err(DecodeError::Limit { what: "data length", value, limit: u64::from(limit) });
+        assert!(part(Coding::Raw, limit, limit as usize).is_ok());
+        assert_eq!(part(Coding::Raw, limit + 1, limit as usize + 1), over(u64::from(limit) + 1));
+        assert_eq!(part(Coding::Raw, 0, 0), invalid);
+        assert!(part(Coding::Zstd, limit, 9).is_ok());
+        assert_eq!(part(Coding::Zstd, u32::MAX, 9), over(u64::from(u32::MAX)));
+        // What does not shrink is sent as it is.
+        assert_eq!(part(Coding::Zstd, 9, 9), invalid);
+        assert!(part(Coding::Zstd, 9, 8).is_ok());
+    }
+
+    #[test]
+    fn a_sealed_part_opens_under_its_own_key_and_header_only() {
+        let part = DataPart { seq: 1, coding: Coding::Raw, raw_len: 3, body: vec![1, 2, 3].into() };
+        let frame = BulkKey::new(&[5; 32]).seal(&part, 9, 8).unwrap();
+        let (head, body) = frame.split_first_chunk().unwrap();
+        let header = Header::from_bytes(head).unwrap();
+        let open = |key: u8, header| BulkKey::new(&[key; 32]).open(header, body.into());
+        assert_eq!(open(5, header).unwrap(), part);
+        assert!(open(6, header).is_err());
+        assert!(open(5, Header { seq: 10, ..header }).is_err());
+        assert!(open(5, Header { pair: 9, ..header }).is_err());
+        assert!(open(5, Header { len: header.len + 1, ..header }).is_err());
+        assert!(open(5, Header { kind: FrameKind::Control, ..header }).is_err());
+    }
+}

@@ -1,7 +1,131 @@
-//! Protocol.
+//! The Driftline protocol, without I/O.
+//!
+//! Two sides talk: the *source side* has a volume, the *target side* has a replica of it. One
+//! of them dialled, the other listens; that decides who speaks first and nothing else, so
+//! push and pull are the same machines with the same messages. [`Link`] turns bytes into
+//! messages, [`Sender`] and [`Receiver`] are the two sides. None of them owns a socket, a
+//! clock or a thread.
+//!
+//! # Goals
+//!
+//! * Nothing crosses the network in clear, or to a peer whose key is not pinned.
+//! * An increment moves only what the target lacks, and a round trip costs latency once.
+//! * Whatever is cut off goes on where it was, also after a restart of either side.
+//! * A target commits only what it received whole, and says so only when it is durable.
+//! * No input makes a side panic, or take more memory than [`limits`] says.
+//!
+//! Non-goals: hiding how much is sent and when; protecting against a peer that is allowed to
+//! push and pushes rubbish (a target's own snapshots and a vault are for that).
+//!
+//! # Layers
+//!
+//! All integers are little-endian. Reserved bytes are zero and checked.
+//!
+//! **Hello.** Each side first sends 16 bytes that never change: `89 "DRFTL" 0d 0a`, oldest
+//! version `u16`, newest version `u16`, features `u32`. The newest version that both speak is
+//! used; a build speaks the current one and the one before. There is one version, 1.
+//!
+//! **Handshake.** `Noise_IK_25519_ChaChaPoly_BLAKE2s`, with both hellos (the dialler's first)
+//! as prologue: whoever changes a hello breaks the handshake. The dialler knows the listener's
+//! static key beforehand; the listener answers only keys on its list, and others not at all.
+//! Keys are written as `dlp1` (public) or `dls1` (secret) and 56 characters of base32 with a
+//! checksum.
+//!
+//! **Frames.** Everything after the hello is a frame: a header and a body.
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 1 | kind: 1 handshake, 2 control, 3 bulk |
+//! | 1 | 3 | zero |
+//! | 4 | 4 | length of the body, with its 16-byte tag |
+//! | 8 | 8 | sequence number, from 0, of all frames in this direction |
+//! | 16 | 8 | pair: 0 until the target told its state, then the name of the volume pair |
+//!
+//! The pair is the first eight bytes of BLAKE3 over the replica's id, keyed with (a hash of)
+//! the handshake hash: a frame cannot land on another replica, and an onlooker cannot link
+//! sessions. Both sides use it in all frames after the `state` message.
+//!
+//! * *Control* bodies are Noise transport messages. Their plaintext starts with the sequence
+//!   number and the pair again, as Noise has no associated data there; a message follows.
+//! * *Bulk* bodies are ChaCha20-Poly1305 with the header as associated data and four zero
+//!   bytes and the sequence number as nonce. Their plaintext is a data part: batch `u32`,
+//!   coding `u8` (0 raw, 1 one zstd frame), three zero bytes, raw length `u32`, and the body.
+//!
+//! The bulk key of a direction is random and comes from its sender inside the Noise session,
+//! first in the message `keys` (1) that both sides send right after the handshake, later in
+//! `rekey` (2), after 64 GiB or an hour, which also rekeys the Noise cipher. The first `keys`
+//! of a peer proves that it is no replay; nothing is believed before.
+//!
+//! # Messages
+//!
+//! | number | name | from | content |
+//! |---|---|---|---|
+//! | 3 | keep-alive | both | nothing; after 10 s without other words, and 60 s of silence end a link |
+//! | 16 | request | dialler | verb (1 push, 2 pull, 3 status), the listener's name for the volume |
+//! | 17 | accept | listener | nothing |
+//! | 18 | refuse | both | reason code, text; ends the session |
+//! | 19 | state | target | replica id, chunk key, volume, generation, root, size, incomplete, resume |
+//! | 20 | offer | source | plan kind, volume, base, tip, size, standing, expected bytes, overwrite |
+//! | 21 | begin | target | first chunk that is needed |
+//! | 22 | batch | source | number, up to 512 items |
+//! | 23 | want | target | number, a bit for each item |
+//! | 24 | applied | target | number |
+//! | 25 | finish | source | tip, size, root, hash over all items |
+//! | 26 | committed | target | generation, root, size |
+//! | 27 | done | both | nothing; ends the session |
+//!
+//! An item is one change in units of 64 KiB chunks: a chunk with masks of its data and zero
+//! blocks and the keyed BLAKE3 id of the data; a run of zero chunks; or, in a scan, a *span*
+//! of up to 4096 chunks with the manifest node over them. The bytes of every message are
+//! pinned by commented hexdumps in `tests/data/wire`.
+//!
+//! # A session
+//!
+//! ```text
+//! dialler                    listener
+//!    | hello, handshake, keys   |
+//!    |<------------------------>|
+//!    | request                  |
+//!    |------------------------->|  may this key do this with this volume?
+//!    |                   accept |
+//!    |<-------------------------|
+//!
+//! source                      target
+//!    |                    state |  what it holds, and what was cut off
+//!    |<-------------------------|
+//!    | offer                    |  incremental, full or scan
+//!    |------------------------->|  is the base what it holds?
+//!    |                    begin |  from where
+//!    |<-------------------------|
+//!    | batch 0, 1, 2 …          |  a window of them, without waiting
+//!    |------------------------->|
+//!    |             want 0, 1, … |  what it lacks of each
+//!    |<-------------------------|
+//!    | bulk 0, 1, …             |
+//!    |------------------------->|
+//!    |          applied 0, 1, … |  the window moves on
+//!    |<-------------------------|
+//!    | finish                   |  that was all, and this is its hash
+//!    |------------------------->|  journal sealed, applied, read back, durable
+//!    |                committed |
+//!    |<-------------------------|
+//!    | the next offer, or done  |
+//!    |------------------------->|
+//!    |                     done |
+//!    |<-------------------------|
+//! ```
+//!
+//! For a span, *want* means that the target holds something else; the source then announces
+//! its chunks one by one. So the window bounds memory on both sides: at most 32 MiB of data
+//! and 64 batches are announced and not applied. Batches are numbered, applied in order, and
+//! hashed on both sides; `finish` comes when all are applied. A target that is asked to begin
+//! where an earlier session was cut off says from which chunk on it needs items.
 #![forbid(unsafe_code)]
 mod codec;
 mod frame;
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hello;
 mod keys;
 pub mod limits;

@@ -1,0 +1,158 @@
+//! The command line, as it is typed. Nothing is decided here.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+/// Replicate block volumes from what their storage knows of change: encrypted, deduplicated,
+/// and verified before it counts.
+#[derive(Debug, Parser)]
+#[command(name = "driftline", version, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    /// Print one JSON object on standard output instead of text.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Say less: only warnings and errors.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Say more; twice for every message of the protocol.
+    #[arg(long, short, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, or there was nothing to do
+  1  failed
+  2  the command line makes no sense
+  3  refused, and nothing was changed (base-mismatch, source-mismatch, target-foreign,
+     target-busy, unsupported, denied)
+  4  the source is damaged or changed while it was read
+  5  the connection failed: run again to go on where it stopped
+  6  the replica is not what was committed to it, or could not be verified
+  7  the target is full or too small
+130  interrupted: run again to go on";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a key pair, or show the public key of a secret key file.
+    Keygen(Keygen),
+    /// Listen for peers and let them push and pull the volumes of a configuration file.
+    Serve(Serve),
+    /// Bring TARGET to SOURCE's newest generation; this side dials.
+    ///
+    /// SOURCE is zstream:FILE (a recorded `zfs send` stream, - for standard input) or
+    /// file:PATH (a file or block device). TARGET is file:PATH or NAME@HOST:PORT.
+    Push(Replicate),
+    /// Bring TARGET to SOURCE's newest generation; this side dials.
+    ///
+    /// SOURCE is NAME@HOST:PORT, or as with push. TARGET is file:PATH.
+    Pull(Replicate),
+    /// Print which bytes SOURCE says have changed.
+    Map(Map),
+    /// Re-read a replica and compare every byte with what was committed to it.
+    Verify(Verify),
+    /// Show which generation a replica holds.
+    Status(Status),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Keygen {
+    /// Write the secret key to this file, which must not exist, and print the public key.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "public",
+        required_unless_present = "public"
+    )]
+    pub(crate) out: Option<PathBuf>,
+    /// Print the public key that belongs to the secret key in this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) public: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE", default_value = "/etc/driftline/driftline.toml")]
+    pub(crate) config: PathBuf,
+    /// Check the configuration and the files it names, and exit.
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Replicate {
+    /// Where increments come from.
+    pub(crate) source: String,
+    /// Where they go.
+    pub(crate) target: String,
+    /// Agree to a full copy over whatever the target holds: another generation, local
+    /// changes, or a file that is no replica. Only what differs moves.
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Compression on the way: a zstd level, or off.
+    #[arg(long, value_name = "LEVEL", default_value = "1", allow_hyphen_values = true)]
+    pub(crate) compress: String,
+    /// Send at most this many bytes each second (K, M and G are powers of 1024).
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) limit_rate: Option<String>,
+    #[command(flatten)]
+    pub(crate) peer: Peer,
+    #[command(flatten)]
+    pub(crate) state: StateDir,
+}
+
+/// How to reach and know a remote side.
+#[derive(Debug, Args)]
+pub(crate) struct Peer {
+    /// Our secret key, for a remote side.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "DRIFTLINE_KEY",
+        default_value = "/etc/driftline/secret.key"
+    )]
+    pub(crate) key: PathBuf,
+    /// The remote side's public key, dlp1…: nobody else is talked to.
+    #[arg(long, value_name = "KEY", env = "DRIFTLINE_PEER")]
+    pub(crate) peer: Option<String>,
+}
+
+/// Where the books of a local target are kept.
+#[derive(Debug, Args)]
+pub(crate) struct StateDir {
+    /// Directory for the replica's journal and state. A file's default is PATH.driftline
+    /// beside it; a block device needs one.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Map {
+    /// zstream:FILE or file:PATH.
+    pub(crate) source: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// file:PATH
+    pub(crate) target: String,
+    /// Compare with this file or block device as well: file:PATH.
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) against: Option<String>,
+    #[command(flatten)]
+    pub(crate) state: StateDir,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// file:PATH or NAME@HOST:PORT.
+    pub(crate) target: String,
+    #[command(flatten)]
+    pub(crate) peer: Peer,
+    #[command(flatten)]
+    pub(crate) state: StateDir,
+}

@@ -1,0 +1,225 @@
+//! The configuration file of `driftline serve`.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use driftline_wire::{PublicKey, Verb, limits::NAME_LEN_MAX};
+use serde::Deserialize;
+
+use crate::place::Place;
+
+/// The configuration as it is written. Unknown keys are errors: a misspelt one would
+/// otherwise silently not apply.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    version: u32,
+    listen: String,
+    key: PathBuf,
+    #[serde(default = "sessions_max_default")]
+    sessions_max: usize,
+    #[serde(default)]
+    peer: Vec<WrittenPeer>,
+    #[serde(default)]
+    volume: Vec<WrittenVolume>,
+}
+
+const fn sessions_max_default() -> usize {
+    16
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenPeer {
+    name: String,
+    key: String,
+    #[serde(default)]
+    push: Vec<String>,
+    #[serde(default)]
+    pull: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenVolume {
+    name: String,
+    source: Option<String>,
+    target: Option<String>,
+    state_dir: Option<PathBuf>,
+}
+
+/// A configuration that makes sense.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// Address and port to listen on.
+    pub(crate) listen: String,
+    /// Our secret key file.
+    pub(crate) key: PathBuf,
+    /// Sessions at the same time; further peers wait.
+    pub(crate) sessions_max: usize,
+    peers: Vec<Peer>,
+    volumes: BTreeMap<String, Volume>,
+}
+
+/// A peer that may connect.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// Our name for it, for logs.
+    pub(crate) name: String,
+    key: PublicKey,
+    push: HashSet<String>,
+    pull: HashSet<String>,
+}
+
+/// A volume of ours.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Volume {
+    /// Peers pull it from here.
+    Source(Place),
+    /// Peers push it to here.
+    Target { path: PathBuf, state_dir: Option<PathBuf> },
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let context = || format!("the configuration {} cannot be used", path.display());
+        let text = fs::read_to_string(path).with_context(context)?;
+        Self::parse(&text).with_context(context)
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let written: Written = toml::from_str(text)?;
+        if written.version != 1 {
+            bail!("version is {}, and this build knows version 1", written.version);
+        }
+        if written.sessions_max == 0 {
+            bail!("sessions_max is 0: nobody could ever connect");
+        }
+        let mut volumes = BTreeMap::new();
+        for volume in written.volume {
+            let name = volume.name.clone();
+            if name.is_empty() || name.len() > NAME_LEN_MAX.into() {
+                bail!("a volume's name has 1 to {NAME_LEN_MAX} bytes, {name:?} has not");
+            }
+            let checked = check_volume(volume).with_context(|| format!("volume {name:?}"))?;
+            if volumes.insert(name.clone(), checked).is_some() {
+                bail!("volume {name:?} is there twice");
+            }
+        }
+        let mut peers: Vec<Peer> = Vec::new();
+        for peer in written.peer {
+            let name = peer.name.clone();
+            let peer = check_peer(peer, &volumes).with_context(|| format!("peer {name:?}"))?;
+            if peers.iter().any(|other| other.key == peer.key || other.name == peer.name) {
+                bail!("peer {name:?} is there twice, by name or by key");
+            }
+            peers.push(peer);
+        }
+        let Written { listen, key, sessions_max, .. } = written;
+        Ok(Self { listen, key, sessions_max, peers, volumes })
+    }
+
+    /// The keys that may connect at all.
+    pub(crate) fn keys(&self) -> Vec<PublicKey> {
+        self.peers.iter().map(|peer| peer.key).collect()
+    }
+
+    /// The peer with this key.
+    pub(crate) fn peer(&self, key: &PublicKey) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.key == *key)
+    }
+
+    /// The volume that `peer` asks for, if it may do this with it. Whoever may not is not
+    /// told whether it exists.
+    pub(crate) fn authorise(&self, peer: &Peer, verb: Verb, volume: &str) -> Option<&Volume> {
+        let allowed = match verb {
+            Verb::Push | Verb::Status => &peer.push,
+            Verb::Pull => &peer.pull,
+        };
+        allowed.get(volume).and_then(|name| self.volumes.get(name))
+    }
+
+    /// Every volume, by name.
+    pub(crate) fn volumes(&self) -> impl Iterator<Item = (&str, &Volume)> {
+        self.volumes.iter().map(|(name, volume)| (name.as_str(), volume))
+    }
+}
+
+fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
+    match (volume.source, volume.target) {
+        (Some(source), None) => match source.parse()? {
+            Place::Remote { .. } | Place::StandardInput => {
+                bail!("a source here is zstream:FILE or file:PATH, not {source}")
+            }
+            place => Ok(Volume::Source(place)),
+        },
+        (None, Some(target)) => match target.parse()? {
+            Place::File(path) => Ok(Volume::Target { path, state_dir: volume.state_dir }),
+            _ => bail!("a target here is file:PATH, not {target}"),
+        },
+        _ => bail!("it has either a source, to be pulled, or a target, to be pushed to"),
+    }
+}
+
+fn check_peer(peer: WrittenPeer, volumes: &BTreeMap<String, Volume>) -> anyhow::Result<Peer> {
+    for name in &peer.push {
+        if !matches!(volumes.get(name), Some(Volume::Target { .. })) {
+            bail!("it may push {name:?}, but there is no volume of that name with a target");
+        }
+    }
+    for name in &peer.pull {
+        if !matches!(volumes.get(name), Some(Volume::Source(_))) {
+            bail!("it may pull {name:?}, but there is no volume of that name with a source");
+        }
+    }
+    let key = peer.key.parse()?;
+    let (push, pull) = (peer.push.into_iter().collect(), peer.pull.into_iter().collect());
+    Ok(Peer { name: peer.name, key, push, pull })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_sample_is_a_configuration() {
+        let config = Config::parse(include_str!("../dist/driftline.toml")).unwrap();
+        let peer = config.peer(&config.keys()[0]).unwrap();
+        assert!(config.authorise(peer, Verb::Push, "vm1").is_some());
+        assert!(config.authorise(peer, Verb::Status, "vm1").is_some());
+        assert!(config.authorise(peer, Verb::Pull, "vm1").is_none());
+        assert!(config.authorise(peer, Verb::Push, "golden").is_none());
+        assert!(config.authorise(peer, Verb::Pull, "golden").is_some());
+        assert!(config.authorise(peer, Verb::Pull, "nothing").is_none());
+    }
+
+    /// Each replacement breaks the sample in one way, and the message says which.
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        let good = include_str!("../dist/driftline.toml");
+        for (from, to, says) in [
+            ("version = 1", "version = 2", "version"),
+            ("version = 1", "", "version"),
+            ("listen =", "listem =", "listem"),
+            ("sessions_max = 16", "sessions_max = 0", "sessions_max"),
+            ("push = [\"vm1\"]", "push = [\"vm2\"]", "vm2"),
+            ("push = [\"vm1\"]", "push = [\"golden\"]", "golden"),
+            ("pull = [\"golden\"]", "pull = [\"vm1\"]", "vm1"),
+            ("key = \"dlp1", "key = \"dlp1a", "hypervisor-1"),
+            ("target = \"file:", "target = \"zstream:", "vm1"),
+            ("target = \"file:", "targets = \"file:", "targets"),
+            ("source = \"file:", "source = \"x@h:1 file:", "golden"),
+            ("name = \"golden\"", "name = \"vm1\"", "vm1"),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let bad = good.replacen(from, to, 1);
+            let error = format!("{:#}", Config::parse(&bad).expect_err(to));
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

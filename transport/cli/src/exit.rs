@@ -1,0 +1,95 @@
+//! From what went wrong to the exit code that scripts see.
+
+use driftline_extent::{Explained, Reason};
+use driftline_target::TargetError;
+use driftline_transport::{Failure, TransportError};
+
+use crate::{plain::PlainError, source::SourceError};
+
+/// The exit codes, an interface: see the help text and the README.
+pub(crate) mod code {
+    pub(crate) const DONE: u8 = 0;
+    pub(crate) const FAILED: u8 = 1;
+    pub(crate) const REFUSED: u8 = 3;
+    pub(crate) const SOURCE: u8 = 4;
+    pub(crate) const CONNECTION: u8 = 5;
+    pub(crate) const REPLICA: u8 = 6;
+    pub(crate) const FULL: u8 = 7;
+    pub(crate) const INTERRUPTED: u8 = 130;
+}
+
+/// What an error is called in `--json` output, and its exit code.
+pub(crate) fn classify(error: &anyhow::Error) -> (&'static str, u8) {
+    let connection = error.chain().find_map(|cause| cause.downcast_ref::<TransportError>());
+    match (reason(error), connection) {
+        (Some(reason), _) => (reason.as_str(), of_reason(reason)),
+        (None, Some(_)) => ("connection", code::CONNECTION),
+        (None, None) => (Reason::Failed.as_str(), code::FAILED),
+    }
+}
+
+fn reason(error: &anyhow::Error) -> Option<Reason> {
+    error.chain().find_map(|cause| {
+        if let Some(error) = cause.downcast_ref::<TransportError>() {
+            return error.reason();
+        }
+        None.or_else(|| cause.downcast_ref::<Failure>().map(|error| error.reason))
+            .or_else(|| cause.downcast_ref::<TargetError>().map(Explained::reason))
+            .or_else(|| cause.downcast_ref::<SourceError>().map(Explained::reason))
+            .or_else(|| cause.downcast_ref::<PlainError>().map(Explained::reason))
+            .or_else(|| cause.downcast_ref::<driftline_zfs::StreamError>().map(Explained::reason))
+    })
+}
+
+fn of_reason(reason: Reason) -> u8 {
+    match reason {
+        Reason::BaseMismatch
+        | Reason::SourceMismatch
+        | Reason::TargetForeign
+        | Reason::TargetBusy
+        | Reason::Unsupported
+        | Reason::Denied => code::REFUSED,
+        Reason::StreamDamaged | Reason::SourceChanged => code::SOURCE,
+        Reason::TargetModified | Reason::VerifyFailed => code::REPLICA,
+        Reason::TargetFull => code::FULL,
+        // Reasons that a later version may add are failures to this one.
+        _ => code::FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn a_reason_is_found_below_any_context() {
+        let failure = Failure::new(Reason::BaseMismatch, "no");
+        let error = Err::<(), _>(TransportError::Local(failure)).context("push").unwrap_err();
+        assert_eq!(classify(&error), ("base-mismatch", code::REFUSED));
+        let error = Err::<(), _>(TransportError::Closed).context("push").unwrap_err();
+        assert_eq!(classify(&error), ("connection", code::CONNECTION));
+        assert_eq!(classify(&anyhow::anyhow!("x")), ("failed", code::FAILED));
+    }
+
+    #[test]
+    fn every_reason_has_the_code_that_is_documented() {
+        let codes: Vec<(&str, u8)> = Reason::all().map(|r| (r.as_str(), of_reason(r))).collect();
+        let documented = [
+            ("base-mismatch", 3),
+            ("map-missing", 1),
+            ("target-modified", 6),
+            ("target-foreign", 3),
+            ("target-busy", 3),
+            ("target-full", 7),
+            ("source-mismatch", 3),
+            ("source-changed", 4),
+            ("stream-damaged", 4),
+            ("unsupported", 3),
+            ("verify-failed", 6),
+            ("denied", 3),
+            ("failed", 1),
+        ];
+        assert_eq!(codes, documented);
+    }
+}

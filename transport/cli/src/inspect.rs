@@ -1,0 +1,102 @@
+//! `driftline map`, `verify` and `status`: they look and change nothing.
+
+use std::{io::Write, path::Path, sync::Arc};
+
+use anyhow::{Context, bail};
+use driftline_extent::{Reason, Target, TargetState};
+use driftline_manifest::ChunkKey;
+use driftline_target::Options;
+use driftline_transport::{Failure, Progress, receive_state, request, scan::Scanner};
+use driftline_wire::Verb;
+
+use crate::{args, place::Place, plain::PlainVolume, replicate, report, source};
+
+/// Prints the change maps of a source.
+pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
+    let place: Place = arguments.source.parse()?;
+    let mut out = std::io::stdout().lock();
+    source::open(&place, true)?.maps(&mut |map| {
+        if json {
+            writeln!(out, "{}", report::map_json(&map))?;
+        } else {
+            write!(out, "{}", report::map(&map))?;
+        }
+        Ok(())
+    })
+}
+
+/// Reads a replica again.
+pub(crate) fn verify(arguments: &args::Verify, json: bool) -> anyhow::Result<()> {
+    let path = local(&arguments.target)?;
+    let state_dir = arguments.state.state_dir.clone();
+    let mut replica = driftline_target::open(&path, &Options { create: false, state_dir })?;
+    let report = replica.verify(&mut |_| {})?;
+    if json {
+        println!("{}", report::verify_json(&report));
+    } else {
+        println!("{}", report::verify(&report));
+    }
+    if !report.is_clean() {
+        let detail = format!(
+            "{} is not what was committed to it: push with --full to mend it from its source, or \
+             restore it from elsewhere",
+            path.display()
+        );
+        return Err(Failure::new(Reason::TargetModified, detail).into());
+    }
+    match &arguments.against {
+        Some(source) => compare(&local(source)?, &replica.state()),
+        None => Ok(()),
+    }
+}
+
+/// Compares all of a plain volume with what a replica holds, by root.
+fn compare(source: &Path, state: &TargetState) -> anyhow::Result<()> {
+    let plain = PlainVolume::open(source, false)?.volume();
+    let mut scanner = Scanner::new(plain.as_ref(), &ChunkKey::new(&state.chunk_key), u64::MAX);
+    let name = || source.display().to_string();
+    while scanner.next_span().with_context(name)?.is_some() {}
+    if Some(scanner.into_root()) == state.root {
+        return Ok(());
+    }
+    let detail = format!("{} and the replica differ", source.display());
+    Err(Failure::new(Reason::VerifyFailed, detail).into())
+}
+
+/// Shows what a replica holds.
+pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Result<()> {
+    let place: Place = arguments.target.parse()?;
+    let state = match &place {
+        Place::File(path) => {
+            let state_dir = arguments.state.state_dir.as_deref();
+            let Some(inspection) = driftline_target::inspect(path, state_dir)? else {
+                bail!("{place} is no replica: nothing was ever pushed to it");
+            };
+            inspection.state
+        }
+        Place::Remote { volume, address } => {
+            let progress = Arc::new(Progress::default());
+            let mut connection = replicate::connect(address, &arguments.peer, progress).await?;
+            request(&mut connection, Verb::Status, volume).await?;
+            let state = receive_state(&mut connection).await?;
+            connection.close().await?;
+            state
+        }
+        Place::Stream(_) | Place::StandardInput => {
+            bail!("{place} is no replica: write file:PATH or NAME@HOST:PORT")
+        }
+    };
+    if json {
+        println!("{}", report::state_json(&state));
+    } else {
+        println!("{}", report::state(&state));
+    }
+    Ok(())
+}
+
+fn local(text: &str) -> anyhow::Result<std::path::PathBuf> {
+    match text.parse()? {
+        Place::File(path) => Ok(path),
+        other => bail!("{other} is not local: write file:PATH"),
+    }
+}

@@ -1,0 +1,88 @@
+//! Names for sources and targets, from text to meaning.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use anyhow::bail;
+
+/// Somewhere a volume comes from or goes to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// `zstream:FILE`: a recorded `zfs send` stream.
+    Stream(PathBuf),
+    /// `zstream:-`: one on standard input.
+    StandardInput,
+    /// `file:PATH`: a file or block device.
+    File(PathBuf),
+    /// `NAME@HOST:PORT`: a volume of a remote `driftline serve`.
+    Remote {
+        /// The volume, by the remote side's name for it.
+        volume: String,
+        /// Host and port.
+        address: String,
+    },
+}
+
+const FORMS: &str = "zstream:FILE, zstream:-, file:PATH or NAME@HOST:PORT";
+
+impl FromStr for Place {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        if let Some(file) = text.strip_prefix("zstream:") {
+            return match file {
+                "" => bail!(
+                    "{text:?} names no file: write zstream:FILE, or zstream:- for standard input"
+                ),
+                "-" => Ok(Self::StandardInput),
+                file => Ok(Self::Stream(file.into())),
+            };
+        }
+        if let Some(path) = text.strip_prefix("file:") {
+            return match path {
+                "" => bail!("{text:?} names no file: write file:PATH"),
+                path => Ok(Self::File(path.into())),
+            };
+        }
+        match text.rsplit_once('@') {
+            Some((volume, address)) if !volume.is_empty() => {
+                let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+                match port.map(|(_, port)| port.parse::<u16>()) {
+                    Some(Ok(port)) if port > 0 => {
+                        Ok(Self::Remote { volume: volume.into(), address: address.into() })
+                    }
+                    _ => bail!("{text:?} has no port: write NAME@HOST:PORT"),
+                }
+            }
+            _ => bail!("{text:?} is no source or target: write {FORMS}"),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stream(path) => write!(f, "zstream:{}", path.display()),
+            Self::StandardInput => f.write_str("zstream:-"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Remote { volume, address } => write!(f, "{volume}@{address}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_what_is_meant() {
+        for text in ["zstream:a b", "zstream:-", "file:/dev/sda@x:1", "vm@1@host:7420", "v@[::1]:9"]
+        {
+            assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
+        }
+        let remote = Place::Remote { volume: "vm@1".into(), address: "host:7420".into() };
+        assert_eq!("vm@1@host:7420".parse::<Place>().unwrap(), remote);
+        for text in ["", "zstream:", "file:", "disk.img", "@h:1", "v@h", "v@h:0", "v@h:x", "v@:1"] {
+            assert!(text.parse::<Place>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! `file:PATH` as a source: a file or block device, of which nothing is known but its bytes.
+
+use std::{fs, io, path::Path, sync::Arc};
+
+use driftline_extent::{
+    Change, Explained, Extent, Finish, Generation, Plan, PlanKind, Reason, Source, Standing,
+    Volume, VolumeId,
+};
+use driftline_target::FileDisk;
+
+/// Bytes that are read at once.
+const READ_LEN: u64 = 1 << 20;
+
+/// Why a plain volume cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlainError {
+    /// The operating system said so.
+    #[error("cannot read {name}")]
+    Io {
+        name: String,
+        #[source]
+        error: io::Error,
+    },
+    /// The target's generation is not a plain file's.
+    #[error(
+        "{name} is a plain file or device, but the target holds {base}, which is none: push from \
+         the source it came from, or agree to a full copy with --full"
+    )]
+    BaseMismatch { name: String, base: Generation },
+}
+
+impl Explained for PlainError {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Io { .. } => Reason::Failed,
+            Self::BaseMismatch { .. } => Reason::BaseMismatch,
+        }
+    }
+}
+
+/// A plain file or block device. It has no map of its changes: after the first full copy it
+/// is scanned, and only chunks that differ move.
+#[derive(Debug)]
+pub(crate) struct PlainVolume {
+    name: String,
+    id: VolumeId,
+    disk: Arc<FileDisk>,
+    overwrite: bool,
+    /// Whether this run's increment was delivered: there is no second one.
+    delivered: bool,
+    next: u64,
+    bytes_read: u64,
+}
+
+impl PlainVolume {
+    /// Opens `path` for reading.
+    pub(crate) fn open(path: &Path, overwrite: bool) -> Result<Self, PlainError> {
+        let name = path.display().to_string();
+        let io = |error| PlainError::Io { name: name.clone(), error };
+        let absolute = fs::canonicalize(path).map_err(io)?;
+        let disk = Arc::new(FileDisk::open_read(&absolute).map_err(io)?);
+        let id = identity(&absolute);
+        Ok(Self { name, id, disk, overwrite, delivered: false, next: 0, bytes_read: 0 })
+    }
+
+    /// The same volume, for reading at random.
+    pub(crate) fn volume(&self) -> Arc<FileDisk> {
+        self.disk.clone()
+    }
+}
+
+/// Which machine, and which path on it. A plain file has no other identity; that it is the
+/// same content is proven by hashing, not by this.
+fn identity(path: &Path) -> VolumeId {
+    let machine = fs::read("/etc/machine-id").ok().filter(|id| !id.is_empty());
+    let machine =
+        machine.or_else(|| fs::read("/proc/sys/kernel/hostname").ok()).unwrap_or_default();
+    let mut hasher = blake3::Hasher::new_derive_key("driftline volume id v1 file");
+    hasher.update(&(machine.len() as u64).to_le_bytes()).update(&machine);
+    hasher.update(path.as_os_str().as_encoded_bytes());
+    let mut id = [0; 16];
+    hasher.finalize_xof().fill(&mut id);
+    VolumeId(id)
+}
+
+impl Source for PlainVolume {
+    type Error = PlainError;
+
+    fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, PlainError> {
+        let kind = match base {
+            _ if self.delivered => PlanKind::UpToDate,
+            None => PlanKind::Full,
+            Some(Generation::Content(_)) => PlanKind::Scan,
+            Some(_) if self.overwrite => PlanKind::Scan,
+            Some(base) => {
+                return Err(PlainError::BaseMismatch { name: self.name.clone(), base: *base });
+            }
+        };
+        self.delivered = true;
+        Ok(Plan {
+            kind,
+            volume: Some(self.id),
+            base: None,
+            tip: None,
+            size: Some(self.disk.size()),
+            standing: Standing::Suspect(Reason::MapMissing),
+            bytes_expected: self.disk.size(),
+        })
+    }
+
+    fn next_change(&mut self, from: u64) -> Result<Option<Change>, PlainError> {
+        let io = |error| PlainError::Io { name: self.name.clone(), error };
+        let start = self.next.max(from);
+        let Some(data) = self.disk.next_data(start).map_err(io)? else {
+            self.bytes_read = self.disk.size();
+            return Ok(None);
+        };
+        // Cut on multiples, so that reads are aligned whatever the holes are.
+        let Some(piece) =
+            data.clamp(self.disk.size()).and_then(|data| data.pieces(READ_LEN).next())
+        else {
+            return Ok(None);
+        };
+        // A file system that knows holes by its own blocks may give a start within a sector.
+        let piece = aligned(&piece, self.disk.size());
+        let mut bytes = vec![0; piece.len() as usize];
+        self.disk.read_at(piece.offset(), &mut bytes).map_err(io)?;
+        self.next = piece.end();
+        self.bytes_read = piece.end();
+        Ok(Some(Change::Data { offset: piece.offset(), bytes }))
+    }
+
+    fn finish(&mut self) -> Result<Finish, PlainError> {
+        unreachable!("a plan without a tip is finished by its root")
+    }
+
+    fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+}
+
+/// The piece grown to whole blocks, but not beyond the end of the volume.
+fn aligned(piece: &Extent, size: u64) -> Extent {
+    piece.align_out(driftline_extent::BLOCK_LEN).clamp(size).unwrap_or(*piece)
+}

@@ -1,0 +1,239 @@
+//! `driftline push` and `driftline pull`.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::{Context, bail};
+use driftline_target::{FileDisk, Options, Replica};
+use driftline_transport::{
+    Connection, Failure, Progress, SourceJob, Summary, TransportError, answer, dial,
+    receive_request, request, serve_source, serve_target,
+};
+use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
+use tokio::{io::duplex, net::TcpStream};
+
+use crate::{
+    args, keyfile,
+    place::Place,
+    progress::{Show, watch},
+    report,
+    source::{self, AnySource},
+};
+
+/// Bytes in flight between the two ends of a local replication.
+const LOCAL_PIPE_LEN: usize = 4 << 20;
+
+/// Compression levels of zstd that make sense on a link.
+const LEVELS: std::ops::RangeInclusive<i32> = -7..=19;
+
+/// Which side dials. Both are the same for local places.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Direction {
+    Push,
+    Pull,
+}
+
+/// Runs the command and prints what it did.
+pub(crate) async fn run(
+    arguments: &args::Replicate,
+    direction: Direction,
+    json: bool,
+    show: Show,
+) -> anyhow::Result<()> {
+    let (source, target) = (arguments.source.parse()?, arguments.target.parse()?);
+    let job = Job {
+        overwrite: arguments.full,
+        compression: parse_level(&arguments.compress)?,
+        limit: arguments.limit_rate.as_deref().map(parse_rate).transpose()?,
+        state_dir: arguments.state.state_dir.clone(),
+    };
+    let started = Instant::now();
+    let progress = Arc::new(Progress::default());
+    let work = job.run(&source, &target, &arguments.peer, direction, progress.clone());
+    let summary = tokio::select! {
+        summary = work => summary,
+        () = watch(progress.clone(), show) => unreachable!("progress is watched without end"),
+    };
+    let summary = summary.with_context(|| format!("{source} to {target}"))?;
+    let (moved, took) = (progress.snapshot(), started.elapsed());
+    if json {
+        println!("{}", report::summary_json(&summary, &moved, took));
+    } else {
+        println!("{}", report::summary(&summary, &moved, took));
+    }
+    Ok(())
+}
+
+struct Job {
+    overwrite: bool,
+    compression: Option<i32>,
+    limit: Option<u64>,
+    state_dir: Option<PathBuf>,
+}
+
+impl Job {
+    async fn run(
+        &self,
+        source: &Place,
+        target: &Place,
+        peer: &args::Peer,
+        direction: Direction,
+        progress: Arc<Progress>,
+    ) -> anyhow::Result<Summary> {
+        match (source, target, direction) {
+            (Place::Remote { .. }, Place::Remote { .. }, _) => {
+                bail!("one of {source} and {target} must be local")
+            }
+            (_, Place::Remote { volume, address }, Direction::Push) => {
+                let job = source::job(source, self.overwrite, self.compression)?;
+                let mut connection = self.dial(address, peer, progress).await?;
+                request(&mut connection, Verb::Push, volume).await?;
+                Ok(serve_source(connection, job).await?)
+            }
+            (_, Place::Remote { .. }, Direction::Pull) => {
+                bail!("{target} is remote: push to it")
+            }
+            (Place::Remote { .. }, _, Direction::Push) => {
+                bail!("{source} is remote: pull from it")
+            }
+            (Place::Remote { volume, address }, Place::File(path), Direction::Pull) => {
+                if self.overwrite {
+                    bail!("whether {source} may overwrite is decided where it is pushed from");
+                }
+                let replica = self.open(path).await?;
+                let mut connection = self.dial(address, peer, progress).await?;
+                request(&mut connection, Verb::Pull, volume).await?;
+                Ok(serve_target(connection, replica).await.0?)
+            }
+            (_, Place::File(path), _) => {
+                let job = source::job(source, self.overwrite, self.compression)?;
+                local(job, self.open(path).await?, progress).await
+            }
+            (_, Place::Stream(_) | Place::StandardInput, _) => {
+                bail!("{target} is no target: write file:PATH or NAME@HOST:PORT")
+            }
+        }
+    }
+
+    /// Opening recovers, which can take a while.
+    async fn open(&self, path: &Path) -> anyhow::Result<Replica<FileDisk>> {
+        let options = Options { create: true, state_dir: self.state_dir.clone() };
+        let path = path.to_owned();
+        let open = move || driftline_target::open(&path, &options);
+        Ok(tokio::task::spawn_blocking(open).await??)
+    }
+
+    async fn dial(
+        &self,
+        address: &str,
+        peer: &args::Peer,
+        progress: Arc<Progress>,
+    ) -> anyhow::Result<Connection<TcpStream>> {
+        let mut connection = connect(address, peer, progress).await?;
+        if let Some(limit) = self.limit {
+            connection.limit_rate(limit);
+        }
+        Ok(connection)
+    }
+}
+
+/// Dials the remote side that the command line names.
+pub(crate) async fn connect(
+    address: &str,
+    peer: &args::Peer,
+    progress: Arc<Progress>,
+) -> anyhow::Result<Connection<TcpStream>> {
+    let Some(key) = &peer.peer else {
+        bail!("{address} is remote: say with --peer which public key it has");
+    };
+    let key: PublicKey = key.parse().context("--peer")?;
+    let local = keyfile::read(&peer.key)?;
+    let connection = dial(address, local, key, progress).await;
+    connection.with_context(|| format!("cannot reach {address}"))
+}
+
+/// Runs both ends in this process, over the same protocol and with the same proofs.
+async fn local(
+    job: SourceJob<AnySource>,
+    replica: Replica<FileDisk>,
+    progress: Arc<Progress>,
+) -> anyhow::Result<Summary> {
+    let (near, far) = duplex(LOCAL_PIPE_LEN);
+    let (source_key, target_key) = (random_key()?, random_key()?);
+    let dial = Peer::Dial(target_key.public());
+    let listen = Peer::Listen(vec![source_key.public()]);
+    let source_side = async {
+        let (mut connection, _) = Connection::open(near, source_key, dial, progress).await?;
+        request(&mut connection, Verb::Push, "local").await?;
+        serve_source(connection, job).await
+    };
+    let target_side = async {
+        let uncounted = Arc::new(Progress::default());
+        let (mut connection, _) = Connection::open(far, target_key, listen, uncounted).await?;
+        receive_request(&mut connection).await?;
+        let ready = std::future::ready(Ok::<_, Failure>(replica));
+        let (connection, replica) = answer(connection, ready).await?;
+        serve_target(connection, replica).await.0
+    };
+    // Tasks of their own, so that sealing and opening use two cores.
+    let target_side = tokio::spawn(target_side);
+    let source_result = source_side.await;
+    let target_result = target_side.await?;
+    match (source_result, target_result) {
+        (Ok(summary), Ok(_)) => Ok(summary),
+        // The side that failed knows why; the other only heard of it.
+        (_, Err(error @ TransportError::Local(_))) | (Err(error), _) | (Ok(_), Err(error)) => {
+            Err(error.into())
+        }
+    }
+}
+
+fn random_key() -> anyhow::Result<SecretKey> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).context("no randomness from the operating system")?;
+    Ok(SecretKey::from_random(random))
+}
+
+fn parse_level(text: &str) -> anyhow::Result<Option<i32>> {
+    match text.parse() {
+        _ if text == "off" => Ok(None),
+        Ok(level) if LEVELS.contains(&level) => Ok(Some(level)),
+        _ => bail!("--compress takes off, or a level from {} to {}", LEVELS.start(), LEVELS.end()),
+    }
+}
+
+fn parse_rate(text: &str) -> anyhow::Result<u64> {
+    let (digits, unit) = match text.trim_end_matches(char::is_alphabetic) {
+        digits if digits.len() == text.len() => (digits, 1),
+        digits => match &text[digits.len()..] {
+            "K" => (digits, 1 << 10),
+            "M" => (digits, 1 << 20),
+            "G" => (digits, 1 << 30),
+            _ => bail!("--limit-rate takes bytes each second, as in 500K, 10M or 1G"),
+        },
+    };
+    match digits.parse::<u64>().ok().and_then(|rate| rate.checked_mul(unit)) {
+        Some(rate) if rate > 0 => Ok(rate),
+        _ => bail!("--limit-rate takes a number above zero, as in 500K, 10M or 1G"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_and_levels() {
+        assert_eq!(parse_rate("700").unwrap(), 700);
+        assert_eq!(parse_rate("10M").unwrap(), 10 << 20);
+        for bad in ["", "0", "M", "10Q", "-1", "99999999999999999999", "18446744073709551615G"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_level("off").unwrap(), None);
+        assert_eq!(parse_level("-5").unwrap(), Some(-5));
+        assert!(parse_level("99").is_err() && parse_level("fast").is_err());
+    }
+}

@@ -1,0 +1,237 @@
+//! `driftline serve`: waits for peers and gives each what its key may have.
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use anyhow::Context;
+use driftline_extent::{Reason, Target};
+use driftline_target::{FileDisk, Options, Replica};
+use driftline_transport::{
+    Connection, Failure, Listener, Progress, SourceJob, Summary, TransportError, answer, chain,
+    receive_request, send_state, serve_source, serve_target,
+};
+use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
+use tokio::{
+    net::TcpStream,
+    signal::unix::{SignalKind, signal},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::{Config, Volume},
+    keyfile, report,
+    source::{self, AnySource},
+};
+
+/// How many connections may be in their handshake, or wait for a free session.
+const WAITING_MAX: usize = 64;
+
+/// The zstd level for what peers pull from here.
+const COMPRESSION: i32 = 1;
+
+/// Runs until it is told to stop.
+pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
+    let config = Config::read(path)?;
+    let key = keyfile::read(&config.key)?;
+    if check {
+        println!("{} can be used; public key {}", path.display(), key.public());
+        return Ok(());
+    }
+    let listener = Listener::bind(&config.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, key = %key.public(), "listening");
+    for (name, volume) in config.volumes() {
+        tracing::debug!(volume = name, ?volume, "offered");
+    }
+    let stop = CancellationToken::new();
+    let server = Arc::new(Server {
+        sessions: Semaphore::new(config.sessions_max),
+        waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+        config,
+        key,
+    });
+    let sessions = TaskTracker::new();
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => server.clone().start(stream, address, &sessions, &stop),
+                // Out of descriptors, or a peer that hung up at once: the next may do better.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            },
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+        }
+    }
+    tracing::info!(sessions = sessions.len(), "stopping; what was cut off goes on next time");
+    stop.cancel();
+    sessions.close();
+    sessions.wait().await;
+    Ok(())
+}
+
+struct Server {
+    config: Config,
+    key: SecretKey,
+    sessions: Semaphore,
+    waiting: Arc<Semaphore>,
+}
+
+/// What an accepted request leads to.
+enum Granted {
+    Target(Box<Replica<FileDisk>>),
+    Source(Box<SourceJob<AnySource>>),
+}
+
+impl Server {
+    fn start(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        sessions: &TaskTracker,
+        stop: &CancellationToken,
+    ) {
+        // Nothing is known of the peer yet: too many of them are turned away, not queued.
+        let Ok(waiting) = self.waiting.clone().try_acquire_owned() else {
+            tracing::warn!(%address, "too many connections wait; turned away");
+            return;
+        };
+        let stop = stop.clone();
+        sessions.spawn(async move {
+            let progress = Arc::new(Progress::default());
+            let listen = Peer::Listen(self.config.keys());
+            let open = Connection::open(stream, self.key.clone(), listen, progress);
+            let opened = tokio::select! {
+                opened = open => opened,
+                () = stop.cancelled() => return,
+            };
+            drop(waiting);
+            match opened {
+                Ok((connection, peer)) => {
+                    let Ok(_session) = self.sessions.acquire().await else { return };
+                    tokio::select! {
+                        () = self.session(connection, peer, address) => {}
+                        () = stop.cancelled() => {}
+                    }
+                }
+                Err(error) => tracing::warn!(%address, error = chain(&error), "not let in"),
+            }
+        });
+    }
+
+    async fn session(
+        &self,
+        connection: Connection<TcpStream>,
+        key: PublicKey,
+        address: SocketAddr,
+    ) {
+        let Some(peer) = self.config.peer(&key) else { return };
+        let peer = peer.name.as_str();
+        let progress = connection.progress();
+        match self.serve(connection, &key).await {
+            Ok((verb, volume, summary)) => {
+                let moved = progress.snapshot();
+                tracing::info!(
+                    %address, peer, volume, verb, received = moved.received, sent = moved.sent,
+                    "session done"
+                );
+                for (_, committed) in &summary.increments {
+                    let size = report::bytes(committed.size);
+                    tracing::info!(
+                        peer, volume, generation = %committed.generation, size,
+                        root = %committed.root, "committed"
+                    );
+                }
+            }
+            Err(error) => {
+                let reason = error.reason().map(Reason::as_str);
+                tracing::warn!(%address, peer, reason, error = chain(&error), "session failed");
+            }
+        }
+    }
+
+    async fn serve(
+        &self,
+        mut connection: Connection<TcpStream>,
+        key: &PublicKey,
+    ) -> Result<(&'static str, String, Summary), TransportError> {
+        let (verb, volume) = receive_request(&mut connection).await?;
+        if verb == Verb::Status {
+            let state = async { Ok(self.replica(key, verb, &volume, false).await?.state()) };
+            let (connection, state) = answer(connection, state).await?;
+            send_state(connection, state).await?;
+            return Ok(("status", volume, Summary::default()));
+        }
+        let (connection, granted) = answer(connection, self.grant(key, verb, &volume)).await?;
+        match granted {
+            Granted::Target(replica) => {
+                let summary = serve_target(connection, *replica).await.0?;
+                Ok(("push", volume, summary))
+            }
+            Granted::Source(job) => Ok(("pull", volume, serve_source(connection, *job).await?)),
+        }
+    }
+
+    async fn grant(&self, key: &PublicKey, verb: Verb, volume: &str) -> Result<Granted, Failure> {
+        match self.authorise(key, verb, volume)? {
+            Volume::Source(place) => {
+                let place = place.clone();
+                let open = move || source::job(&place, false, Some(COMPRESSION));
+                let job = blocking(open).await?;
+                Ok(Granted::Source(Box::new(job.map_err(hidden)?)))
+            }
+            Volume::Target { .. } => {
+                let replica = self.replica(key, verb, volume, true).await?;
+                Ok(Granted::Target(Box::new(replica)))
+            }
+        }
+    }
+
+    async fn replica(
+        &self,
+        key: &PublicKey,
+        verb: Verb,
+        volume: &str,
+        create: bool,
+    ) -> Result<Replica<FileDisk>, Failure> {
+        let Volume::Target { path, state_dir } = self.authorise(key, verb, volume)?.clone() else {
+            return Err(denied(volume));
+        };
+        let options = Options { create, state_dir };
+        let opened = blocking(move || driftline_target::open(&path, &options)).await?;
+        opened.map_err(|error| Failure::from_error(&error))
+    }
+
+    fn authorise(&self, key: &PublicKey, verb: Verb, volume: &str) -> Result<&Volume, Failure> {
+        let peer = self.config.peer(key);
+        let volume = peer.and_then(|peer| self.config.authorise(peer, verb, volume));
+        volume.ok_or_else(|| denied("that volume"))
+    }
+}
+
+fn denied(volume: &str) -> Failure {
+    let detail = format!("there is no {volume} here that this key may do this with");
+    Failure::new(Reason::Denied, detail)
+}
+
+/// Storage blocks, so it has threads of its own.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Failure::new(Reason::Failed, format!("a worker has died: {error}")))
+}
+
+/// Why a source of ours cannot be opened is for our log; the peer learns that it cannot.
+fn hidden(error: anyhow::Error) -> Failure {
+    tracing::warn!("{error:#}");
+    Failure::new(
+        Reason::Failed,
+        "the source cannot be opened; its administrator finds why in the log",
+    )
+}

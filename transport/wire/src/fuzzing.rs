@@ -1,0 +1,247 @@
+//! What the fuzz targets run, and the ordinary test over their corpus. Never in a release.
+//!
+//! Each body takes arbitrary bytes, and panics if the code under test breaks a promise.
+
+use bytes::{Bytes, BytesMut};
+use driftline_extent::{
+    Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, Reason,
+    Root, Standing,
+};
+
+use crate::{
+    Announced, Hello, Link, LinkEvent, Message, Packer, Payload, Peer, Piece, Receiver,
+    ReceiverOutput, SecretKey, Sender, SenderOutput, SessionError, Unpacker,
+    frame::{HEADER_LEN, Header},
+    message::DataPart,
+};
+
+/// A hello is refused, or is written as it was read.
+pub fn hello(bytes: &[u8]) {
+    let Some((bytes, rest)) = bytes.split_first_chunk() else { return };
+    if let Ok(hello) = Hello::from_bytes(bytes) {
+        assert_eq!(hello.to_bytes(), *bytes);
+        let _ = Hello::negotiate(&hello);
+    }
+    let mut received = BytesMut::from([bytes.as_slice(), rest].concat().as_slice());
+    drain(&mut listener(), &mut received);
+}
+
+/// A message is refused, or is written as it was read. The reason of a newer peer alone is
+/// read as another one.
+pub fn message(bytes: &[u8]) {
+    let Ok(message) = Message::from_bytes(bytes) else { return };
+    let again = message.to_bytes();
+    let renamed = match &message {
+        Message::Refuse { reason, .. } => *reason == Reason::Failed,
+        Message::Offer(offer) => offer.plan.standing == Standing::Suspect(Reason::Failed),
+        _ => false,
+    };
+    assert!(again == bytes || renamed, "{message:?} has two encodings");
+    assert_eq!(again.len(), bytes.len());
+    assert_eq!(Message::from_bytes(&again), Ok(message));
+}
+
+/// The first byte chooses the stage of a link that gets the rest: listening, dialling, open,
+/// or none at all but the readers of headers and data.
+pub fn frames(bytes: &[u8]) {
+    let Some((&stage, rest)) = bytes.split_first() else { return };
+    let mut received = BytesMut::from(rest);
+    match stage % 4 {
+        0 => drain(&mut listener(), &mut received),
+        1 => drain(&mut dialler(), &mut received),
+        2 => {
+            let (mut dialler, mut listener) = (dialler(), listener());
+            connect(&mut dialler, &mut listener);
+            drain(&mut listener, &mut received);
+        }
+        _ => header_and_part(rest),
+    }
+}
+
+fn header_and_part(bytes: &[u8]) {
+    let Some((head, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else { return };
+    if let Ok(header) = Header::from_bytes(head) {
+        assert_eq!(header.to_bytes(), *head);
+    }
+    let Ok(part) = DataPart::from_bytes(Bytes::copy_from_slice(rest)) else { return };
+    assert_eq!([part.header().as_slice(), &part.body].concat(), rest);
+    let mut unpacker = Unpacker::new().expect("a zstd context needs only memory");
+    if let Ok(data) = unpacker.unpack(std::slice::from_ref(&part)) {
+        assert_eq!(data.len(), part.raw_len as usize);
+    }
+}
+
+fn listener() -> Link {
+    let dialler = SecretKey::from_random([1; 32]).public();
+    link(2, Peer::Listen(vec![dialler]))
+}
+
+fn dialler() -> Link {
+    let listener = SecretKey::from_random([2; 32]).public();
+    link(1, Peer::Dial(listener))
+}
+
+fn link(seed: u8, peer: Peer) -> Link {
+    let entropy = Box::new(move |bytes: &mut [u8]| bytes.fill(seed));
+    let mut link = Link::new(SecretKey::from_random([seed; 32]), peer, entropy, 0);
+    link.fix_ephemeral([seed + 8; 32]);
+    link
+}
+
+/// Carries bytes to and fro until neither has any: both are open then.
+fn connect(a: &mut Link, b: &mut Link) {
+    let (mut to_a, mut to_b) = (BytesMut::new(), BytesMut::new());
+    loop {
+        std::iter::from_fn(|| a.poll_transmit()).for_each(|bytes| to_b.extend_from_slice(&bytes));
+        std::iter::from_fn(|| b.poll_transmit()).for_each(|bytes| to_a.extend_from_slice(&bytes));
+        if to_a.is_empty() && to_b.is_empty() {
+            return;
+        }
+        drain(a, &mut to_a);
+        drain(b, &mut to_b);
+    }
+}
+
+/// Feeds a link to the end or to its death. Nothing that was not sealed by its peer may come
+/// out of it.
+fn drain(link: &mut Link, received: &mut BytesMut) {
+    loop {
+        match link.handle(received, 0) {
+            Ok(Some(LinkEvent::Open { .. })) => {}
+            Ok(Some(event)) => panic!("{event:?} was never sent"),
+            Ok(None) => return,
+            Err(_) => {
+                let _ = link.handle(received, 0);
+                return;
+            }
+        }
+    }
+}
+
+/// A sender and a receiver that hear what a peer may say once the link is open: records of a
+/// length (two bytes; the top bit says that it is data) and as many bytes.
+pub fn session(bytes: &[u8]) {
+    let mut sender = Source::default();
+    let mut receiver = Receiver::new(state());
+    settle(&mut receiver);
+    let (mut sending, mut receiving) = (true, true);
+    let mut rest = bytes;
+    while let Some((len, more)) = rest.split_first_chunk() {
+        let len = u16::from_le_bytes(*len);
+        let (record, later) = more.split_at(more.len().min(usize::from(len & 0x7fff)));
+        rest = later;
+        if len & 0x8000 != 0 {
+            if let Ok(part) = DataPart::from_bytes(Bytes::copy_from_slice(record)) {
+                receiving = receiving && receiver.handle_data(part).is_ok();
+            }
+        } else if let Ok(message) = Message::from_bytes(record) {
+            sending = sending && sender.hear(message.clone()).is_ok();
+            receiving = receiving && receiver.handle_message(message).is_ok();
+        }
+        settle(&mut receiver);
+    }
+}
+
+fn state() -> driftline_extent::TargetState {
+    driftline_extent::TargetState {
+        replica: driftline_extent::ReplicaId([1; 16]),
+        chunk_key: [2; 32],
+        volume: None,
+        generation: Some(Generation::Zfs(1)),
+        root: Some(Root([3; 32])),
+        size: 1 << 20,
+        incomplete: false,
+        resume: None,
+    }
+}
+
+/// Does at once what a receiver wants done.
+fn settle(receiver: &mut Receiver) {
+    while let Some(output) = receiver.poll() {
+        match output {
+            ReceiverOutput::Send(message) => {
+                assert_eq!(Message::from_bytes(&message.to_bytes()), Ok(message));
+            }
+            ReceiverOutput::Begin(_) => receiver.handle_begun(Begin { from: 1 }),
+            ReceiverOutput::LookUp(batch) => {
+                let wants = batch.items.iter().map(|item| item.first() % 3 != 0).collect();
+                receiver.handle_looked_up(batch.seq, wants);
+            }
+            ReceiverOutput::Apply(arrived) => {
+                let wanted = arrived.batch.items.iter().zip(&arrived.wants);
+                let wanted: u64 = wanted.filter(|(_, w)| **w).map(|(i, _)| i.data_len()).sum();
+                let came: u64 = arrived.parts.iter().map(|part| u64::from(part.raw_len)).sum();
+                assert_eq!(wanted, came);
+                receiver.handle_applied(arrived.batch.seq);
+            }
+            ReceiverOutput::Commit(Finish { tip, size, root }) => {
+                let root = root.unwrap_or(Root([4; 32]));
+                let size = size.unwrap_or(1 << 20);
+                receiver.handle_committed(Committed { generation: tip, root, size });
+            }
+            ReceiverOutput::Ended => {}
+        }
+    }
+}
+
+/// A sender with two batches to announce in each increment.
+#[derive(Default)]
+struct Source {
+    sender: Sender,
+    left: u32,
+}
+
+impl Source {
+    fn hear(&mut self, message: Message) -> Result<(), SessionError> {
+        self.sender.handle_message(message)?;
+        while let Some(output) = self.sender.poll() {
+            match output {
+                SenderOutput::Plan(_) => self.sender.handle_plan(offer()),
+                SenderOutput::Deliver(_) => self.left = 2,
+                SenderOutput::Pack { seq, pieces } => {
+                    let held = pieces.iter().map(|piece| match piece {
+                        Piece::Held(bytes) => bytes.as_slice(),
+                        Piece::InVolume { .. } => unreachable!("none was announced"),
+                    });
+                    let parts = Packer::new(None).map(|mut p| p.pack(seq, held));
+                    self.sender.handle_packed(seq, parts.unwrap_or_default());
+                }
+                SenderOutput::Send(_) | SenderOutput::SendData(_) => {}
+                SenderOutput::Compared { span, .. } => assert!(matches!(span, Item::Span { .. })),
+                SenderOutput::Committed(committed) => assert_eq!(committed.generation, TIP),
+                SenderOutput::Ended => {}
+            }
+        }
+        while self.left > 0 && self.sender.wants_batch() {
+            self.left -= 1;
+            self.sender.handle_batch(batch());
+            if self.left == 0 {
+                self.sender.handle_end(Finish { tip: TIP, size: None, root: None });
+            }
+        }
+        Ok(())
+    }
+}
+
+const TIP: Generation = Generation::Zfs(2);
+
+fn offer() -> Offer {
+    let (kind, standing) = (PlanKind::Incremental, Standing::Proven);
+    let (base, tip) = (Some(Generation::Zfs(1)), Some(TIP));
+    let plan = Plan { kind, volume: None, base, tip, size: None, standing, bytes_expected: 0 };
+    Offer { plan, overwrite: false }
+}
+
+fn batch() -> Vec<Announced> {
+    let (data, zero, id) = (BlockMask(1), BlockMask(2), ChunkId([5; 32]));
+    vec![
+        Announced {
+            item: Item::Chunk { index: 0, data, zero, id },
+            payload: Payload::Held(vec![1; 512]),
+        },
+        Announced {
+            item: Item::Span { index: 1, count: 2, digest: id },
+            payload: Payload::Held(Vec::new()),
+        },
+    ]
+}

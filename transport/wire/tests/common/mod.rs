@@ -1,0 +1,145 @@
+//! Arbitrary messages: every value that has an encoding, limits included.
+
+use driftline_extent::{
+    Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, Item, Offer, Plan,
+    PlanKind, Reason, ReplicaId, Resume, Root, Standing, TargetState, VOLUME_LEN_MAX, VolumeId,
+};
+use driftline_wire::{Batch, Message, Verb, limits::BATCH_DATA_MAX};
+use proptest::{collection::vec, option, prelude::*};
+
+/// Chunk indices are below this.
+pub const CHUNKS_MAX: u64 = VOLUME_LEN_MAX / CHUNK_LEN;
+
+fn chunk_id() -> impl Strategy<Value = ChunkId> {
+    any::<[u8; 32]>().prop_map(ChunkId)
+}
+
+fn root() -> impl Strategy<Value = Root> {
+    any::<[u8; 32]>().prop_map(Root)
+}
+
+fn size() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), Just(VOLUME_LEN_MAX), 0..=VOLUME_LEN_MAX]
+}
+
+fn generation() -> impl Strategy<Value = Generation> {
+    prop_oneof![any::<u64>().prop_map(Generation::Zfs), root().prop_map(Generation::Content)]
+}
+
+fn reason() -> impl Strategy<Value = Reason> {
+    prop::sample::select(Reason::all().collect::<Vec<_>>())
+}
+
+fn volume_id() -> impl Strategy<Value = VolumeId> {
+    any::<[u8; 16]>().prop_map(VolumeId)
+}
+
+fn resume() -> impl Strategy<Value = Resume> {
+    (option::of(generation()), option::of(generation()), 0..=CHUNKS_MAX)
+        .prop_map(|(base, tip, from)| Resume { base, tip, from })
+}
+
+fn state() -> impl Strategy<Value = TargetState> {
+    let names = (any::<[u8; 16]>(), any::<[u8; 32]>(), option::of(volume_id()));
+    let content = (option::of(generation()), option::of(root()), size());
+    (names, content, any::<bool>(), option::of(resume())).prop_map(
+        |((replica, chunk_key, volume), (generation, root, size), incomplete, resume)| {
+            let replica = ReplicaId(replica);
+            TargetState { replica, chunk_key, volume, generation, root, size, incomplete, resume }
+        },
+    )
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let kinds = [PlanKind::Incremental, PlanKind::Full, PlanKind::Scan];
+    let kind = prop::sample::select(kinds.to_vec());
+    let generations = (option::of(generation()), option::of(generation()));
+    let standing =
+        option::of(reason()).prop_map(|reason| reason.map_or(Standing::Proven, Standing::Suspect));
+    (kind, option::of(volume_id()), generations, option::of(size()), standing, any::<u64>())
+        .prop_map(|(kind, volume, (base, tip), size, standing, bytes_expected)| Plan {
+            kind,
+            volume,
+            base,
+            tip,
+            size,
+            standing,
+            bytes_expected,
+        })
+}
+
+/// How far an item is from the one before, and what it is.
+fn step() -> impl Strategy<Value = (u64, Item)> {
+    let gap = prop_oneof![4 => 0..3_u64, 1 => 0..1_u64 << 34];
+    let count = prop_oneof![4 => 1..4_u64, 1 => 1..1_u64 << 34];
+    let id = || chunk_id().prop_filter("data has a name", |id| !id.is_zero());
+    let item = prop_oneof![
+        id().prop_map(|id| {
+            Item::Chunk { index: 0, data: BlockMask::ALL, zero: BlockMask::NONE, id }
+        }),
+        (1..u128::MAX, any::<u128>(), id()).prop_map(|(data, zero, id)| {
+            Item::Chunk { index: 0, data: BlockMask(data), zero: BlockMask(zero & !data), id }
+        }),
+        (1..u128::MAX).prop_map(|zero| {
+            let (data, zero) = (BlockMask::NONE, BlockMask(zero));
+            Item::Chunk { index: 0, data, zero, id: ChunkId::ZERO }
+        }),
+        count.clone().prop_map(|count| Item::Zero { index: 0, count }),
+        (count, chunk_id()).prop_map(|(count, digest)| Item::Span { index: 0, count, digest }),
+    ];
+    (gap, item)
+}
+
+fn batch() -> impl Strategy<Value = Batch> {
+    (any::<u32>(), vec(step(), 1..70)).prop_map(|(seq, steps)| {
+        let (mut next, mut data_len) = (0, 0);
+        let mut items = Vec::new();
+        for (gap, mut item) in steps {
+            data_len += item.data_len();
+            if data_len > BATCH_DATA_MAX {
+                break;
+            }
+            match &mut item {
+                Item::Chunk { index, .. } | Item::Zero { index, .. } | Item::Span { index, .. } => {
+                    *index = next + gap;
+                }
+            }
+            next = item.first() + item.count();
+            items.push(item);
+        }
+        Batch { seq, items }
+    })
+}
+
+/// Any message that a peer may send.
+pub fn message() -> impl Strategy<Value = Message> {
+    let verb = prop::sample::select(vec![Verb::Push, Verb::Pull, Verb::Status]);
+    // Every character is at most four bytes long.
+    let name = "\\PC{0,63}";
+    let detail = "\\PC{0,256}";
+    let finish = (generation(), option::of(size()), option::of(root()))
+        .prop_map(|(tip, size, root)| Finish { tip, size, root });
+    let committed = (generation(), root(), size()).prop_map(|(generation, root, size)| Committed {
+        generation,
+        root,
+        size,
+    });
+    prop_oneof![
+        Just(Message::KeepAlive),
+        (verb, name).prop_map(|(verb, volume)| Message::Request { verb, volume }),
+        Just(Message::Accept),
+        (reason(), detail).prop_map(|(reason, detail)| Message::Refuse { reason, detail }),
+        state().prop_map(Message::State),
+        (plan(), any::<bool>())
+            .prop_map(|(plan, overwrite)| Message::Offer(Offer { plan, overwrite })),
+        (0..=CHUNKS_MAX).prop_map(|from| Message::Begin(Begin { from })),
+        batch().prop_map(Message::Batch),
+        (any::<u32>(), vec(any::<bool>(), 1..=512))
+            .prop_map(|(seq, wants)| Message::Want { seq, wants }),
+        any::<u32>().prop_map(|seq| Message::Applied { seq }),
+        (finish, any::<[u8; 32]>())
+            .prop_map(|(finish, transcript)| Message::Finish { finish, transcript }),
+        committed.prop_map(Message::Committed),
+        Just(Message::Done),
+    ]
+}
