@@ -1,6 +1,6 @@
 //! `driftline serve`: waits for peers and gives each what its key may have.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use driftline_extent::{Reason, Target};
@@ -9,11 +9,12 @@ use driftline_transport::{
     Connection, Failure, Listener, Progress, SourceJob, Summary, TransportError, answer, chain,
     receive_request, send_state, serve_source, serve_target,
 };
-use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
+use driftline_wire::{Peer, PublicKey, SecretKey, Verb, limits::SILENCE_MS_MAX};
 use tokio::{
     net::TcpStream,
     signal::unix::{SignalKind, signal},
-    sync::Semaphore,
+    sync::{Mutex, OwnedMutexGuard, Semaphore},
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -25,6 +26,10 @@ use crate::{
 
 /// How many connections may be in their handshake, or wait for a free session.
 const WAITING_MAX: usize = 64;
+
+/// How long a session waits for another one of the same volume. A session whose peer is gone
+/// ends after a minute of silence, so a peer that comes back after a cut is served then.
+const SAME_VOLUME_WAIT_MAX: Duration = Duration::from_millis(SILENCE_MS_MAX + 15_000);
 
 /// The zstd level for what peers pull from here.
 const COMPRESSION: i32 = 1;
@@ -48,6 +53,7 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
     let server = Arc::new(Server {
         sessions: Semaphore::new(config.sessions_max),
         waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+        writers: config.volumes().map(|(name, _)| (name.to_owned(), Arc::default())).collect(),
         config,
         key,
     });
@@ -61,7 +67,7 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
                 // Out of descriptors, or a peer that hung up at once: the next may do better.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    sleep(Duration::from_millis(100)).await;
                 }
             },
             _ = interrupt.recv() => break,
@@ -80,11 +86,13 @@ struct Server {
     key: SecretKey,
     sessions: Semaphore,
     waiting: Arc<Semaphore>,
+    /// One session at a time writes a volume.
+    writers: HashMap<String, Arc<Mutex<()>>>,
 }
 
 /// What an accepted request leads to.
 enum Granted {
-    Target(Box<Replica<FileDisk>>),
+    Target(Box<Replica<FileDisk>>, Option<OwnedMutexGuard<()>>),
     Source(Box<SourceJob<AnySource>>),
 }
 
@@ -169,7 +177,7 @@ impl Server {
         }
         let (connection, granted) = answer(connection, self.grant(key, verb, &volume)).await?;
         match granted {
-            Granted::Target(replica) => {
+            Granted::Target(replica, _writer) => {
                 let summary = serve_target(connection, *replica).await.0?;
                 Ok(("push", volume, summary))
             }
@@ -186,10 +194,20 @@ impl Server {
                 Ok(Granted::Source(Box::new(job.map_err(hidden)?)))
             }
             Volume::Target { .. } => {
+                let writer = self.writer(volume).await?;
                 let replica = self.replica(key, verb, volume, true).await?;
-                Ok(Granted::Target(Box::new(replica)))
+                Ok(Granted::Target(Box::new(replica), writer))
             }
         }
+    }
+
+    /// Waits until no other session writes the volume.
+    async fn writer(&self, volume: &str) -> Result<Option<OwnedMutexGuard<()>>, Failure> {
+        let Some(writer) = self.writers.get(volume) else { return Ok(None) };
+        let guard = timeout(SAME_VOLUME_WAIT_MAX, writer.clone().lock_owned()).await;
+        guard.map(Some).map_err(|_| {
+            Failure::new(Reason::TargetBusy, format!("another session is writing {volume}"))
+        })
     }
 
     async fn replica(

@@ -1,0 +1,185 @@
+//! Who is let in, to what, and what a killed process leaves behind.
+
+mod common;
+
+use std::{fs, process::Stdio, sync::mpsc::channel};
+
+use common::{Pair, Proxy, command, driftline, json, keygen, noise, zstream};
+
+#[test]
+fn an_unpinned_key_is_refused_on_either_side() {
+    let pair = Pair::new();
+    let server = pair.serve_vm();
+    let target = format!("vm@{}", server.address);
+    let stranger = keygen(pair.path(), "stranger.key");
+    let source = zstream("lz4-16k.full.zs");
+    for (key, peer) in [("stranger.key", pair.server.as_str()), ("client.key", &stranger)] {
+        let refused =
+            json(pair.path(), 5, &["push", &source, &target, "--key", key, "--peer", peer]);
+        assert_eq!(refused["error"]["reason"], "connection");
+        assert!(!pair.image().exists());
+    }
+    json(pair.path(), 0, &pair.push(&source, &target));
+    let log = server.log();
+    assert!(log.contains(&stranger) && log.contains("not let in"), "{log}");
+}
+
+#[test]
+fn a_key_may_do_what_the_configuration_says_and_no_more() {
+    let pair = Pair::new();
+    let dir = pair.path().display();
+    let secret = noise(&pair.path().join("secret.img"), 1 << 16, 1);
+    let server = pair.serve(&format!(
+        "push = [\"vm\"]\n\
+         [[volume]]\nname = \"vm\"\ntarget = \"file:{dir}/vm.img\"\n\
+         [[volume]]\nname = \"other\"\ntarget = \"file:{dir}/other.img\"\n\
+         [[volume]]\nname = \"secret\"\nsource = \"file:{dir}/secret.img\"\n"
+    ));
+    let key = ["--key", "client.key", "--peer", &pair.server];
+    let source = zstream("lz4-16k.full.zs");
+    for name in ["other", "secret", "nothing"] {
+        let place = format!("{name}@{}", server.address);
+        let push = [&["push", &source, &place][..], &key].concat();
+        let pull = [&["pull", &place, "file:stolen.img"][..], &key].concat();
+        let status = [&["status", &place][..], &key].concat();
+        for request in [push, pull, status] {
+            let refused = json(pair.path(), 3, &request);
+            assert_eq!(refused["error"]["reason"], "denied", "{request:?}");
+        }
+    }
+    assert!(!pair.path().join("other.img").exists());
+    let stolen = fs::read(pair.path().join("stolen.img")).unwrap_or_default();
+    assert!(stolen.is_empty());
+    assert_eq!(fs::read(pair.path().join("secret.img")).unwrap(), secret);
+}
+
+#[test]
+fn status_is_told_locally_and_over_the_network() {
+    let pair = Pair::new();
+    let server = pair.serve_vm();
+    let target = format!("vm@{}", server.address);
+    json(pair.path(), 0, &pair.push(&zstream("lz4-16k.full.zs"), &target));
+    let key = ["--key", "client.key", "--peer", &pair.server];
+    let remote = json(pair.path(), 0, &[&["status", &target][..], &key].concat());
+    let local = json(pair.path(), 0, &["status", "file:vm.img"]);
+    assert_eq!(remote, local);
+    assert_eq!(local["generation"], "zfs:14672962806766498543");
+    assert_eq!(local["size"], 16 << 20);
+    assert_eq!(local["incomplete"], false);
+    assert!(local.get("chunk_key").is_none(), "the key that names chunks is nobody's business");
+}
+
+#[test]
+fn two_writers_of_one_replica_are_kept_apart() {
+    let pair = Pair::new();
+    noise(&pair.path().join("a.img"), 8 << 20, 1);
+    let server = pair.serve_vm();
+    let (reached, middle) = channel();
+    let proxy = Proxy::start(server.address, 2 << 20, move || reached.send(()).unwrap());
+    let slow = format!("vm@{}", proxy.address);
+    let mut first = command(pair.path(), &pair.push("file:a.img", &slow))
+        .args(["-q", "--limit-rate", "3M"])
+        .spawn()
+        .unwrap();
+    middle.recv().unwrap();
+    let busy = json(pair.path(), 3, &["push", "file:a.img", "file:vm.img"]);
+    assert_eq!(busy["error"]["reason"], "target-busy");
+    assert!(first.wait().unwrap().success());
+    assert_eq!(fs::read(pair.image()).unwrap(), fs::read(pair.path().join("a.img")).unwrap());
+}
+
+/// What a killed push had moved already, the next one does not move again.
+fn killed(first_copy: bool, kill_server: bool) {
+    // A first copy can be resumed from checkpoints, 256 MiB apart; an increment from anywhere.
+    let (len, after) = if first_copy { (400 << 20, 300 << 20) } else { (64 << 20, 40 << 20) };
+    let pair = Pair::new();
+    let source = pair.path().join("a.img");
+    let mut server = pair.serve_vm();
+    let mut content = noise(&source, len, 1);
+    if !first_copy {
+        json(pair.path(), 0, &pair.push("file:a.img", &format!("vm@{}", server.address)));
+        content = noise(&source, len, 2);
+    }
+    let (reached, middle) = channel();
+    let proxy = Proxy::start(server.address, after, move || reached.send(()).unwrap());
+    let mut push = command(pair.path(), &pair.push("file:a.img", &format!("vm@{}", proxy.address)))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    middle.recv().unwrap();
+    if kill_server {
+        server.kill();
+        assert_eq!(push.wait().unwrap().code(), Some(5), "the connection failed");
+        server = pair.serve_vm();
+    } else {
+        push.kill().unwrap();
+        push.wait().unwrap();
+    }
+    let status = json(pair.path(), 0, &["status", "file:vm.img"]);
+    let from = status["resume"]["from"].as_u64().expect("something to go on with");
+    assert!(from > 0);
+    let again = json(pair.path(), 0, &pair.push("file:a.img", &format!("vm@{}", server.address)));
+    assert!(fs::read(pair.image()).unwrap() == content);
+    let lacking = again["bytes"]["lacking"].as_u64().unwrap();
+    assert!(lacking <= len as u64 - from, "{lacking} moved although {from} had arrived");
+}
+
+#[test]
+fn a_killed_source_of_a_first_copy_goes_on() {
+    killed(true, false);
+}
+
+#[test]
+fn a_killed_target_of_a_first_copy_goes_on() {
+    killed(true, true);
+}
+
+#[test]
+fn a_killed_source_of_an_increment_goes_on() {
+    killed(false, false);
+}
+
+#[test]
+fn a_killed_target_of_an_increment_goes_on() {
+    killed(false, true);
+}
+
+#[test]
+fn a_stopped_server_stops_well() {
+    let pair = Pair::new();
+    let mut server = pair.serve_vm();
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
+fn bad_keys_and_configurations_are_named() {
+    let pair = Pair::new();
+    let dir = pair.path();
+    drop(pair.serve_vm());
+    let check = ["serve", "--check", "--config", "serve.toml"];
+    assert!(driftline(dir, &check).status.success());
+
+    let says = |arguments: &[&str], code: i32, words: &[&str]| {
+        let output = driftline(dir, arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        for word in words {
+            assert!(text.contains(word), "{text} should say {word}");
+        }
+    };
+    says(&["keygen", "--out", "client.key"], 1, &["client.key"]);
+    let key = fs::read_to_string(dir.join("client.key")).unwrap();
+    fs::write(dir.join("server.key"), key.replace("dls1", "dls1a")).unwrap();
+    says(&check, 1, &["server.key", "56"]);
+    fs::write(dir.join("server.key"), "").unwrap();
+    says(&check, 1, &["server.key", "one secret key"]);
+    fs::write(dir.join("open.key"), key).unwrap();
+    says(&["keygen", "--public", "open.key"], 1, &["open.key", "chmod 600"]);
+    fs::write(dir.join("serve.toml"), "version = 1\nlisten = \"x\"\nkey = \"k\"\nkey2 = 1\n")
+        .unwrap();
+    says(&check, 1, &["serve.toml", "key2"]);
+    says(&["push", "nonsense", "file:x"], 1, &["nonsense", "zstream:FILE"]);
+    says(&["push", "zstream:missing", "file:x"], 1, &["missing"]);
+    says(&["push", "file:client.key", "vm@127.0.0.1:9"], 1, &["--peer"]);
+    says(&["push"], 2, &["Usage"]);
+}
