@@ -86,15 +86,15 @@ impl Fletcher4 {
     }
 
     /// Appends `words` words whose own checksum, from zero, is `tail`.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only SIMD has parts"))]
+    #[cfg(any(test, target_arch = "x86_64"))]
     fn append(&mut self, tail: &Self, words: u64) {
         // A sum that stood at `a` before the tail is added to `b` once for each of its
-        // words, to `c` as often as there are pairs of words in order, and so on.
+        // words, to `c` as often as there are pairs of words in order, and so on. These are
+        // exact for any slice that fits in memory; only their low 64 bits count.
         let n = u128::from(words);
-        let once = words;
-        let twice = (n * (n + 1) / 2) as u64;
-        let thrice = (n * (n + 1) / 2).wrapping_mul(n + 2) / 3;
-        let thrice = thrice as u64;
+        let pairs = n * (n + 1) / 2;
+        let triples = pairs * (n + 2) / 3;
+        let (once, twice, thrice) = (words, pairs as u64, triples as u64);
         let [a, b, c, d] = self.sums();
         let times = u64::wrapping_mul;
         self.a = a.wrapping_add(tail.a);

@@ -145,6 +145,9 @@ impl Fault {
                 "load the key and send it again without -w, or keep it as an opaque stream"
             }
             Self::NotAVolume(_) => "send a volume, or keep it as an opaque stream",
+            Self::BaseMismatch { base: None, .. } => {
+                "send the snapshot as a whole first, without -i or -I"
+            }
             Self::BaseMismatch { .. } => {
                 "send an increment that starts from what the target holds, or agree to a full copy"
             }

@@ -62,3 +62,51 @@ pub fn codec(data: &[u8]) {
         assert_eq!(block.len(), len, "a block has its length");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        ByteOrder, Record,
+        testing::{Opening, StreamWriter},
+    };
+
+    proptest! {
+        #[test]
+        fn any_bytes_never_panic(bytes: Vec<u8>, codec in 0u8..20, units in 0u8..9) {
+            stream(&bytes);
+            super::codec(&[&[codec, 0, units], &bytes[..]].concat());
+        }
+
+        /// Any numbers at all in headers whose checksums are sound.
+        #[test]
+        fn any_records_never_panic(
+            records in prop::collection::vec(
+                (1usize..11, prop::collection::vec((1usize..35, number()), 0..8)), 0..8,
+            ),
+            features in 0u64..1 << 30,
+            big: bool,
+        ) {
+            let order = if big { ByteOrder::Big } else { ByteOrder::Little };
+            let opening = Opening { features: features & 0x252_0000, ..Opening::volume(1, 2) };
+            let mut writer = StreamWriter::new(order).begin(&opening).volume(512, 1 << 30);
+            for (kind, fields) in records {
+                let header = writer.header(crate::RecordKind::ALL[kind]);
+                let header = fields.iter().fold(header, |h, (at, value)| h.u64(at * 8, *value));
+                // Framed soundly where that is possible, so that what follows is read too.
+                let record = Record::parse(header.bytes(), order).expect("the kind is known");
+                let payload = vec![0xa5; record.payload_len().min(4096) as usize & !3];
+                writer = writer.record(header, &payload);
+            }
+            stream(&writer.size(1 << 20).end().into_bytes());
+        }
+    }
+
+    /// Numbers at the edges of what is allowed.
+    fn number() -> impl Strategy<Value = u64> {
+        let edges = vec![0, 1, 2, 7, 512, 1024, 1 << 20, 1 << 62, 1 << 63, u64::MAX - 511];
+        prop_oneof![prop::sample::select(edges), Just(u64::MAX), any::<u64>()]
+    }
+}

@@ -400,3 +400,6 @@ fn xdr_value(input: &mut Input<'_, '_>, number: i32, count: usize) -> Result<Val
         _ => wide_value(input, number, count)?,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,9 @@
 //! Reads a send stream record by record and believes nothing before its checksum.
 //!
 //! A record's header is covered by the checksum in that same header, but its payload only
-//! by the next one. So the reader is always one header ahead of what it hands out.
+//! by the next one. So the reader is always one header ahead of what it hands out. The few
+//! bytes that no checksum covers, in the END records that tools write around substreams, must
+//! be what they always are: in a stream with checksums no bit can change unnoticed.
 
 use std::io::{self, BufReader, Read};
 

@@ -73,7 +73,8 @@ impl<R: Read> ZvolStream<R> {
         }
     }
 
-    /// Whether a stream of the whole volume may be planned over another generation. Without
+    /// Whether a stream of the whole volume may be planned over another generation, even if
+    /// an increment from that generation would follow: what comes later is not known. Without
     /// it such a stream is passed over, which ends in [`Fault::BaseMismatch`] if none follows
     /// that starts from the generation the target holds.
     pub const fn allow_full(mut self, allow: bool) -> Self {

@@ -298,6 +298,14 @@ fn guids_decide_which_substream_is_next() {
     assert!(error.to_string().contains("zfs:99"), "{error}");
 }
 
+/// Sources are driven by threads of their own.
+#[test]
+fn a_stream_can_move_to_another_thread() {
+    fn moves<T: Send + 'static>() {}
+    moves::<ZvolStream<std::fs::File>>();
+    moves::<StreamError>();
+}
+
 #[test]
 fn content_is_no_base_of_a_stream() {
     let content = Generation::Content(driftline_extent::Root([7; 32]));

@@ -1,0 +1,92 @@
+//! House rules that a program can check.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Lines of a source file, without its tests.
+const LINES_MAX: usize = 700;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Every Rust file of ours, with its text.
+fn sources() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut folders: Vec<PathBuf> =
+        ["transport", "zfs", "target", "tests"].iter().map(|name| root().join(name)).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    assert!(found.len() > 40, "the sources were not found");
+    found
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    for (path, text) in sources() {
+        // A fuzz target must start with an attribute.
+        let first = text.lines().find(|line| !line.starts_with("#![no_main]")).unwrap_or_default();
+        assert!(first.starts_with("//! "), "{} does not say what it is for", path.display());
+    }
+}
+
+#[test]
+fn files_stay_small() {
+    for (path, text) in sources() {
+        let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let lines = code.lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines: split it at a noun", path.display());
+    }
+}
+
+#[test]
+fn nothing_is_left_open_or_switched_off() {
+    // Spelt so that this file does not find itself.
+    let words = [["TO", "DO"], ["FIX", "ME"], ["todo", "!("], ["#[ig", "nore"], ["unimple", "mented!"]];
+    for (path, text) in sources() {
+        for word in words.map(|parts| parts.concat()) {
+            assert!(!text.contains(&word), "{} has {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_has_its_places() {
+    let allowed = root().join("zfs/src/checksum");
+    for (path, text) in sources() {
+        let uses = text.lines().any(|line| {
+            let code = line.split("//").next().unwrap_or_default();
+            code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl")
+        });
+        let test = path.starts_with(root().join("tests"));
+        assert!(!uses || test || path.starts_with(&allowed), "{} has unsafe code", path.display());
+    }
+}
+
+#[test]
+fn every_message_of_the_protocol_is_documented() {
+    let document = fs::read_to_string(root().join("transport/wire/src/lib.rs")).unwrap();
+    let messages = fs::read_to_string(root().join("transport/wire/src/message.rs")).unwrap();
+    let tags = messages.lines().filter_map(|line| line.trim().strip_prefix("pub(super) const "));
+    let mut count = 0;
+    for tag in tags {
+        let (name, rest) = tag.split_once(": u8 = ").unwrap();
+        let number = rest.trim_end_matches(';');
+        let name = name.to_lowercase().replace('_', "-");
+        let row = format!("//! | {number} | {name} |");
+        assert!(document.contains(&row), "the protocol document lacks {row:?}");
+        count += 1;
+    }
+    assert_eq!(count, 13);
+}
