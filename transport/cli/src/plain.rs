@@ -3,8 +3,8 @@
 use std::{fs, io, path::Path, sync::Arc};
 
 use driftline_extent::{
-    Change, Explained, Extent, Finish, Generation, Plan, PlanKind, Reason, Source, Standing,
-    Volume, VolumeId,
+    BLOCK_LEN, Change, Explained, Extent, Finish, Generation, Plan, PlanKind, Reason, Source,
+    Standing, Volume, VolumeId,
 };
 use driftline_target::FileDisk;
 
@@ -49,6 +49,8 @@ pub(crate) struct PlainVolume {
     /// Whether this run's increment was delivered: there is no second one.
     delivered: bool,
     next: u64,
+    /// The run of data that `next` lies in, or the one that follows.
+    data: Option<Extent>,
     bytes_read: u64,
 }
 
@@ -60,7 +62,24 @@ impl PlainVolume {
         let absolute = fs::canonicalize(path).map_err(io)?;
         let disk = Arc::new(FileDisk::open_read(&absolute).map_err(io)?);
         let id = identity(&absolute);
-        Ok(Self { name, id, disk, overwrite, delivered: false, next: 0, bytes_read: 0 })
+        Ok(Self { name, id, disk, overwrite, delivered: false, next: 0, data: None, bytes_read: 0 })
+    }
+
+    fn io(&self, error: io::Error) -> PlainError {
+        PlainError::Io { name: self.name.clone(), error }
+    }
+
+    /// What to read next: data, on whole blocks, up to the next multiple of [`READ_LEN`].
+    fn next_piece(&mut self, from: u64) -> io::Result<Option<Extent>> {
+        let (start, size) = (self.next.max(from), self.disk.size());
+        // Where data ends is asked once for each run of it: some file systems look at every
+        // page to find out.
+        if self.data.is_none_or(|data| data.end() <= start) {
+            self.data = self.disk.next_data(start)?;
+        }
+        let data = self.data.and_then(|data| data.split_at(start).1);
+        let piece = data.and_then(|data| data.clamp(size)).and_then(|d| d.pieces(READ_LEN).next());
+        Ok(piece.and_then(|piece| piece.align_out(BLOCK_LEN).clamp(size)))
     }
 
     /// The same volume, for reading at random.
@@ -109,22 +128,13 @@ impl Source for PlainVolume {
     }
 
     fn next_change(&mut self, from: u64) -> Result<Option<Change>, PlainError> {
-        let io = |error| PlainError::Io { name: self.name.clone(), error };
-        let start = self.next.max(from);
-        let Some(data) = self.disk.next_data(start).map_err(io)? else {
+        let piece = self.next_piece(from).map_err(|error| self.io(error))?;
+        let Some(piece) = piece else {
             self.bytes_read = self.disk.size();
             return Ok(None);
         };
-        // Cut on multiples, so that reads are aligned whatever the holes are.
-        let Some(piece) =
-            data.clamp(self.disk.size()).and_then(|data| data.pieces(READ_LEN).next())
-        else {
-            return Ok(None);
-        };
-        // A file system that knows holes by its own blocks may give a start within a sector.
-        let piece = aligned(&piece, self.disk.size());
         let mut bytes = vec![0; piece.len() as usize];
-        self.disk.read_at(piece.offset(), &mut bytes).map_err(io)?;
+        self.disk.read_at(piece.offset(), &mut bytes).map_err(|error| self.io(error))?;
         self.next = piece.end();
         self.bytes_read = piece.end();
         Ok(Some(Change::Data { offset: piece.offset(), bytes }))
@@ -137,9 +147,4 @@ impl Source for PlainVolume {
     fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
-}
-
-/// The piece grown to whole blocks, but not beyond the end of the volume.
-fn aligned(piece: &Extent, size: u64) -> Extent {
-    piece.align_out(driftline_extent::BLOCK_LEN).clamp(size).unwrap_or(*piece)
 }

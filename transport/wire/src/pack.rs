@@ -10,32 +10,30 @@ use crate::{
     message::{Coding, DataPart},
 };
 
-/// Compresses wanted data into parts, and stops trying for a while where it does not pay.
+/// Compresses wanted data into parts, where samples of them say that it pays.
 pub struct Packer {
     compressor: Option<Compressor<'static>>,
-    /// Parts that are not tried, after the last ones did not shrink.
-    skip: u32,
-    /// How many are skipped after the next failure.
-    patience: u32,
 }
 
 impl std::fmt::Debug for Packer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Packer").field("skip", &self.skip).finish_non_exhaustive()
+        f.debug_struct("Packer").finish_non_exhaustive()
     }
 }
 
 /// A part is sent as it is unless compression saves at least this fraction of it: below,
 /// decompressing costs the target more than the link gains.
 const SAVING_MIN_DENOMINATOR: usize = 16;
-/// Longest run of parts that go out untried.
-const PATIENCE_MAX: u32 = 31;
+/// Samples that are tried before a part is. A part may hold sixteen chunks of all kinds.
+const SAMPLES: usize = 16;
+/// Length of each.
+const SAMPLE_LEN: usize = 1024;
 
 impl Packer {
     /// A packer that compresses at this zstd level; `None` never compresses.
     pub fn new(level: Option<i32>) -> std::io::Result<Self> {
         let compressor = level.map(Compressor::new).transpose()?;
-        Ok(Self { compressor, skip: 0, patience: 1 })
+        Ok(Self { compressor })
     }
 
     /// The parts for the wanted pieces of batch `seq`, in order.
@@ -75,27 +73,24 @@ impl Packer {
         DataPart { seq, coding, raw_len, body: Bytes::from(body) }
     }
 
+    /// The compressed bytes, if that pays.
     fn compress(&mut self, raw: &[u8]) -> Option<Vec<u8>> {
         let compressor = self.compressor.as_mut()?;
-        if self.skip > 0 {
-            self.skip -= 1;
-            return None;
+        if raw.len() > 2 * SAMPLES * SAMPLE_LEN {
+            let step = raw.len() / SAMPLES;
+            let samples = raw.chunks_exact(step).flat_map(|chunk| &chunk[..SAMPLE_LEN]);
+            shrink(compressor, &samples.copied().collect::<Vec<u8>>())?;
         }
-        let mut body = vec![0; raw.len() - raw.len() / SAVING_MIN_DENOMINATOR];
-        // Failure means, in practice, that the result did not fit in what would pay.
-        match compressor.compress_to_buffer(raw, &mut body) {
-            Ok(len) if len < raw.len() => {
-                body.truncate(len);
-                self.patience = 1;
-                Some(body)
-            }
-            Ok(_) | Err(_) => {
-                self.skip = self.patience;
-                self.patience = (self.patience * 2 + 1).min(PATIENCE_MAX);
-                None
-            }
-        }
+        shrink(compressor, raw)
     }
+}
+
+fn shrink(compressor: &mut Compressor<'_>, raw: &[u8]) -> Option<Vec<u8>> {
+    let mut body = vec![0; raw.len() - raw.len().div_ceil(SAVING_MIN_DENOMINATOR)];
+    // Failure means that the result did not fit in what would pay.
+    let len = compressor.compress_to_buffer(raw, &mut body).ok()?;
+    body.truncate(len);
+    Some(body)
 }
 
 /// Turns parts back into data.
@@ -178,27 +173,25 @@ mod tests {
     }
 
     #[test]
-    fn compression_is_skipped_where_it_does_not_pay_and_tried_again() {
-        let noise: Vec<u8> = {
-            let mut out = vec![0; 64 << 10];
-            blake3::Hasher::new().finalize_xof().fill(&mut out);
-            out
-        };
+    fn compression_is_skipped_where_it_does_not_pay() {
+        let mut noise = vec![0; 1 << 20];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let text = vec![b'a'; 1 << 20];
+        let half = [&noise[..1 << 19], &text[..1 << 19]].concat();
         let mut packer = Packer::new(Some(1)).unwrap();
-        let mut tried = 0;
-        for _ in 0..100 {
-            let before = packer.skip;
-            let parts = packer.pack(0, [noise.as_slice()]);
-            assert_eq!(parts[0].coding, Coding::Raw);
-            tried += u32::from(before == 0);
+        // What one part was like says nothing of the next.
+        for _ in 0..3 {
+            for (raw, coding) in
+                [(&noise, Coding::Raw), (&text, Coding::Zstd), (&half, Coding::Zstd)]
+            {
+                let parts = packer.pack(0, [raw.as_slice()]);
+                assert_eq!((parts.len(), parts[0].coding), (1, coding));
+            }
         }
-        assert!((4..12).contains(&tried), "{tried} of 100 were tried");
-        while packer.skip > 0 {
-            packer.pack(0, [noise.as_slice()]);
-        }
-        let text = vec![b'a'; 64 << 10];
-        assert_eq!(packer.pack(0, [text.as_slice()])[0].coding, Coding::Zstd);
-        assert_eq!(packer.pack(0, [text.as_slice()])[0].coding, Coding::Zstd);
+        let parts = packer.pack(0, [&noise[..600]]);
+        assert_eq!(parts[0].coding, Coding::Raw);
+        let parts = Packer::new(None).unwrap().pack(0, [text.as_slice()]);
+        assert_eq!(parts[0].coding, Coding::Raw);
     }
 
     #[test]

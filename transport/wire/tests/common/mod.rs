@@ -8,7 +8,7 @@ use driftline_wire::{Batch, Message, Verb, limits::BATCH_DATA_MAX};
 use proptest::{collection::vec, option, prelude::*};
 
 /// Chunk indices are below this.
-pub const CHUNKS_MAX: u64 = VOLUME_LEN_MAX / CHUNK_LEN;
+pub(crate) const CHUNKS_MAX: u64 = VOLUME_LEN_MAX / CHUNK_LEN;
 
 fn chunk_id() -> impl Strategy<Value = ChunkId> {
     any::<[u8; 32]>().prop_map(ChunkId)
@@ -112,7 +112,7 @@ fn batch() -> impl Strategy<Value = Batch> {
 }
 
 /// Any message that a peer may send.
-pub fn message() -> impl Strategy<Value = Message> {
+pub(crate) fn message() -> impl Strategy<Value = Message> {
     let verb = prop::sample::select(vec![Verb::Push, Verb::Pull, Verb::Status]);
     // Every character is at most four bytes long.
     let name = "\\PC{0,63}";
