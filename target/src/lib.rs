@@ -1,1 +1,49 @@
-//! Placeholder.
+//! Where increments land.
+//!
+//! * [`Replica`]: a live target, one file or block device that is always at a generation.
+//!   An increment goes to a journal, is checked whole, then applied in place, read back and
+//!   committed by one atomic state record. Whatever moment the process or the machine dies
+//!   at, the next [`open`] finds generation N or N + 1, never something between.
+//! * [`Disk`]: the whole boundary between a replica and storage, so that a test can own it.
+//! * [`FileDisk`]: real files and block devices behind that boundary.
+//!
+//! # Beside the volume
+//!
+//! A replica at `PATH` keeps its books in `PATH.driftline/`; for a block device the caller
+//! names the directory.
+//!
+//! | file | holds | layout |
+//! |---|---|---|
+//! | `state` | which generation stands here | two checksummed slots, module `state` |
+//! | `ids` | the id of every chunk of it | 32 bytes a chunk, sparse, module `ids` |
+//! | `journal` | the increment being received | checksummed records, module `journal` |
+//! | `overlay` | ids that the increment leads to | as `ids`; rebuilt from the journal |
+//! | `lock` | the process that has it open | flock, and its pid in decimal |
+//!
+//! `state` holds the secret key under which chunks are named; the directory is for its owner
+//! only.
+#![forbid(unsafe_code)]
+
+mod chunks;
+mod codec;
+mod device;
+mod direct;
+mod disk;
+mod error;
+#[doc(hidden)]
+pub mod fuzzing;
+mod ids;
+mod journal;
+mod journaled;
+mod open_path;
+mod redo;
+mod replica;
+mod state;
+mod verify;
+
+pub use device::FileDisk;
+pub use disk::{Disk, Part};
+pub use error::{Problem, TargetError};
+pub use open_path::{Inspection, Options, inspect, open, state_dir_of};
+pub use replica::{Disks, Replica};
+pub use verify::VerifyReport;

@@ -1,0 +1,200 @@
+//! Reading a volume chunk by chunk, and changing chunks in memory and in place.
+
+use std::ops::Range;
+
+use driftline_extent::{BlockMask, CHUNK_LEN, ChunkId, Extent, Item, VOLUME_LEN_MAX, chunk_count};
+use driftline_manifest::{ChunkKey, SPAN_CHUNKS, is_zero};
+
+use crate::{Disk, Problem, disk::Store, ids::IdList};
+
+/// The blocks that one item changes in one chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Patch {
+    pub(crate) index: u64,
+    pub(crate) data: BlockMask,
+    pub(crate) zero: BlockMask,
+    /// Names the bytes of the data blocks.
+    pub(crate) id: ChunkId,
+}
+
+/// An item that holds to the rules.
+#[derive(Clone, Debug)]
+pub(crate) enum Valid {
+    Patch(Patch),
+    Zero(Range<u64>),
+    Span(Range<u64>, ChunkId),
+}
+
+/// Checks an item from outside: within the largest volume, not empty, not contradictory.
+pub(crate) fn validate(item: &Item) -> Result<Valid, Problem> {
+    let chunks_max = chunk_count(VOLUME_LEN_MAX);
+    let end = item.first().checked_add(item.count()).filter(|_| item.first() < chunks_max);
+    let Some(end) = end else {
+        return Err(Problem::Malformed("an item lies beyond the largest volume there is"));
+    };
+    if item.count() == 0 {
+        return Err(Problem::Malformed("an item is empty"));
+    }
+    let chunks = item.first()..end.min(chunks_max);
+    match *item {
+        Item::Zero { .. } => Ok(Valid::Zero(chunks)),
+        Item::Span { count, .. } if count > SPAN_CHUNKS => {
+            Err(Problem::Malformed("a span is longer than a span can be"))
+        }
+        Item::Span { digest, .. } => Ok(Valid::Span(chunks, digest)),
+        Item::Chunk { data, zero, .. } if !data.intersect(zero).is_empty() => {
+            Err(Problem::Malformed("a block is said to hold data and to be zero"))
+        }
+        Item::Chunk { index, data, zero, id } if id.is_zero() => {
+            let (data, zero) = (BlockMask::NONE, data.union(zero));
+            Ok(Valid::Patch(Patch { index, data, zero, id }))
+        }
+        Item::Chunk { data, .. } if data.is_empty() => {
+            Err(Problem::Malformed("an item names data but has no block for it"))
+        }
+        Item::Chunk { index, data, zero, id } => Ok(Valid::Patch(Patch { index, data, zero, id })),
+    }
+}
+
+impl Patch {
+    /// The first byte of the chunk.
+    pub(crate) const fn offset(&self) -> u64 {
+        self.index * CHUNK_LEN
+    }
+
+    /// Whether `bytes` are those of the data blocks.
+    pub(crate) fn is_named(&self, key: &ChunkKey, bytes: &[u8]) -> bool {
+        bytes.len() as u64 == self.data.byte_count() && key.id(bytes) == self.id
+    }
+
+    /// Whether `chunk`, named `listed`, is already what the patch makes of it.
+    pub(crate) fn is_in(&self, key: &ChunkKey, chunk: &[u8], listed: ChunkId) -> bool {
+        if self.data.is_all() {
+            return listed == self.id;
+        }
+        if !self.zero.runs().all(|run| is_zero(&chunk[run])) {
+            return false;
+        }
+        let mut bytes = Vec::with_capacity(self.data.byte_count() as usize);
+        self.data.runs().for_each(|run| bytes.extend_from_slice(&chunk[run]));
+        key.id(&bytes) == self.id
+    }
+
+    /// Changes `chunk` in memory; `bytes` are those of the data blocks.
+    pub(crate) fn change(&self, chunk: &mut [u8], mut bytes: &[u8]) {
+        for run in self.data.runs() {
+            let (now, rest) = bytes.split_at(run.len());
+            chunk[run].copy_from_slice(now);
+            bytes = rest;
+        }
+        self.zero.runs().for_each(|run| chunk[run].fill(0));
+    }
+
+    /// Changes the chunk in place, as far as it lies below `size`.
+    pub(crate) fn write<D: Disk>(
+        &self,
+        volume: &Store<D>,
+        size: u64,
+        mut bytes: &[u8],
+    ) -> Result<(), Problem> {
+        for run in self.data.runs() {
+            let (now, rest) = bytes.split_at(run.len());
+            bytes = rest;
+            if let Some(place) = self.place(&run, size) {
+                volume.write_sparse(place.offset(), &now[..place.len() as usize])?;
+            }
+        }
+        self.zero.runs().filter_map(|run| self.place(&run, size)).try_for_each(|e| volume.zero(e))
+    }
+
+    /// Where a run of blocks stands in a volume of `size` bytes.
+    fn place(&self, run: &Range<usize>, size: u64) -> Option<Extent> {
+        Extent::new(self.offset() + run.start as u64, run.len() as u64)?.clamp(size)
+    }
+}
+
+/// The bytes of some chunks, as far as they lie below `size`.
+pub(crate) fn bytes_of(chunks: &Range<u64>, size: u64) -> Option<Extent> {
+    Extent::from_bounds(chunks.start * CHUNK_LEN, chunks.end * CHUNK_LEN)?.clamp(size)
+}
+
+/// Reads chunk `index` of a volume of `size` bytes. What lies beyond counts as zeros.
+pub(crate) fn read_chunk<D: Disk>(
+    volume: &Store<D>,
+    size: u64,
+    index: u64,
+    buf: &mut [u8],
+) -> Result<(), Problem> {
+    volume.read_below(size, index * CHUNK_LEN, buf)
+}
+
+/// An empty buffer for [`read_chunk`].
+pub(crate) fn chunk_buf() -> Vec<u8> {
+    vec![0; CHUNK_LEN as usize]
+}
+
+/// Checks that a chunk reads as `expected`, once written.
+pub(crate) fn read_back<D: Disk>(
+    key: &ChunkKey,
+    volume: &Store<D>,
+    size: u64,
+    index: u64,
+    expected: ChunkId,
+    buf: &mut [u8],
+) -> Result<(), Problem> {
+    read_chunk(volume, size, index, buf)?;
+    if key.id(buf) == expected {
+        return Ok(());
+    }
+    Err(Problem::ReadBack { offset: index * CHUNK_LEN })
+}
+
+/// Reads `chunks` of a volume of `size` bytes beside a list of ids, ascending: `visit` gets
+/// the index, the id of what stands there, and the listed one. Chunks that are a hole and
+/// listed as zero are passed over, so that holes cost nothing.
+pub(crate) fn walk<D: Disk>(
+    key: &ChunkKey,
+    volume: &Store<D>,
+    size: u64,
+    list: &IdList<D>,
+    chunks: Range<u64>,
+    mut visit: impl FnMut(u64, ChunkId, ChunkId) -> Result<(), Problem>,
+) -> Result<(), Problem> {
+    let end = chunks.end.min(chunk_count(size));
+    let mut listed = list.entries(chunks.start..end).peekable();
+    let mut buf = chunk_buf();
+    // The chunks of the volume that may not be zero, next at or after `at`.
+    let mut data = 0..0;
+    let mut at = chunks.start;
+    while at < end {
+        if at >= data.end {
+            data = match volume.next_data(at * CHUNK_LEN)? {
+                Some(e) => e.offset() / CHUNK_LEN..e.end().div_ceil(CHUNK_LEN),
+                None => end..end,
+            };
+        }
+        let entry = match listed.peek() {
+            Some(Ok(entry)) => Some(*entry),
+            Some(Err(_)) => return listed.next().map_or(Ok(()), |error| error.map(drop)),
+            None => None,
+        };
+        let next_listed = entry.map_or(end, |(index, _)| index);
+        at = at.max(data.start).min(next_listed);
+        if at >= end {
+            return Ok(());
+        }
+        let mut found = ChunkId::ZERO;
+        if data.contains(&at) {
+            read_chunk(volume, size, at, &mut buf)?;
+            found = key.id(&buf);
+        }
+        let mut id = ChunkId::ZERO;
+        if next_listed == at {
+            listed.next();
+            id = entry.map_or(ChunkId::ZERO, |(_, id)| id);
+        }
+        visit(at, found, id)?;
+        at += 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! Real files and block devices.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    num::NonZeroU64,
+    os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
+    path::Path,
+};
+
+use driftline_extent::{Extent, Volume};
+use driftline_manifest::is_zero;
+use rustix::{
+    fs::{Advice, FallocateFlags, OFlags, SeekFrom, fadvise, fallocate, ftruncate, seek},
+    io::Errno,
+};
+
+use crate::Disk;
+
+/// Devices are punched on multiples of this, which every logical block size divides.
+const DEVICE_ALIGN: u64 = 4096;
+
+/// How much is looked at before zeros are written.
+const ZERO_WINDOW: u64 = 1 << 20;
+
+/// A regular file or a block device.
+#[derive(Debug)]
+pub struct FileDisk {
+    file: File,
+    /// The size of a block device; `None` for a file.
+    fixed: Option<u64>,
+}
+
+impl FileDisk {
+    /// Opens a file or device for reading only, as a source of bytes.
+    pub fn open_read(path: &Path) -> io::Result<Self> {
+        Self::new(OpenOptions::new().read(true).open(path)?)
+    }
+
+    /// Opens an existing file or device for reading and writing. A device that is mounted or
+    /// otherwise in use is refused by the kernel.
+    pub fn open_write(path: &Path) -> io::Result<Self> {
+        let device = path.metadata()?.file_type().is_block_device();
+        let flags = if device { OFlags::EXCL } else { OFlags::empty() };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(flags.bits().cast_signed());
+        Self::new(options.open(path)?)
+    }
+
+    /// Opens a file for reading and writing, for its owner only if it must be made.
+    pub(crate) fn create(path: &Path, new: bool) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).create_new(new).truncate(false).mode(0o600);
+        Self::new(options.open(path)?)
+    }
+
+    fn new(file: File) -> io::Result<Self> {
+        let kind = file.metadata()?.file_type();
+        let fixed = match kind.is_block_device() {
+            true => Some(seek(&file, SeekFrom::End(0))?),
+            false if kind.is_file() => None,
+            false => {
+                let what = "neither a regular file nor a block device";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+            }
+        };
+        Ok(Self { file, fixed })
+    }
+
+    fn zero_file(&self, extent: Extent) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let mut at = extent.offset();
+        // Punching what is a hole already would only wear on the file system.
+        while let Some(data) = self.data_at_or_after(at)?.and_then(|data| data.intersect(&extent)) {
+            match fallocate(&self.file, flags, data.offset(), data.len()) {
+                Ok(()) => {}
+                Err(error) if is_unsupported(error) => self.zero_by_writing(data)?,
+                Err(error) => return Err(error.into()),
+            }
+            at = data.end();
+        }
+        Ok(())
+    }
+
+    fn zero_device(&self, extent: Extent) -> io::Result<()> {
+        let Some(inner) = extent.align_in(DEVICE_ALIGN) else {
+            return self.zero_by_writing(extent);
+        };
+        let (before, rest) = extent.split_at(inner.offset());
+        let after = rest.and_then(|rest| rest.split_at(inner.end()).1);
+        before.into_iter().chain(after).try_for_each(|edge| self.zero_by_writing(edge))?;
+        // Both of these promise zeros, which a discard does not.
+        for flag in [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE] {
+            let flags = flag | FallocateFlags::KEEP_SIZE;
+            match fallocate(&self.file, flags, inner.offset(), inner.len()) {
+                Ok(()) => return Ok(()),
+                Err(error) if is_unsupported(error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.zero_by_writing(inner)
+    }
+
+    /// Writes zeros where something else stands.
+    fn zero_by_writing(&self, extent: Extent) -> io::Result<()> {
+        let Some(extent) = extent.clamp(Disk::len(self)?) else { return Ok(()) };
+        let mut buf = vec![0; extent.len().min(ZERO_WINDOW) as usize];
+        for piece in extent.pieces(ZERO_WINDOW) {
+            let buf = &mut buf[..piece.len() as usize];
+            self.file.read_exact_at(buf, piece.offset())?;
+            if !is_zero(buf) {
+                buf.fill(0);
+                self.file.write_all_at(buf, piece.offset())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn data_at_or_after(&self, from: u64) -> io::Result<Option<Extent>> {
+        let len = Disk::len(self)?;
+        let everything = Ok(Extent::from_bounds(from, len));
+        if self.fixed.is_some() {
+            return everything;
+        }
+        let start = match seek(&self.file, SeekFrom::Data(from)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(error) if is_unsupported(error) => return everything,
+            Err(error) => return Err(error.into()),
+        };
+        let end = match seek(&self.file, SeekFrom::Hole(start)) {
+            Ok(end) => end,
+            Err(Errno::NXIO) => len,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Extent::from_bounds(start.max(from), end))
+    }
+}
+
+impl Disk for FileDisk {
+    fn len(&self) -> io::Result<u64> {
+        self.fixed.map_or_else(|| Ok(self.file.metadata()?.len()), Ok)
+    }
+
+    fn is_fixed(&self) -> bool {
+        self.fixed.is_some()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn zero(&self, extent: Extent) -> io::Result<()> {
+        if self.fixed.is_some() { self.zero_device(extent) } else { self.zero_file(extent) }
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        Ok(ftruncate(&self.file, len)?)
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
+        self.data_at_or_after(from)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // Not only the data: the size is a part of what a replica holds.
+        self.file.sync_all()
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        match fadvise(&self.file, 0, None::<NonZeroU64>, Advice::DontNeed) {
+            Err(error) if !is_unsupported(error) => Err(error.into()),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Volume for FileDisk {
+    fn size(&self) -> u64 {
+        Disk::len(self).unwrap_or(0)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        Disk::read_at(self, offset, buf)
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
+        self.data_at_or_after(from)
+    }
+}
+
+fn is_unsupported(error: Errno) -> bool {
+    matches!(error, Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NOTTY)
+}

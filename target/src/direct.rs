@@ -1,0 +1,240 @@
+//! Receiving a first copy straight onto the volume, under a state that says so.
+//!
+//! There is nothing yet that a crash could damage, so a journal would only write everything
+//! twice. The chunks of a first copy come gapless and ascending; whenever enough of them have
+//! come they are synced, read back, and the watermark in the state moves up.
+
+use std::ops::Range;
+
+use driftline_extent::{CHUNK_LEN, ChunkId, Committed, Finish, Plan, VOLUME_LEN_MAX, chunk_count};
+use driftline_manifest::is_zero;
+
+use crate::{
+    Disk, Problem, Replica,
+    chunks::{Patch, bytes_of, chunk_buf, read_chunk, walk},
+    replica::{Session, remember},
+    state::{State, Status},
+};
+
+/// A first copy that is being received.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Direct {
+    /// Size of the volume, if the plan said it.
+    size: Option<u64>,
+    /// Chunks below this were received.
+    next: u64,
+    /// Chunks below this are durable and were read back.
+    proven: u64,
+    /// Bytes received since then.
+    unproven_bytes: u64,
+}
+
+impl<D: Disk> Replica<D> {
+    /// Begins a first copy, or goes on with one, and returns the chunk to start at.
+    pub(crate) fn begin_direct(&mut self, plan: &Plan) -> Result<u64, Problem> {
+        let from = self.direct_from(plan)?;
+        if from == 0 {
+            let state = State {
+                volume: plan.volume,
+                size: plan.size.unwrap_or(0),
+                status: Status::Direct { tip: plan.tip, watermark: 0 },
+                ..self.state.clone()
+            };
+            // Before anything else is touched, and before the source hears of the chunk key
+            // as something that lasts.
+            self.slots.commit(&state)?;
+            self.state = state;
+        }
+        if !self.volume.is_fixed() {
+            if from == 0 {
+                self.volume.set_len(0)?;
+            }
+            if let Some(size) = plan.size {
+                self.volume.set_len(size)?;
+            }
+        }
+        self.ids.truncate(from)?;
+        self.session = Session::Direct(Direct {
+            size: plan.size,
+            next: from,
+            proven: from,
+            unproven_bytes: 0,
+        });
+        Ok(from)
+    }
+
+    /// Where a first copy goes on: at the watermark, if it is the same copy and the volume
+    /// still reaches that far.
+    fn direct_from(&self, plan: &Plan) -> Result<u64, Problem> {
+        let Status::Direct { tip, watermark } = self.state.status else { return Ok(0) };
+        let same = tip == plan.tip && self.state.volume == plan.volume;
+        let proven = bytes_of(&(0..watermark), plan.size.unwrap_or(u64::MAX));
+        let there = proven.is_none_or(|proven| proven.end() <= self.volume.len().unwrap_or(0));
+        Ok(if same && there { watermark } else { 0 })
+    }
+
+    fn direct(&self) -> Result<Direct, Problem> {
+        match &self.session {
+            Session::Direct(direct) => Ok(*direct),
+            Session::Idle | Session::Journaled(_) => Err(Problem::NoSession),
+        }
+    }
+
+    pub(crate) fn lacks_directly(&self, patch: &Patch) -> Result<bool, Problem> {
+        Ok(!patch.data.is_empty() && self.received_chunk(patch)?.is_none())
+    }
+
+    /// The data of `patch`, if it stands in another chunk already.
+    fn received_chunk(&self, patch: &Patch) -> Result<Option<Vec<u8>>, Problem> {
+        let Some(index) = self.received.get(&patch.id).copied() else { return Ok(None) };
+        let mut chunk = chunk_buf();
+        read_chunk(&self.volume, self.direct_len(&self.direct()?)?, index, &mut chunk)?;
+        Ok(patch.is_named(&self.key, &chunk).then_some(chunk))
+    }
+
+    /// How far the volume reaches, as far as it is known.
+    fn direct_len(&self, direct: &Direct) -> Result<u64, Problem> {
+        direct.size.map_or_else(|| self.volume.len(), Ok)
+    }
+
+    pub(crate) fn write_directly(
+        &mut self,
+        patch: &Patch,
+        data: Option<&[u8]>,
+    ) -> Result<(), Problem> {
+        let direct = self.direct()?;
+        covers(&direct, patch.index)?;
+        let bytes = match data {
+            _ if patch.data.is_empty() => Vec::new(),
+            Some(bytes) => bytes.to_vec(),
+            None => self
+                .received_chunk(patch)?
+                .ok_or(Problem::Malformed("data that the target lacks was not sent"))?,
+        };
+        // A whole copy names everything: what it does not name is zero.
+        let mut chunk = chunk_buf();
+        patch.change(&mut chunk, &bytes);
+        let kept = self.room_in(&direct, patch.offset(), &chunk)?;
+        self.volume.write_sparse(patch.offset(), &chunk[..kept])?;
+        let id = self.key.id(&chunk);
+        // The list is zero ahead, and stays a hole where it can.
+        if !id.is_zero() || patch.index < direct.next {
+            self.ids.set(patch.index, id)?;
+        }
+        if patch.data.is_all() {
+            remember(&mut self.received, id, patch.index);
+        }
+        self.advance(direct, patch.index..patch.index + 1, CHUNK_LEN)
+    }
+
+    /// How many bytes of a chunk lie within the volume; the others must be zero.
+    fn room_in(&self, direct: &Direct, offset: u64, chunk: &[u8]) -> Result<usize, Problem> {
+        let size = match direct.size {
+            Some(size) => size,
+            None if self.volume.is_fixed() => self.volume.len()?,
+            None => VOLUME_LEN_MAX,
+        };
+        let kept = size.saturating_sub(offset).min(chunk.len() as u64) as usize;
+        if is_zero(&chunk[kept..]) {
+            return Ok(kept);
+        }
+        Err(match direct.size {
+            Some(size) => Problem::BeyondEnd { size },
+            None => Problem::TooSmall { needed: offset + CHUNK_LEN, available: size },
+        })
+    }
+
+    pub(crate) fn zero_directly(&mut self, chunks: Range<u64>) -> Result<(), Problem> {
+        let direct = self.direct()?;
+        covers(&direct, chunks.start)?;
+        if let Some(extent) = bytes_of(&chunks, self.direct_len(&direct)?) {
+            self.volume.zero(extent)?;
+        }
+        for entry in self.ids.entries(chunks.clone()) {
+            self.ids.set(entry?.0, ChunkId::ZERO)?;
+        }
+        self.advance(direct, chunks, 0)
+    }
+
+    /// Notes that `chunks` have come, `bytes` of data with them.
+    fn advance(&mut self, direct: Direct, chunks: Range<u64>, bytes: u64) -> Result<(), Problem> {
+        let mut direct = Direct {
+            next: direct.next.max(chunks.end),
+            unproven_bytes: direct.unproven_bytes + bytes,
+            // What came again is read back again.
+            proven: direct.proven.min(chunks.start),
+            ..direct
+        };
+        if direct.unproven_bytes >= self.checkpoint_len {
+            self.prove_directly(direct.proven..direct.next, self.direct_len(&direct)?)?;
+            let Status::Direct { tip, .. } = self.state.status else {
+                return Err(Problem::NoSession);
+            };
+            self.state.status = Status::Direct { tip, watermark: direct.next };
+            self.slots.commit(&self.state)?;
+            direct = Direct { proven: direct.next, unproven_bytes: 0, ..direct };
+        }
+        self.session = Session::Direct(direct);
+        Ok(())
+    }
+
+    /// Makes what was received durable, and reads `chunks` back.
+    fn prove_directly(&self, chunks: Range<u64>, size: u64) -> Result<(), Problem> {
+        self.volume.settle()?;
+        walk(&self.key, &self.volume, size, &self.ids, chunks, |index, found, listed| {
+            if found == listed {
+                return Ok(());
+            }
+            Err(Problem::ReadBack { offset: index * CHUNK_LEN })
+        })?;
+        self.ids.sync()
+    }
+
+    pub(crate) fn commit_direct(
+        &mut self,
+        direct: Direct,
+        finish: &Finish,
+    ) -> Result<Committed, Problem> {
+        let expected = finish.root.ok_or(Problem::MissingRoot)?;
+        let size = finish.size.or(direct.size);
+        let size = size.ok_or(Problem::Malformed("a whole copy ended without its size"))?;
+        self.check_room(size)?;
+        let count = chunk_count(size);
+        if direct.next < count {
+            return Err(Problem::Uncovered { offset: direct.next * CHUNK_LEN });
+        }
+        if self.ids.entries(count..chunk_count(VOLUME_LEN_MAX)).next().transpose()?.is_some() {
+            return Err(Problem::BeyondEnd { size });
+        }
+        let found = self.ids.root(&self.key, size)?;
+        if found != expected {
+            // Something below the watermark may be of another time: the next copy starts over.
+            self.state.status = Status::Direct { tip: None, watermark: 0 };
+            self.slots.commit(&self.state)?;
+            return Err(Problem::WrongRoot { expected, found });
+        }
+        if !self.volume.is_fixed() {
+            self.volume.set_len(size)?;
+        }
+        self.ids.truncate(count)?;
+        // The end may cut the last chunk only now.
+        self.prove_directly(direct.proven.min(count.saturating_sub(1))..count, size)?;
+        let state = State {
+            epoch: self.state.epoch + 1,
+            size,
+            status: Status::Complete { generation: finish.tip, root: found },
+            ..self.state.clone()
+        };
+        self.slots.commit(&state)?;
+        self.state = state;
+        Ok(Committed { generation: finish.tip, root: found, size })
+    }
+}
+
+/// That nothing is left out between what came before and chunk `index`.
+const fn covers(direct: &Direct, index: u64) -> Result<(), Problem> {
+    if index <= direct.next {
+        return Ok(());
+    }
+    Err(Problem::Uncovered { offset: direct.next * CHUNK_LEN })
+}

@@ -1,0 +1,217 @@
+//! The list of chunk ids of a volume, and the overlay of those that an increment changes.
+//!
+//! `ids`: 32 bytes per chunk, that of chunk `i` at byte `i * 32`. All zero bytes are the id
+//! of a zero chunk, so a list of holes is a hole. There is no header: the list is proven by
+//! the root that the state file holds.
+//!
+//! `overlay`: the same shape. All zero bytes say that the increment leaves the chunk alone,
+//! all `0xff` that it becomes zero; anything else is its id afterwards. It is never relied
+//! on after a restart: the journal says it all again.
+
+use std::{iter::Peekable, ops::Range};
+
+use driftline_extent::{ChunkId, Root, chunk_count};
+use driftline_manifest::{ChunkKey, TreeHasher};
+
+use crate::{Disk, Part, Problem, disk::Store};
+
+const ENTRY_LEN: u64 = 32;
+
+/// How many entries are read at a time.
+const WINDOW: u64 = 2048;
+
+/// What stands in the overlay for a chunk that becomes zero.
+const BECOMES_ZERO: ChunkId = ChunkId([0xff; 32]);
+
+/// A sparse list of ids on a disk.
+#[derive(Debug)]
+pub(crate) struct IdList<D> {
+    store: Store<D>,
+}
+
+impl<D: Disk> IdList<D> {
+    pub(crate) const fn new(part: Part, disk: D) -> Self {
+        Self { store: Store::new(part, disk) }
+    }
+
+    /// The entry of chunk `index`; zero where the list is shorter.
+    pub(crate) fn get(&self, index: u64) -> Result<ChunkId, Problem> {
+        let mut id = ChunkId::ZERO;
+        self.store.read_below(self.store.len()?, index * ENTRY_LEN, &mut id.0)?;
+        Ok(id)
+    }
+
+    pub(crate) fn set(&self, index: u64, id: ChunkId) -> Result<(), Problem> {
+        self.store.write_at(index * ENTRY_LEN, &id.0)
+    }
+
+    /// Forgets the entries from `count` on; the list is that long then.
+    pub(crate) fn truncate(&self, count: u64) -> Result<(), Problem> {
+        self.store.set_len(count * ENTRY_LEN)
+    }
+
+    pub(crate) fn sync(&self) -> Result<(), Problem> {
+        self.store.sync()
+    }
+
+    pub(crate) fn settle(&self) -> Result<(), Problem> {
+        self.store.settle()
+    }
+
+    /// The entries within `chunks` that are not zero, ascending; holes cost nothing.
+    pub(crate) fn entries(&self, chunks: Range<u64>) -> Entries<'_, D> {
+        Entries { list: self, next: chunks.start, end: chunks.end, window: 0..0, bytes: Vec::new() }
+    }
+
+    /// The root over a volume of `size` bytes with these ids.
+    pub(crate) fn root(&self, key: &ChunkKey, size: u64) -> Result<Root, Problem> {
+        root_of(key, size, self.entries(0..chunk_count(size)))
+    }
+}
+
+/// The overlay of an increment over the list of its base.
+#[derive(Debug)]
+pub(crate) struct Overlay<D>(pub(crate) IdList<D>);
+
+impl<D: Disk> Overlay<D> {
+    /// What the increment makes of chunk `index`; `None` if it leaves it alone.
+    pub(crate) fn get(&self, index: u64) -> Result<Option<ChunkId>, Problem> {
+        let entry = self.0.get(index)?;
+        Ok((!entry.is_zero()).then(|| meaning(entry)))
+    }
+
+    pub(crate) fn set(&self, index: u64, id: ChunkId) -> Result<(), Problem> {
+        self.0.set(index, if id.is_zero() { BECOMES_ZERO } else { id })
+    }
+
+    pub(crate) fn clear(&self) -> Result<(), Problem> {
+        self.0.truncate(0)
+    }
+
+    /// What the increment changes within `chunks`, ascending.
+    pub(crate) fn entries(
+        &self,
+        chunks: Range<u64>,
+    ) -> impl Iterator<Item = Result<(u64, ChunkId), Problem>> {
+        self.0.entries(chunks).map(|entry| entry.map(|(index, id)| (index, meaning(id))))
+    }
+
+    /// The root over a volume of `size` bytes with the ids of `base`, changed by this.
+    pub(crate) fn root(
+        &self,
+        key: &ChunkKey,
+        size: u64,
+        base: &IdList<D>,
+    ) -> Result<Root, Problem> {
+        let chunks = 0..chunk_count(size);
+        let base = base.entries(chunks.clone()).peekable();
+        root_of(key, size, Merged { base, changes: self.entries(chunks).peekable() })
+    }
+}
+
+/// The id that an entry of an overlay stands for.
+fn meaning(entry: ChunkId) -> ChunkId {
+    if entry == BECOMES_ZERO { ChunkId::ZERO } else { entry }
+}
+
+fn root_of(
+    key: &ChunkKey,
+    size: u64,
+    ids: impl Iterator<Item = Result<(u64, ChunkId), Problem>>,
+) -> Result<Root, Problem> {
+    let mut tree = TreeHasher::new(key);
+    for entry in ids {
+        let (index, id) = entry?;
+        tree.push_zeros(index - tree.chunks());
+        tree.push(id);
+    }
+    tree.push_zeros(chunk_count(size) - tree.chunks());
+    Ok(tree.into_root(size))
+}
+
+/// The ids of a base with some of them replaced.
+struct Merged<A: Iterator, B: Iterator> {
+    base: Peekable<A>,
+    changes: Peekable<B>,
+}
+
+type Entry = Result<(u64, ChunkId), Problem>;
+
+impl<A: Iterator<Item = Entry>, B: Iterator<Item = Entry>> Iterator for Merged<A, B> {
+    type Item = Entry;
+
+    fn next(&mut self) -> Option<Entry> {
+        match (self.base.peek(), self.changes.peek()) {
+            (Some(Ok((old, _))), Some(Ok((new, _)))) if old < new => self.base.next(),
+            (Some(Ok((old, _))), Some(Ok((new, _)))) if old == new => {
+                self.base.next();
+                self.changes.next()
+            }
+            (Some(Err(_)), _) | (_, None) => self.base.next(),
+            (_, Some(_)) => self.changes.next(),
+        }
+    }
+}
+
+/// See [`IdList::entries`].
+pub(crate) struct Entries<'a, D> {
+    list: &'a IdList<D>,
+    next: u64,
+    end: u64,
+    /// The entries that `bytes` holds.
+    window: Range<u64>,
+    bytes: Vec<u8>,
+}
+
+impl<D: Disk> Entries<'_, D> {
+    /// Reads the window that the next entry which may not be zero starts; `false` if there
+    /// is none.
+    fn refill(&mut self) -> Result<bool, Problem> {
+        let store = &self.list.store;
+        let Some(data) = store.next_data(self.next * ENTRY_LEN)? else { return Ok(false) };
+        let start = self.next.max(data.offset() / ENTRY_LEN);
+        let len = store.len()?;
+        let end = self.end.min(start + WINDOW).min(len.div_ceil(ENTRY_LEN));
+        if start >= end {
+            return Ok(false);
+        }
+        self.bytes.resize(((end - start) * ENTRY_LEN) as usize, 0);
+        store.read_below(len, start * ENTRY_LEN, &mut self.bytes)?;
+        self.next = start;
+        self.window = start..end;
+        Ok(true)
+    }
+
+    fn step(&mut self) -> Result<Option<(u64, ChunkId)>, Problem> {
+        while self.next < self.end {
+            if !self.window.contains(&self.next) && !self.refill()? {
+                self.next = self.end;
+                break;
+            }
+            let within = (self.next - self.window.start) as usize;
+            let (entries, _) = self.bytes.as_chunks::<{ ENTRY_LEN as usize }>();
+            let from = entries.get(within..).unwrap_or_default();
+            let skip = from.iter().position(|entry| *entry != [0; 32]);
+            let Some(skip) = skip else {
+                self.next = self.window.end;
+                continue;
+            };
+            let index = self.next + skip as u64;
+            self.next = index + 1;
+            return Ok(Some((index, ChunkId(from[skip]))));
+        }
+        Ok(None)
+    }
+}
+
+impl<D: Disk> Iterator for Entries<'_, D> {
+    type Item = Entry;
+
+    fn next(&mut self) -> Option<Entry> {
+        let step = self.step();
+        if step.is_err() {
+            self.next = self.end;
+        }
+        step.transpose()
+    }
+}

@@ -1,0 +1,440 @@
+//! Receiving an increment through the journal: the volume stays as it is until all of it
+//! has come and been proven.
+
+use std::{collections::HashMap, ops::Range};
+
+use driftline_extent::{
+    BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Plan, PlanKind, Resume, Root, VOLUME_LEN_MAX,
+    chunk_count,
+};
+use driftline_manifest::TreeHasher;
+
+use crate::{
+    Disk, Problem, Replica,
+    chunks::{Patch, chunk_buf, read_chunk, walk},
+    ids::Overlay,
+    journal::{Header, Journal, Position, Record, Seal},
+    replica::{Session, remember},
+    state::{State, Status},
+};
+
+/// An increment that is being received through the journal.
+#[derive(Debug)]
+pub(crate) struct Journaled {
+    header: Header,
+    end: Position,
+    /// Where the last chunk with data starts, in bytes: the volume must reach beyond it.
+    last_data: Option<u64>,
+    /// Size at the tip, if the plan said it.
+    size: Option<u64>,
+}
+
+impl Journaled {
+    /// Appends a record and notes in the overlay what it leads to. Returns where the payload
+    /// stands.
+    fn append<D: Disk>(
+        &mut self,
+        journal: &Journal<D>,
+        overlay: &Overlay<D>,
+        record: &Record,
+        payload: &[u8],
+    ) -> Result<u64, Problem> {
+        let at = journal.append(&self.header, &mut self.end, record, payload)?;
+        self.last_data = self.last_data.max(record.data_at());
+        expect(overlay, record)?;
+        Ok(at)
+    }
+}
+
+/// An increment that was cut off in an earlier session.
+#[derive(Debug)]
+pub(crate) struct Unsealed {
+    header: Header,
+    watermark: u64,
+}
+
+impl Unsealed {
+    pub(crate) const fn resume(&self) -> Resume {
+        Resume { base: self.header.base, tip: self.header.tip, from: self.watermark }
+    }
+
+    /// Whether `plan` is the one that was cut off.
+    pub(crate) fn is_of(&self, plan: &Plan) -> bool {
+        let Header { kind, base, tip, volume, .. } = &self.header;
+        // An increment may end without a root that would tell one tip from another.
+        let named = plan.tip.is_some() && plan.base == *base;
+        *kind == plan.kind
+            && *tip == plan.tip
+            && *volume == plan.volume
+            && (named || plan.kind != PlanKind::Incremental)
+    }
+}
+
+/// The increment that an earlier session left in the journal, if it can go on from `state`.
+pub(crate) fn find_unsealed<D: Disk>(
+    journal: &Journal<D>,
+    state: &State,
+) -> Result<Option<Unsealed>, Problem> {
+    let header = journal.header()?.filter(|header| {
+        header.replica == state.replica
+            && header.epoch == state.epoch
+            && header.base == state.generation()
+            && header.base_size == state.size
+    });
+    let Some(header) = header else { return Ok(None) };
+    let mut watermark = None;
+    let mut records = journal.read(&header);
+    while let Some(record) = records.next()? {
+        if let Record::Mark { watermark: at } = record {
+            watermark = Some(at);
+        }
+    }
+    Ok(watermark.map(|watermark| Unsealed { header, watermark }))
+}
+
+impl<D: Disk> Replica<D> {
+    /// Takes stock of a volume whose content is to be overwritten by agreement: lists the
+    /// ids of what stands there. A generation is given up with the first difference from it.
+    pub(crate) fn adopt(&mut self) -> Result<(), Problem> {
+        self.journal.clear()?;
+        self.overlay.clear()?;
+        let size = match self.state.status {
+            Status::Direct { .. } => self.volume.len()?.min(VOLUME_LEN_MAX),
+            Status::Complete { .. } | Status::Adopted => self.state.size,
+        };
+        let epoch = self.state.epoch + 1;
+        let adopted = State { epoch, size, status: Status::Adopted, ..self.state.clone() };
+        let mut give_up = |state: &mut State| {
+            if *state == adopted {
+                return Ok(());
+            }
+            *state = adopted.clone();
+            self.slots.commit(state)
+        };
+        let listed = match self.state.root() {
+            Some(root) => self.ids.root(&self.key, size)? == root,
+            None => false,
+        };
+        if !listed {
+            give_up(&mut self.state)?;
+        }
+        self.ids.truncate(chunk_count(size))?;
+        let chunks = 0..chunk_count(size);
+        let (state, ids) = (&mut self.state, &self.ids);
+        walk(&self.key, &self.volume, size, ids, chunks, |index, found, listed| {
+            if found == listed {
+                return Ok(());
+            }
+            give_up(state)?;
+            ids.set(index, found)
+        })?;
+        self.ids.sync()?;
+        tracing::info!(volume = self.name, size, "took stock of what stands here");
+        Ok(())
+    }
+
+    /// Begins an increment, or goes on with one, and returns the chunk to start at.
+    pub(crate) fn begin_journaled(
+        &mut self,
+        plan: &Plan,
+        unsealed: Option<Unsealed>,
+    ) -> Result<u64, Problem> {
+        self.overlay.clear()?;
+        if let Some(Unsealed { header, .. }) = unsealed
+            && let Some((watermark, session)) = self.take_up(header, plan.size)?
+        {
+            self.session = Session::Journaled(Box::new(session));
+            return Ok(watermark);
+        }
+        let header = Header {
+            kind: plan.kind,
+            replica: self.state.replica,
+            epoch: self.state.epoch,
+            nonce: self.draw(),
+            base: self.state.generation(),
+            tip: plan.tip,
+            volume: plan.volume,
+            base_size: self.state.size,
+        };
+        self.journal.create(&header)?;
+        let (end, size) = (Position::START, plan.size);
+        let session = Journaled { header, end, last_data: None, size };
+        self.session = Session::Journaled(Box::new(session));
+        Ok(0)
+    }
+
+    /// Takes up the journal at the last mark before which everything is proven:
+    /// rebuilds the overlay and forgets what came after, which will come again.
+    fn take_up(
+        &mut self,
+        header: Header,
+        size: Option<u64>,
+    ) -> Result<Option<(u64, Journaled)>, Problem> {
+        let mut last = None;
+        let mut payload = Vec::new();
+        let mut records = self.journal.read(&header);
+        while let Some(record) = records.next_proven(&self.key, &mut payload)? {
+            if let Record::Mark { watermark } = record {
+                last = Some((watermark, records.position()));
+            }
+        }
+        let Some((watermark, end)) = last else { return Ok(None) };
+        self.journal.truncate(&end)?;
+        let mut last_data = None;
+        let mut received = HashMap::new();
+        let mut records = self.journal.read(&header);
+        while let Some(record) = records.next()? {
+            expect(&self.overlay, &record)?;
+            last_data = last_data.max(record.data_at());
+            if let Record::Chunk { patch, .. } = record {
+                remember(&mut received, patch.id, records.payload_at());
+            }
+        }
+        self.received = received;
+        Ok(Some((watermark, Journaled { header, end, last_data, size })))
+    }
+
+    /// Reads a chunk and proves that it is what was committed. Returns its id.
+    fn read_committed(&self, index: u64, buf: &mut [u8]) -> Result<ChunkId, Problem> {
+        read_chunk(&self.volume, self.state.size, index, buf)?;
+        let listed = self.ids.get(index)?;
+        if self.key.id(buf) == listed {
+            return Ok(listed);
+        }
+        Err(Problem::Modified { offset: index * CHUNK_LEN })
+    }
+
+    pub(crate) fn lacks_patch(&self, patch: &Patch) -> Result<bool, Problem> {
+        let mut chunk = chunk_buf();
+        let listed = self.read_committed(patch.index, &mut chunk)?;
+        let here = patch.data.is_empty() || patch.is_in(&self.key, &chunk, listed);
+        Ok(!here && self.received_payload(patch)?.is_none())
+    }
+
+    /// The data of `patch`, if it came with another chunk of this increment.
+    fn received_payload(&self, patch: &Patch) -> Result<Option<Vec<u8>>, Problem> {
+        let Some(at) = self.received.get(&patch.id).copied() else { return Ok(None) };
+        self.journal.payload(&self.key, patch, at)
+    }
+
+    pub(crate) fn lacks_span(&self, chunks: Range<u64>, digest: ChunkId) -> Result<bool, Problem> {
+        let mut tree = TreeHasher::new(&self.key);
+        let first = chunks.start;
+        let (size, ids) = (self.state.size, &self.ids);
+        walk(&self.key, &self.volume, size, ids, chunks, |index, found, listed| {
+            if found != listed {
+                return Err(Problem::Modified { offset: index * CHUNK_LEN });
+            }
+            tree.push_zeros(index - first - tree.chunks());
+            tree.push(found);
+            Ok(())
+        })?;
+        Ok(tree.into_span() != digest)
+    }
+
+    /// Journals what `patch` makes of its chunk.
+    pub(crate) fn record_patch(
+        &mut self,
+        patch: &Patch,
+        data: Option<&[u8]>,
+    ) -> Result<(), Problem> {
+        let mut chunk = chunk_buf();
+        let listed = self.read_committed(patch.index, &mut chunk)?;
+        let here = patch.is_in(&self.key, &chunk, listed);
+        let mut after = listed;
+        let mut payload = None;
+        if !here {
+            let bytes = match data {
+                _ if patch.data.is_empty() => Vec::new(),
+                Some(bytes) => bytes.to_vec(),
+                None => self
+                    .received_payload(patch)?
+                    .ok_or(Problem::Malformed("data that the target lacks was not sent"))?,
+            };
+            patch.change(&mut chunk, &bytes);
+            after = self.key.id(&chunk);
+            payload = Some(bytes);
+        }
+        match self.overlay.get(patch.index)? {
+            // The same item again.
+            Some(expected) if expected == after => return Ok(()),
+            Some(_) => return Err(Problem::Malformed("two items change the same chunk")),
+            None => {}
+        }
+        let Some(payload) = payload.filter(|_| after != listed) else { return Ok(()) };
+        let at = self.append(&Record::Chunk { patch: *patch, after }, &payload)?;
+        remember(&mut self.received, patch.id, at);
+        Ok(())
+    }
+
+    /// Journals that chunks become zero, as far as they are not: a run may cover all of a
+    /// sparse volume.
+    pub(crate) fn record_zero(&mut self, chunks: Range<u64>) -> Result<(), Problem> {
+        for entry in self.overlay.entries(chunks.clone()) {
+            if !entry?.1.is_zero() {
+                return Err(Problem::Malformed("two items change the same chunk"));
+            }
+        }
+        let mut buf = chunk_buf();
+        let mut next = chunks.start;
+        let end = chunks.end.min(chunk_count(self.state.size));
+        while let Some(run) = self.next_run_to_zero(next..end, &mut buf)? {
+            next = run.end;
+            self.append(&Record::Zero { index: run.start, count: run.end - run.start }, &[])?;
+        }
+        Ok(())
+    }
+
+    /// The first run of chunks in `chunks` that are not zero and not yet journaled to be,
+    /// each proven to be what was committed.
+    fn next_run_to_zero(
+        &self,
+        chunks: Range<u64>,
+        buf: &mut [u8],
+    ) -> Result<Option<Range<u64>>, Problem> {
+        let mut run: Option<Range<u64>> = None;
+        for entry in self.ids.entries(chunks) {
+            let (index, _) = entry?;
+            if run.as_ref().is_some_and(|run| run.end != index) {
+                break;
+            }
+            if self.overlay.get(index)?.is_some() {
+                if run.is_some() {
+                    break;
+                }
+                continue;
+            }
+            self.read_committed(index, buf)?;
+            run = Some(run.map_or(index, |run| run.start)..index + 1);
+        }
+        Ok(run)
+    }
+
+    pub(crate) fn record_mark(&mut self, watermark: u64) -> Result<(), Problem> {
+        if watermark > chunk_count(VOLUME_LEN_MAX) {
+            return Err(Problem::Malformed("a mark lies beyond the largest volume there is"));
+        }
+        self.append(&Record::Mark { watermark }, &[]).map(drop)
+    }
+
+    /// Appends to the journal of the current session. Returns where the payload stands.
+    fn append(&mut self, record: &Record, payload: &[u8]) -> Result<u64, Problem> {
+        match &mut self.session {
+            Session::Idle | Session::Direct(_) => Err(Problem::NoSession),
+            Session::Journaled(session) => {
+                session.append(&self.journal, &self.overlay, record, payload)
+            }
+        }
+    }
+
+    pub(crate) fn commit_journaled(
+        &mut self,
+        mut session: Journaled,
+        finish: &Finish,
+    ) -> Result<Committed, Problem> {
+        let size = finish.size.or(session.size).unwrap_or(self.state.size);
+        self.check_room(size)?;
+        let root = self.prove_root(&mut session, size, finish.root).inspect_err(|problem| {
+            // It would not lead anywhere else the next time.
+            if !matches!(problem, Problem::Io { .. }) {
+                let _ = self.journal.clear();
+            }
+        })?;
+        let Journaled { header, end, .. } = session;
+        self.journal.settle()?;
+        let mut records = self.journal.read(&header);
+        let mut payload = Vec::new();
+        while records.next_proven(&self.key, &mut payload)?.is_some() {}
+        if records.position() != end {
+            return Err(Problem::JournalReadBack { at: records.position().at });
+        }
+        let seal = Seal { header, tip: finish.tip, size, root, end };
+        self.journal.commit(&seal)?;
+        self.put_in_place(&seal)?;
+        self.conclude(&seal)?;
+        Ok(Committed { generation: finish.tip, root, size })
+    }
+
+    /// The root that the increment leads to, which must be `announced` if anything is.
+    fn prove_root(
+        &self,
+        session: &mut Journaled,
+        size: u64,
+        announced: Option<Root>,
+    ) -> Result<Root, Problem> {
+        if announced.is_none() && session.header.kind != PlanKind::Incremental {
+            return Err(Problem::MissingRoot);
+        }
+        if session.last_data.is_some_and(|last| last >= size) {
+            return Err(Problem::BeyondEnd { size });
+        }
+        self.cut_last_chunk(session, size)?;
+        // A list that was damaged would lead to a wrong root without anyone noticing.
+        if let Some(root) = self.state.root()
+            && self.ids.root(&self.key, self.state.size)? != root
+        {
+            return Err(Problem::ListDamaged);
+        }
+        let found = self.overlay.root(&self.key, size, &self.ids)?;
+        match announced {
+            Some(expected) if expected != found => Err(Problem::WrongRoot { expected, found }),
+            _ => Ok(found),
+        }
+    }
+
+    /// Where the new end cuts a chunk, what lies beyond counts as zeros from now on.
+    fn cut_last_chunk(&self, session: &mut Journaled, size: u64) -> Result<(), Problem> {
+        let (index, kept) = (size / CHUNK_LEN, (size % CHUNK_LEN) as usize);
+        let changed = self.overlay.get(index)?;
+        if kept == 0 || (changed.is_none() && size >= self.state.size) {
+            return Ok(());
+        }
+        let mut chunk = chunk_buf();
+        let listed = self.read_committed(index, &mut chunk)?;
+        match changed {
+            Some(id) if id.is_zero() => chunk.fill(0),
+            Some(_) => self.change_as_journaled(&session.header, index, &mut chunk)?,
+            None => {}
+        }
+        chunk[kept..].fill(0);
+        let after = self.key.id(&chunk);
+        if after == changed.unwrap_or(listed) {
+            return Ok(());
+        }
+        let (data, zero, id) = (BlockMask::NONE, BlockMask::NONE, ChunkId::ZERO);
+        let patch = Patch { index, data, zero, id };
+        let record = Record::Chunk { patch, after };
+        session.append(&self.journal, &self.overlay, &record, &[]).map(drop)
+    }
+
+    /// Changes `chunk` in memory as the journal says of it.
+    fn change_as_journaled(
+        &self,
+        header: &Header,
+        index: u64,
+        chunk: &mut [u8],
+    ) -> Result<(), Problem> {
+        let mut records = self.journal.read(header);
+        while let Some(record) = records.next()? {
+            let Record::Chunk { patch, .. } = record else { continue };
+            if patch.index != index {
+                continue;
+            }
+            let at = records.payload_at();
+            let bytes = self.journal.payload(&self.key, &patch, at)?;
+            patch.change(chunk, &bytes.ok_or(Problem::JournalReadBack { at })?);
+        }
+        Ok(())
+    }
+}
+
+/// Notes in the overlay what a record leads to.
+pub(crate) fn expect<D: Disk>(overlay: &Overlay<D>, record: &Record) -> Result<(), Problem> {
+    match *record {
+        Record::Chunk { patch, after } => overlay.set(patch.index, after),
+        Record::Zero { index, count } => {
+            (index..index + count).try_for_each(|index| overlay.set(index, ChunkId::ZERO))
+        }
+        Record::Mark { .. } => Ok(()),
+    }
+}

@@ -1,0 +1,184 @@
+//! Replicas on real files and devices: where their books are, and who may write them.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use driftline_extent::TargetState;
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+
+use crate::{
+    Disks, FileDisk, Problem, Replica, TargetError,
+    journal::Journal,
+    journaled::{Unsealed, find_unsealed},
+    state::Slots,
+};
+
+/// How a replica is opened.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// Whether to make the file if nothing stands at the path.
+    pub create: bool,
+    /// Where the books are. `None` means beside a regular file, see [`state_dir_of`]; a block
+    /// device needs a directory named.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Where the books of a replica in a regular file are: `<path>.driftline`.
+pub fn state_dir_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".driftline");
+    name.into()
+}
+
+/// Opens the replica at `path` for this process alone, and recovers it.
+///
+/// A file that is no replica can be opened as well: it is left as it is until an offer with
+/// consent to overwrite it is accepted.
+pub fn open(path: &Path, options: &Options) -> Result<Replica<FileDisk>, TargetError> {
+    let name = path.display().to_string();
+    let problem = |problem: Problem| problem.of(&name);
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| problem(Problem::Entropy(error.to_string())))?;
+    let (disks, guard) = open_disks(path, options).map_err(problem)?;
+    Ok(Replica::open(&name, disks, seed)?.guarded_by(guard))
+}
+
+fn open_disks(path: &Path, options: &Options) -> Result<(Disks<FileDisk>, File), Problem> {
+    let kind = match path.metadata() {
+        Ok(metadata) => Some(metadata.file_type()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(Problem::Open { path: path.to_owned(), source }),
+    };
+    let dir = match (&options.state_dir, kind) {
+        (Some(dir), _) => dir.clone(),
+        (None, Some(kind)) if kind.is_block_device() => {
+            return Err(Problem::NoStateDir);
+        }
+        (None, _) => state_dir_of(path),
+    };
+    match kind {
+        Some(kind) if !kind.is_file() && !kind.is_block_device() => {
+            return Err(Problem::NotAVolume);
+        }
+        None if is_something(&dir.join("state")) => return Err(Problem::Gone { state_dir: dir }),
+        None if !options.create => return Err(Problem::NotFound),
+        _ => {}
+    }
+    make_dir(&dir)?;
+    let guard = lock(&dir.join("lock"))?;
+    let book = |name: &str| {
+        let path = dir.join(name);
+        FileDisk::create(&path, false).map_err(|source| Problem::Open { path, source })
+    };
+    let (state, journal) = (book("state")?, book("journal")?);
+    let (ids, overlay) = (book("ids")?, book("overlay")?);
+    sync_dir(&dir)?;
+    let volume = match kind {
+        Some(_) => FileDisk::open_write(path),
+        None => FileDisk::create(path, true),
+    };
+    let volume = volume.map_err(|source| match source.kind() {
+        io::ErrorKind::ResourceBusy => Problem::InUse,
+        _ => Problem::Open { path: path.to_owned(), source },
+    })?;
+    if kind.is_none() {
+        sync_dir(parent_of(path))?;
+    }
+    Ok((Disks { volume, state, journal, ids, overlay }, guard))
+}
+
+/// Whether a file is there and not empty.
+fn is_something(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.len() > 0)
+}
+
+fn make_dir(dir: &Path) -> Result<(), Problem> {
+    let at = |source| Problem::Open { path: dir.to_owned(), source };
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => sync_dir(parent_of(dir)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        Err(error) => Err(at(error)),
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the names in a directory durable.
+fn sync_dir(dir: &Path) -> Result<(), Problem> {
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(|source| Problem::Open { path: dir.to_owned(), source })
+}
+
+/// Takes the lock that one process at a time has, and writes this process's id into it.
+fn lock(path: &Path) -> Result<File, Problem> {
+    let at = |source: io::Error| Problem::Open { path: path.to_owned(), source };
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = options.open(path).map_err(at)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            let mut pid = String::new();
+            let _ = file.take(16).read_to_string(&mut pid);
+            return Err(Problem::Busy { pid: pid.trim().parse().ok() });
+        }
+        Err(error) => return Err(at(error.into())),
+    }
+    file.set_len(0).map_err(at)?;
+    file.rewind().map_err(at)?;
+    writeln!(file, "{}", std::process::id()).map_err(at)?;
+    Ok(file)
+}
+
+/// What [`inspect`] found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Inspection {
+    /// What the replica held when it was looked at.
+    pub state: TargetState,
+    /// The process that last opened it; it may have ended since.
+    pub opened_by: Option<u32>,
+}
+
+/// Looks at the replica at `path` without locking, recovering or changing it; `None` if
+/// nothing was ever begun there.
+pub fn inspect(path: &Path, state_dir: Option<&Path>) -> Result<Option<Inspection>, TargetError> {
+    let dir = state_dir.map_or_else(|| state_dir_of(path), Path::to_owned);
+    inspect_dir(&dir).map_err(|problem| problem.of(&path.display().to_string()))
+}
+
+fn inspect_dir(dir: &Path) -> Result<Option<Inspection>, Problem> {
+    let Some(state) = open_book(dir, "state")? else { return Ok(None) };
+    let Some(state) = Slots::peek(state)? else { return Ok(None) };
+    let unsealed = match open_book(dir, "journal")? {
+        Some(journal) => find_unsealed(&Journal::new(journal), &state)?,
+        None => None,
+    };
+    let opened_by = fs::read_to_string(dir.join("lock")).ok();
+    let opened_by = opened_by.and_then(|pid| pid.trim().parse().ok());
+    Ok(Some(Inspection {
+        state: state.describe(unsealed.as_ref().map(Unsealed::resume)),
+        opened_by,
+    }))
+}
+
+/// Opens one of the books for reading; `None` if it is not there.
+fn open_book(dir: &Path, name: &str) -> Result<Option<FileDisk>, Problem> {
+    let path = dir.join(name);
+    match FileDisk::open_read(&path) {
+        Ok(book) => Ok(Some(book)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Problem::Open { path, source }),
+    }
+}

@@ -1,0 +1,149 @@
+//! Putting a sealed increment in place. Every step can be done again: after a crash the
+//! whole of it is, from the start.
+
+use driftline_extent::{CHUNK_LEN, ChunkId, Extent, chunk_count};
+
+use crate::{
+    Disk, Problem, Replica,
+    chunks::{bytes_of, chunk_buf, read_back, walk},
+    journal::{Record, Seal},
+    journaled::expect,
+    state::{State, Status},
+};
+
+impl<D: Disk> Replica<D> {
+    /// Completes the increment of a journal that was sealed when a session ended. Returns
+    /// whether there was one.
+    pub(crate) fn complete_sealed(&mut self) -> Result<bool, Problem> {
+        // A process that was killed may have left all this in the cache only.
+        self.journal.settle()?;
+        let seal = self.journal.seal()?.filter(|seal| {
+            seal.header.replica == self.state.replica && seal.header.epoch == self.state.epoch
+        });
+        let Some(seal) = seal else { return Ok(false) };
+        self.check_size_between(seal.header.base_size, seal.size)?;
+        // Everything is proven before anything is written.
+        self.overlay.clear()?;
+        let mut records = self.journal.read(&seal.header);
+        let mut payload = Vec::new();
+        while let Some(record) = records.next_proven(&self.key, &mut payload)? {
+            expect(&self.overlay, &record)?;
+        }
+        if records.position() != seal.end {
+            return Err(Problem::JournalDamaged { at: records.position().at });
+        }
+        tracing::info!(volume = self.name, tip = %seal.tip, "completes an increment after a stop");
+        self.put_in_place(&seal)?;
+        if self.ids.root(&self.key, seal.size)? != seal.root {
+            return Err(Problem::ListDamaged);
+        }
+        self.conclude(&seal)?;
+        Ok(true)
+    }
+
+    /// That the volume's size is the base's, the tip's, or what a crash in between can leave.
+    fn check_size_between(&self, base: u64, tip: u64) -> Result<(), Problem> {
+        let found = self.volume.len()?;
+        let fits = if self.volume.is_fixed() {
+            found >= base.max(tip)
+        } else {
+            (base.min(tip)..=base.max(tip)).contains(&found)
+        };
+        if fits { Ok(()) } else { Err(Problem::SizeModified { found, expected: base }) }
+    }
+
+    /// Applies a sealed journal, whose overlay is complete, to the volume and the ids.
+    pub(crate) fn put_in_place(&self, seal: &Seal) -> Result<(), Problem> {
+        self.grow(seal.header.base_size, seal.size)?;
+        self.write_records(seal)?;
+        if !self.volume.is_fixed() {
+            self.volume.set_len(seal.size)?;
+        }
+        self.volume.settle()?;
+        self.read_back_installed(seal)?;
+        self.ids.truncate(chunk_count(seal.size))?;
+        for entry in self.overlay.entries(0..chunk_count(seal.size)) {
+            let (index, id) = entry?;
+            self.ids.set(index, id)?;
+        }
+        self.ids.sync()
+    }
+
+    /// Commits what a sealed journal led to, now that it is in place.
+    pub(crate) fn conclude(&mut self, seal: &Seal) -> Result<(), Problem> {
+        let state = State {
+            epoch: seal.header.epoch + 1,
+            volume: seal.header.volume.or(self.state.volume),
+            size: seal.size,
+            status: Status::Complete { generation: seal.tip, root: seal.root },
+            ..self.state.clone()
+        };
+        self.slots.commit(&state)?;
+        self.state = state;
+        // It is committed. What is left behind is known by its epoch to be a leftover.
+        if let Err(problem) = self.journal.clear().and_then(|()| self.overlay.clear()) {
+            tracing::warn!(volume = self.name, %problem, "cannot clear the journal");
+        }
+        Ok(())
+    }
+
+    /// What is new at the end of the volume is zeros, whatever stands there on a device.
+    fn grow(&self, base: u64, size: u64) -> Result<(), Problem> {
+        let Some(grown) = Extent::from_bounds(base, size) else { return Ok(()) };
+        if self.volume.is_fixed() {
+            return self.volume.zero(grown);
+        }
+        self.volume.set_len(size)
+    }
+
+    fn write_records(&self, seal: &Seal) -> Result<(), Problem> {
+        let mut records = self.journal.read(&seal.header);
+        let mut payload = Vec::new();
+        while records.position() != seal.end {
+            let at = records.position().at;
+            match records.next_proven(&self.key, &mut payload)? {
+                None => return Err(Problem::JournalDamaged { at }),
+                Some(Record::Chunk { patch, .. }) => {
+                    patch.write(&self.volume, seal.size, &payload)?;
+                }
+                Some(Record::Zero { index, count }) => {
+                    if let Some(extent) = bytes_of(&(index..index + count), seal.size) {
+                        self.volume.zero(extent)?;
+                    }
+                }
+                Some(Record::Mark { .. }) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads everything that was written, and compares it with what it should be.
+    fn read_back_installed(&self, seal: &Seal) -> Result<(), Problem> {
+        let (key, volume, size) = (&self.key, &self.volume, seal.size);
+        let mut buf = chunk_buf();
+        for entry in self.overlay.entries(0..chunk_count(size)) {
+            let (index, expected) = entry?;
+            read_back(key, volume, size, index, expected, &mut buf)?;
+        }
+        let base = seal.header.base_size;
+        if size <= base {
+            return Ok(());
+        }
+        if !base.is_multiple_of(CHUNK_LEN) {
+            let index = base / CHUNK_LEN;
+            let expected = match self.overlay.get(index)? {
+                Some(id) => id,
+                None => self.ids.get(index)?,
+            };
+            read_back(key, volume, size, index, expected, &mut buf)?;
+        }
+        let grown = chunk_count(base)..chunk_count(size);
+        walk(key, volume, size, &self.overlay.0, grown, |index, found, _| {
+            let expected = self.overlay.get(index)?.unwrap_or(ChunkId::ZERO);
+            if found == expected {
+                return Ok(());
+            }
+            Err(Problem::ReadBack { offset: index * CHUNK_LEN })
+        })
+    }
+}

@@ -1,0 +1,375 @@
+//! The replica: what it is made of, how it is opened, and which offers it accepts.
+
+use std::{collections::HashMap, fs::File};
+
+use driftline_extent::{
+    Begin, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, ReplicaId, Target,
+    TargetState, VOLUME_LEN_MAX,
+};
+use driftline_manifest::ChunkKey;
+
+use crate::{
+    Disk, Part, Problem, TargetError, VerifyReport,
+    chunks::{Valid, validate},
+    codec::Writer,
+    direct::Direct,
+    disk::Store,
+    ids::{IdList, Overlay},
+    journal::Journal,
+    journaled::{Journaled, Unsealed, find_unsealed},
+    state::{Slots, State, Status},
+};
+
+/// How many ids of received data are remembered, so that equal data moves once.
+const RECEIVED_MAX: usize = 64 * 1024;
+
+/// How much of a first copy may have to come again.
+const CHECKPOINT_LEN: u64 = 256 << 20;
+
+/// The five disks of a replica: the volume and the books beside it.
+#[derive(Debug)]
+pub struct Disks<D> {
+    /// The replica itself.
+    pub volume: D,
+    /// Its state slots.
+    pub state: D,
+    /// Its journal.
+    pub journal: D,
+    /// The ids of its chunks.
+    pub ids: D,
+    /// The ids that the current increment leads to.
+    pub overlay: D,
+}
+
+/// A live target that is always at a generation. See the crate's documentation.
+#[derive(Debug)]
+pub struct Replica<D: Disk> {
+    pub(crate) name: String,
+    seed: [u8; 32],
+    drawn: u64,
+    pub(crate) key: ChunkKey,
+    pub(crate) volume: Store<D>,
+    pub(crate) slots: Slots<D>,
+    pub(crate) journal: Journal<D>,
+    pub(crate) ids: IdList<D>,
+    pub(crate) overlay: Overlay<D>,
+    pub(crate) state: State,
+    /// An increment that was cut off.
+    unsealed: Option<Unsealed>,
+    /// Where data of this increment was put, by its id: a position in the journal, or the
+    /// index of a chunk of the volume.
+    pub(crate) received: HashMap<ChunkId, u64>,
+    pub(crate) session: Session,
+    /// After how many bytes of a first copy its watermark moves up.
+    pub(crate) checkpoint_len: u64,
+    poisoned: bool,
+    /// Held locked for as long as the replica is open.
+    guard: Option<File>,
+}
+
+/// How the current increment is received.
+#[derive(Debug)]
+pub(crate) enum Session {
+    Idle,
+    Direct(Direct),
+    Journaled(Box<Journaled>),
+}
+
+/// How an offer will be received.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    /// Straight to the volume, which holds nothing.
+    Direct,
+    /// Through the journal.
+    Journaled,
+    /// Through the journal, after taking stock of what stands there.
+    Adopting,
+}
+
+impl<D: Disk> Replica<D> {
+    /// Opens the replica on `disks` and recovers it: an increment that was received whole
+    /// is completed, one that was not is kept for resuming. `name` is for messages. `seed`
+    /// must be fresh random bytes at each call; everything random is drawn from it.
+    ///
+    /// Disks without a state are no replica yet. Nothing is written to them before
+    /// [`begin`](Target::begin) accepted an offer.
+    pub fn open(name: &str, disks: Disks<D>, seed: [u8; 32]) -> Result<Self, TargetError> {
+        Self::recover(name, disks, seed).map_err(|problem| problem.of(name))
+    }
+
+    fn recover(name: &str, disks: Disks<D>, seed: [u8; 32]) -> Result<Self, Problem> {
+        let (slots, state) = Slots::open(disks.state)?;
+        let volume = Store::new(Part::Volume, disks.volume);
+        let recorded = state.is_some();
+        let mut drawn = 0;
+        let state = match state {
+            Some(state) => state,
+            None => {
+                let [replica, secret] = [draw(&seed, &mut drawn), draw(&seed, &mut drawn)];
+                let replica = ReplicaId(*replica.first_chunk().unwrap_or(&[0; 16]));
+                State::of_nothing(replica, secret, volume.len()?)
+            }
+        };
+        let mut this = Self {
+            name: name.to_owned(),
+            seed,
+            drawn,
+            key: ChunkKey::new(&state.chunk_key),
+            volume,
+            slots,
+            journal: Journal::new(disks.journal),
+            ids: IdList::new(Part::Ids, disks.ids),
+            overlay: Overlay(IdList::new(Part::Overlay, disks.overlay)),
+            state,
+            unsealed: None,
+            received: HashMap::new(),
+            session: Session::Idle,
+            checkpoint_len: CHECKPOINT_LEN,
+            poisoned: false,
+            guard: None,
+        };
+        // What a failed flush left in the cache is not what a crash would leave.
+        this.ids.settle()?;
+        if recorded && !this.complete_sealed()? {
+            this.check_size()?;
+            this.unsealed = find_unsealed(&this.journal, &this.state)?;
+        }
+        Ok(this)
+    }
+
+    /// Keeps `guard`, a locked file, open for as long as the replica.
+    pub(crate) fn guarded_by(mut self, guard: File) -> Self {
+        self.guard = Some(guard);
+        self
+    }
+
+    /// Sets how much of a first copy is received between two checkpoints, in bytes: so much
+    /// has to come again after a crash. It is 256 MiB by itself.
+    pub const fn checkpoint_every(&mut self, bytes: u64) {
+        self.checkpoint_len = bytes;
+    }
+
+    /// Reads the whole replica again and compares it with what was committed. `progress`
+    /// hears the offset that was reached, in bytes.
+    ///
+    /// A replica that holds no generation cannot be verified: that is an error.
+    pub fn verify(&mut self, progress: &mut dyn FnMut(u64)) -> Result<VerifyReport, TargetError> {
+        if self.poisoned {
+            return Err(Problem::Poisoned.of(&self.name));
+        }
+        self.verify_all(progress).map_err(|problem| problem.of(&self.name))
+    }
+
+    /// That the volume has the size that was committed to it.
+    fn check_size(&self) -> Result<(), Problem> {
+        let (found, expected) = (self.volume.len()?, self.state.size);
+        let fits = match self.state.status {
+            Status::Direct { .. } => true,
+            _ if self.volume.is_fixed() => found >= expected,
+            _ => found == expected,
+        };
+        if fits { Ok(()) } else { Err(Problem::SizeModified { found, expected }) }
+    }
+
+    /// 32 random bytes that were not drawn before.
+    pub(crate) fn draw(&mut self) -> [u8; 32] {
+        draw(&self.seed, &mut self.drawn)
+    }
+
+    /// Runs one call of a session; an error poisons the replica.
+    fn run<T>(
+        &mut self,
+        call: impl FnOnce(&mut Self) -> Result<T, Problem>,
+    ) -> Result<T, TargetError> {
+        let result = if self.poisoned { Err(Problem::Poisoned) } else { call(self) };
+        self.poisoned |= result.is_err();
+        // What was received would go onto a base that is not there: it cannot go on either.
+        if matches!(result, Err(Problem::Modified { .. })) {
+            let _ = self.journal.clear();
+        }
+        result.map_err(|problem| problem.of(&self.name))
+    }
+
+    /// Decides on an offer, and changes nothing.
+    fn admit(&self, offer: &Offer) -> Result<Mode, Problem> {
+        let Offer { plan, overwrite } = offer;
+        let holds = self.state.generation();
+        self.admit_source(plan, *overwrite)?;
+        let resumes = self.unsealed.as_ref().is_some_and(|unsealed| unsealed.is_of(plan));
+        match (plan.kind, self.state.status) {
+            (PlanKind::UpToDate, _) => Err(Problem::Malformed("nothing is to be done")),
+            (PlanKind::Incremental, Status::Complete { generation, .. })
+                if plan.base == Some(generation) =>
+            {
+                Ok(Mode::Journaled)
+            }
+            (PlanKind::Incremental, _) => Err(Problem::NotTheBase { offered: plan.base, holds }),
+            (PlanKind::Full, Status::Direct { .. }) => Ok(Mode::Direct),
+            (PlanKind::Scan, Status::Complete { generation, .. })
+                if !overwrite && is_content(&generation) =>
+            {
+                Ok(Mode::Journaled)
+            }
+            // The consent was given when it began.
+            (_, Status::Adopted | Status::Complete { .. }) if resumes => Ok(Mode::Journaled),
+            // A file or device of zeros is as good as none.
+            (PlanKind::Full, Status::Adopted)
+                if self.slots.is_empty() && self.volume.is_all_zero()? =>
+            {
+                Ok(Mode::Direct)
+            }
+            (_, _) if *overwrite => Ok(Mode::Adopting),
+            (_, Status::Adopted) => Err(Problem::Foreign),
+            (PlanKind::Full, _) => Err(Problem::WouldOverwrite { holds }),
+            (PlanKind::Scan, _) => Err(Problem::NotTheBase { offered: None, holds }),
+        }
+    }
+
+    /// Decides on the source of an offer and its size.
+    fn admit_source(&self, plan: &Plan, overwrite: bool) -> Result<(), Problem> {
+        if let (Some(recorded), Some(offered)) = (self.state.volume, plan.volume)
+            && recorded != offered
+            && !overwrite
+        {
+            return Err(Problem::OtherSource { recorded, offered });
+        }
+        if plan.size.is_some_and(|size| size > VOLUME_LEN_MAX) {
+            return Err(Problem::Malformed("the volume is larger than any can be"));
+        }
+        for generation in [plan.base, plan.tip].into_iter().flatten() {
+            storable(&generation)?;
+        }
+        plan.size.map_or(Ok(()), |size| self.check_room(size))
+    }
+
+    /// That a device has room for a volume of `size` bytes.
+    pub(crate) fn check_room(&self, size: u64) -> Result<(), Problem> {
+        let available = self.volume.len()?;
+        if self.volume.is_fixed() && available < size {
+            return Err(Problem::TooSmall { needed: size, available });
+        }
+        Ok(())
+    }
+
+    fn begin_admitted(&mut self, mode: Mode, plan: &Plan) -> Result<Begin, Problem> {
+        self.received = HashMap::new();
+        self.session = Session::Idle;
+        let unsealed = self.unsealed.take();
+        let from = match mode {
+            Mode::Direct => self.begin_direct(plan)?,
+            Mode::Journaled => {
+                let unsealed = unsealed.filter(|unsealed| unsealed.is_of(plan));
+                self.begin_journaled(plan, unsealed)?
+            }
+            Mode::Adopting => {
+                self.adopt()?;
+                self.begin_journaled(plan, None)?
+            }
+        };
+        Ok(Begin { from })
+    }
+
+    fn lacks_one(&mut self, item: &Item) -> Result<bool, Problem> {
+        let item = validate(item)?;
+        match (&self.session, item) {
+            (Session::Idle, _) => Err(Problem::NoSession),
+            (_, Valid::Zero(_)) => Ok(false),
+            (Session::Direct(_), Valid::Patch(patch)) => self.lacks_directly(&patch),
+            (Session::Direct(_), Valid::Span(..)) => Ok(true),
+            (Session::Journaled(_), Valid::Patch(patch)) => self.lacks_patch(&patch),
+            (Session::Journaled(_), Valid::Span(chunks, digest)) => self.lacks_span(chunks, digest),
+        }
+    }
+
+    fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Problem> {
+        let item = validate(item)?;
+        if let (Valid::Patch(patch), Some(data)) = (&item, data) {
+            let named = patch.is_named(&self.key, data);
+            // Data that is all zeros is no data, but it may have been sent.
+            let zeros = patch.id.is_zero() && self.key.id(data).is_zero();
+            if !named && !zeros {
+                return Err(Problem::WrongData { offset: patch.offset() });
+            }
+        }
+        match (&self.session, item) {
+            (Session::Idle, _) => Err(Problem::NoSession),
+            // A span that the target holds changes nothing.
+            (_, Valid::Span(..)) => Ok(()),
+            (Session::Direct(_), Valid::Patch(patch)) => self.write_directly(&patch, data),
+            (Session::Direct(_), Valid::Zero(chunks)) => self.zero_directly(chunks),
+            (Session::Journaled(_), Valid::Patch(patch)) => self.record_patch(&patch, data),
+            (Session::Journaled(_), Valid::Zero(chunks)) => self.record_zero(chunks),
+        }
+    }
+
+    fn commit_session(&mut self, finish: &Finish) -> Result<Committed, Problem> {
+        storable(&finish.tip)?;
+        if finish.size.is_some_and(|size| size > VOLUME_LEN_MAX) {
+            return Err(Problem::Malformed("the volume is larger than any can be"));
+        }
+        match std::mem::replace(&mut self.session, Session::Idle) {
+            Session::Idle => Err(Problem::NoSession),
+            Session::Direct(direct) => self.commit_direct(direct, finish),
+            Session::Journaled(journaled) => self.commit_journaled(*journaled, finish),
+        }
+    }
+}
+
+impl<D: Disk> Target for Replica<D> {
+    type Error = TargetError;
+
+    fn state(&self) -> TargetState {
+        self.state.describe(self.unsealed.as_ref().map(Unsealed::resume))
+    }
+
+    fn begin(&mut self, offer: &Offer) -> Result<Begin, TargetError> {
+        let admitted = if self.poisoned { Err(Problem::Poisoned) } else { self.admit(offer) };
+        // A refusal is no failure: nothing was changed.
+        let mode = admitted.map_err(|problem| problem.of(&self.name))?;
+        self.run(|this| this.begin_admitted(mode, &offer.plan))
+    }
+
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, TargetError> {
+        self.run(|this| items.iter().map(|item| this.lacks_one(item)).collect())
+    }
+
+    fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), TargetError> {
+        self.run(|this| this.apply_one(item, data))
+    }
+
+    fn mark(&mut self, watermark: u64) -> Result<(), TargetError> {
+        self.run(|this| match this.session {
+            Session::Idle => Err(Problem::NoSession),
+            // The watermark of a first copy is what was made durable and read back.
+            Session::Direct(_) => Ok(()),
+            Session::Journaled(_) => this.record_mark(watermark),
+        })
+    }
+
+    fn commit(&mut self, finish: &Finish) -> Result<Committed, TargetError> {
+        self.run(|this| this.commit_session(finish))
+    }
+}
+
+/// Remembers where data was put. Nothing is ever forgotten before the increment ends: what
+/// `lacks` relied on must still be there for `apply`.
+pub(crate) fn remember(received: &mut HashMap<ChunkId, u64>, id: ChunkId, place: u64) {
+    if received.len() < RECEIVED_MAX && !id.is_zero() {
+        received.entry(id).or_insert(place);
+    }
+}
+
+/// The bytes number `drawn` that follow from a seed.
+fn draw(seed: &[u8; 32], drawn: &mut u64) -> [u8; 32] {
+    *drawn += 1;
+    *blake3::keyed_hash(seed, &drawn.to_le_bytes()).as_bytes()
+}
+
+const fn is_content(generation: &Generation) -> bool {
+    matches!(generation, Generation::Content(_))
+}
+
+/// That a generation is of a kind that the books can record.
+fn storable(generation: &Generation) -> Result<(), Problem> {
+    Writer::default().generation(Some(*generation)).map(drop)
+}

@@ -1,0 +1,290 @@
+//! The state file: which generation stands here. Writing one slot of it is the commit.
+//!
+//! Two slots of 4096 bytes, written alternately (slot = sequence number mod 2), each synced
+//! before anything relies on it. The valid slot with the higher sequence number counts. All
+//! numbers are little-endian.
+//!
+//! | offset | bytes | field |
+//! |---:|---:|---|
+//! | 0 | 8 | magic `DRIFTST\n` |
+//! | 8 | 4 | format version, 1 |
+//! | 12 | 4 | status: 1 complete, 2 first copy in progress, 3 adopted |
+//! | 16 | 8 | sequence number of this record |
+//! | 24 | 8 | epoch: a journal with another epoch is a leftover |
+//! | 32 | 16 | replica id |
+//! | 48 | 32 | chunk key |
+//! | 80 | 24 | source volume id, optional |
+//! | 104 | 40 | generation, if complete |
+//! | 144 | 32 | root, if complete |
+//! | 176 | 8 | size in bytes |
+//! | 184 | 40 | tip of the first copy, if known |
+//! | 224 | 8 | watermark of the first copy, in chunks |
+//! | 232 | 3832 | zero |
+//! | 4064 | 32 | BLAKE3 of bytes 0 to 4064 |
+
+use driftline_extent::{
+    Generation, ReplicaId, Resume, Root, TargetState, VOLUME_LEN_MAX, VolumeId, chunk_count,
+};
+
+use crate::{
+    Disk, Part, Problem,
+    codec::{CHECKSUM_LEN, Reader, Writer, checked},
+    disk::Store,
+};
+
+const MAGIC: &[u8; 8] = b"DRIFTST\n";
+const VERSION: u32 = 1;
+const SLOT_LEN: usize = 4096;
+
+/// What stands at the volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Status {
+    /// A generation, whole and proven.
+    Complete { generation: Generation, root: Root },
+    /// A first copy that goes straight to the volume: chunks below the watermark are
+    /// durable and were read back.
+    Direct { tip: Option<Generation>, watermark: u64 },
+    /// Content that is no generation, about to be overwritten by agreement. Its ids are
+    /// listed once a journal of this epoch exists.
+    Adopted,
+}
+
+/// What the state file says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct State {
+    pub(crate) replica: ReplicaId,
+    pub(crate) chunk_key: [u8; 32],
+    pub(crate) epoch: u64,
+    pub(crate) volume: Option<VolumeId>,
+    pub(crate) size: u64,
+    pub(crate) status: Status,
+}
+
+impl State {
+    /// The state of a volume of `size` bytes that no state was ever written for.
+    pub(crate) const fn of_nothing(replica: ReplicaId, chunk_key: [u8; 32], size: u64) -> Self {
+        let status = match size {
+            0 => Status::Direct { tip: None, watermark: 0 },
+            _ => Status::Adopted,
+        };
+        Self { replica, chunk_key, epoch: 0, volume: None, size, status }
+    }
+
+    /// The state as a source is told of it, with an increment that the journal holds.
+    pub(crate) fn describe(&self, journaled: Option<Resume>) -> TargetState {
+        let resume = match self.status {
+            Status::Direct { tip, watermark } if watermark > 0 => {
+                Some(Resume { base: None, tip, from: watermark })
+            }
+            Status::Direct { .. } => None,
+            Status::Complete { .. } | Status::Adopted => journaled,
+        };
+        TargetState {
+            replica: self.replica,
+            chunk_key: self.chunk_key,
+            volume: self.volume,
+            generation: self.generation(),
+            root: self.root(),
+            size: self.size,
+            incomplete: !matches!(self.status, Status::Complete { .. }),
+            resume,
+        }
+    }
+
+    pub(crate) const fn generation(&self) -> Option<Generation> {
+        match self.status {
+            Status::Complete { generation, .. } => Some(generation),
+            Status::Direct { .. } | Status::Adopted => None,
+        }
+    }
+
+    pub(crate) const fn root(&self) -> Option<Root> {
+        match self.status {
+            Status::Complete { root, .. } => Some(root),
+            Status::Direct { .. } | Status::Adopted => None,
+        }
+    }
+
+    fn encode(&self, sequence: u64) -> Result<Vec<u8>, Problem> {
+        let (tag, tip, watermark) = match self.status {
+            Status::Complete { .. } => (1, None, 0),
+            Status::Direct { tip, watermark } => (2, tip, watermark),
+            Status::Adopted => (3, None, 0),
+        };
+        let slot = Writer::default()
+            .bytes(MAGIC)
+            .u32(VERSION)
+            .u32(tag)
+            .u64(sequence)
+            .u64(self.epoch)
+            .bytes(&self.replica.0)
+            .bytes(&self.chunk_key)
+            .volume(self.volume)
+            .generation(self.generation())?
+            .bytes(&self.root().map_or([0; 32], |root| root.0))
+            .u64(self.size)
+            .generation(tip)?
+            .u64(watermark)
+            .pad(SLOT_LEN - CHECKSUM_LEN)
+            .checksummed();
+        Ok(slot)
+    }
+
+    /// The fields after magic and version.
+    fn decode(mut fields: Reader<'_>) -> Option<(u64, Self)> {
+        let tag = fields.u32()?;
+        let (sequence, epoch) = (fields.u64()?, fields.u64()?);
+        let (replica, chunk_key, volume) = (fields.replica()?, fields.array()?, fields.volume()?);
+        let (generation, root) = (fields.generation()?, Root(fields.array()?));
+        let size = fields.u64().filter(|size| *size <= VOLUME_LEN_MAX)?;
+        let tip = fields.generation()?;
+        let watermark = fields.u64().filter(|chunks| *chunks <= chunk_count(VOLUME_LEN_MAX))?;
+        let status = match tag {
+            1 => Status::Complete { generation: generation?, root },
+            2 => Status::Direct { tip, watermark },
+            3 => Status::Adopted,
+            _ => return None,
+        };
+        Some((sequence, Self { replica, chunk_key, epoch, volume, size, status }))
+    }
+}
+
+/// One slot, as it was found.
+enum Slot {
+    /// Never written.
+    Empty,
+    /// Torn or damaged.
+    Damaged,
+    Valid(u64, State),
+}
+
+/// The two slots.
+#[derive(Debug)]
+pub(crate) struct Slots<D> {
+    store: Store<D>,
+    sequence: u64,
+}
+
+impl<D: Disk> Slots<D> {
+    /// Reads what was last committed; `None` if nothing ever was.
+    pub(crate) fn open(disk: D) -> Result<(Self, Option<State>), Problem> {
+        let store = Store::new(Part::State, disk);
+        store.settle()?;
+        Self::read(store)
+    }
+
+    /// As [`open`](Self::open), but only looks: another process may be writing.
+    pub(crate) fn peek(disk: D) -> Result<Option<State>, Problem> {
+        Ok(Self::read(Store::new(Part::State, disk))?.1)
+    }
+
+    fn read(store: Store<D>) -> Result<(Self, Option<State>), Problem> {
+        let (mut damaged, mut newest) = (0, None);
+        for slot in 0..2 {
+            match read_slot(&store, slot)? {
+                Slot::Empty => {}
+                Slot::Damaged => damaged += 1,
+                Slot::Valid(sequence, state) => {
+                    if newest.as_ref().is_none_or(|(newest, _)| *newest < sequence) {
+                        newest = Some((sequence, state));
+                    }
+                }
+            }
+        }
+        // One damaged slot is a crash in mid-commit. With the other one empty it was the very
+        // first commit, before which a replica holds nothing.
+        if damaged == 2 {
+            return Err(Problem::StateDamaged);
+        }
+        let (sequence, state) = newest.unzip();
+        Ok((Self { store, sequence: sequence.unwrap_or(0) }, state))
+    }
+
+    pub(crate) fn into_disk(self) -> D {
+        self.store.into_disk()
+    }
+
+    /// Whether nothing was ever committed.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.sequence == 0
+    }
+
+    /// Makes `state` what the next open finds: entirely or not at all.
+    pub(crate) fn commit(&mut self, state: &State) -> Result<(), Problem> {
+        let sequence = self.sequence + 1;
+        self.store.write_at(sequence % 2 * SLOT_LEN as u64, &state.encode(sequence)?)?;
+        self.store.sync()?;
+        self.sequence = sequence;
+        Ok(())
+    }
+}
+
+fn read_slot<D: Disk>(store: &Store<D>, slot: u64) -> Result<Slot, Problem> {
+    let mut bytes = [0; SLOT_LEN];
+    store.read_below(store.len()?, slot * SLOT_LEN as u64, &mut bytes)?;
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(Slot::Empty);
+    }
+    let Some(mut fields) = checked(&bytes).map(Reader) else { return Ok(Slot::Damaged) };
+    match (fields.array(), fields.u32()) {
+        (Some(magic), Some(VERSION)) if &magic == MAGIC => {}
+        (Some(magic), Some(version)) if &magic == MAGIC && version > VERSION => {
+            return Err(Problem::Newer { part: Part::State, version });
+        }
+        _ => return Ok(Slot::Damaged),
+    }
+    Ok(State::decode(fields)
+        .map_or(Slot::Damaged, |(sequence, state)| Slot::Valid(sequence, state)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(status: Status) -> State {
+        State {
+            replica: ReplicaId([1; 16]),
+            chunk_key: [2; 32],
+            epoch: 3,
+            volume: Some(VolumeId([4; 16])),
+            size: 5,
+            status,
+        }
+    }
+
+    #[test]
+    fn the_layout_is_pinned() {
+        let complete = Status::Complete { generation: Generation::Zfs(6), root: Root([7; 32]) };
+        let bytes = state(complete).encode(8).unwrap();
+        let mut expected =
+            b"DRIFTST\n\x01\0\0\0\x01\0\0\0\x08\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0".to_vec();
+        expected.extend([1; 16]);
+        expected.extend([2; 32]);
+        expected.extend([1, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([4; 16]);
+        expected.extend([1, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([0; 24]);
+        expected.extend([7; 32]);
+        expected.extend([5, 0, 0, 0, 0, 0, 0, 0]);
+        expected.resize(4064, 0);
+        let checksum = *blake3::hash(&expected).as_bytes();
+        expected.extend(checksum);
+        assert!(bytes == expected);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let tip = Some(Generation::Content(Root([9; 32])));
+        let root = Root([7; 32]);
+        for status in [
+            Status::Complete { generation: Generation::Zfs(u64::MAX), root },
+            Status::Direct { tip, watermark: 10 },
+            Status::Direct { tip: None, watermark: 0 },
+            Status::Adopted,
+        ] {
+            let bytes = state(status).encode(8).unwrap();
+            let fields = Reader(&checked(&bytes).unwrap()[12..]);
+            assert_eq!(State::decode(fields), Some((8, state(status))));
+        }
+    }
+}

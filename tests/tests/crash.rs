@@ -1,0 +1,778 @@
+//! A replica is killed at every operation it does, on disks that forget, and must be at
+//! generation N or N + 1 every time. The fault model is in `driftline_tests::disk`.
+
+use std::io;
+
+use driftline_extent::{
+    BLOCK_LEN, CHUNK_LEN, Change, Explained, Extent, Finish, Generation, Item, Offer, Plan,
+    PlanKind, Reason, Root, Standing, Target, VolumeId, chunk_count,
+};
+use driftline_manifest::{ChunkKey, Chunked, Chunker, SPAN_CHUNKS, Scope, TreeHasher};
+use driftline_target::{Disks, Replica};
+use driftline_tests::disk::{FakeDisk, Rng, World};
+
+const CHUNK: usize = CHUNK_LEN as usize;
+const VOLUME: VolumeId = VolumeId([9; 16]);
+
+/// A world whose replica holds generation N, and what leads to N + 1.
+struct Scenario {
+    name: &'static str,
+    world: World,
+    /// Length of the device; `None` for a file.
+    device: Option<u64>,
+    /// What stands at the volume.
+    base: Vec<u8>,
+    /// The generation it is, if it is one.
+    holds: Option<Generation>,
+    kind: PlanKind,
+    overwrite: bool,
+    /// What changes; for a whole volume everything that is not zero.
+    changes: Vec<Change>,
+    tip: Vec<u8>,
+    tip_generation: Generation,
+    /// Whether the plan already says the size and the end says the root.
+    informed: bool,
+}
+
+type Outcome<T = ()> = Result<T, String>;
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn random(seed: u64, len: usize) -> Vec<u8> {
+    let mut rng = Rng(seed);
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        bytes.extend_from_slice(&rng.next_u64().to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+fn naive_root(key: &ChunkKey, volume: &[u8]) -> Root {
+    let mut tree = TreeHasher::new(key);
+    let mut padded = volume.to_vec();
+    padded.resize(chunk_count(volume.len() as u64) as usize * CHUNK, 0);
+    padded.chunks(CHUNK).for_each(|chunk| tree.push(key.id(chunk)));
+    tree.into_root(volume.len() as u64)
+}
+
+/// Everything in a volume that is not zero, by chunks.
+fn whole(volume: &[u8]) -> Vec<Change> {
+    let chunks = volume.chunks(CHUNK).enumerate();
+    chunks
+        .filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0))
+        .map(|(i, bytes)| Change::Data { offset: (i * CHUNK) as u64, bytes: bytes.to_vec() })
+        .collect()
+}
+
+fn changed(base: &[u8], changes: &[Change], size: usize) -> Vec<u8> {
+    let mut tip = base.to_vec();
+    tip.resize(base.len().max(size), 0);
+    for change in changes {
+        let extent = change.extent().unwrap();
+        let end = extent.end().min(tip.len() as u64) as usize;
+        let start = (extent.offset() as usize).min(end);
+        match change {
+            Change::Data { bytes, .. } => tip[start..end].copy_from_slice(bytes),
+            Change::Zero(_) => tip[start..end].fill(0),
+        }
+    }
+    tip.truncate(size);
+    tip
+}
+
+impl Scenario {
+    fn open(&self, world: &World) -> Outcome<Replica<FakeDisk>> {
+        let disks = Disks {
+            volume: match self.device {
+                Some(len) => world.device("volume", len),
+                None => world.file("volume"),
+            },
+            state: world.file("state"),
+            journal: world.file("journal"),
+            ids: world.file("ids"),
+            overlay: world.file("overlay"),
+        };
+        // No two opens may draw the same nonce.
+        let mut seed = [7; 32];
+        seed[..8].copy_from_slice(&world.operations().to_le_bytes());
+        let mut replica = Replica::open("the volume", disks, seed).map_err(text)?;
+        replica.checkpoint_every(2 * CHUNK_LEN);
+        Ok(replica)
+    }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            kind: self.kind,
+            volume: Some(VOLUME),
+            base: self.holds.filter(|_| self.kind == PlanKind::Incremental),
+            tip: Some(self.tip_generation),
+            size: self.informed.then_some(self.tip.len() as u64),
+            standing: Standing::Proven,
+            bytes_expected: 0,
+        }
+    }
+
+    /// The items from chunk `from` on, and the root where all of the volume was seen.
+    fn items(&self, key: &ChunkKey, from: u64) -> (Vec<Chunked>, Option<Root>) {
+        let scope = match self.kind {
+            PlanKind::Incremental => Scope::Increment,
+            _ => Scope::Whole,
+        };
+        let mut chunker = Chunker::new(key, scope, from);
+        self.changes.iter().for_each(|change| chunker.push(change).unwrap());
+        let root = chunker.finish(Some(self.tip.len() as u64)).unwrap();
+        (std::iter::from_fn(|| chunker.poll()).collect(), root)
+    }
+
+    /// Delivers the increment as far as the world lets it; returns where it went on.
+    fn deliver(&self, replica: &mut Replica<FakeDisk>) -> Outcome<u64> {
+        let key = ChunkKey::new(&replica.state().chunk_key);
+        let offer = Offer { plan: self.plan(), overwrite: self.overwrite };
+        let from = replica.begin(&offer).map_err(text)?.from;
+        let (items, root) = self.items(&key, from);
+        let spans = self.lacking_spans(replica, &key)?;
+        let wanted: Vec<Chunked> = items
+            .into_iter()
+            .filter(|c| spans.as_ref().is_none_or(|s| s.contains(&(c.item.first() / SPAN_CHUNKS))))
+            .collect();
+        // The questions run ahead of the answers, as over a link.
+        for batch in wanted.chunks(3) {
+            let asked: Vec<Item> = batch.iter().map(|chunked| chunked.item).collect();
+            let lacks = replica.lacks(&asked).map_err(text)?;
+            for (chunked, lacks) in batch.iter().zip(lacks) {
+                let data = (lacks && chunked.item.data_len() > 0).then_some(&chunked.data[..]);
+                replica.apply(&chunked.item, data).map_err(text)?;
+                replica.mark(chunked.item.first() + chunked.item.count()).map_err(text)?;
+            }
+        }
+        let size = Some(self.tip.len() as u64);
+        let finish = Finish { tip: self.tip_generation, size, root };
+        let committed = replica.commit(&finish).map_err(text)?;
+        let expected = naive_root(&key, &self.tip);
+        if committed.root != expected || committed.generation != self.tip_generation {
+            return Err(format!("committed {committed:?} instead of root {expected}"));
+        }
+        Ok(from)
+    }
+
+    /// In a scan, the spans that differ.
+    fn lacking_spans(
+        &self,
+        replica: &mut Replica<FakeDisk>,
+        key: &ChunkKey,
+    ) -> Outcome<Option<Vec<u64>>> {
+        if self.kind != PlanKind::Scan {
+            return Ok(None);
+        }
+        let mut lacking = Vec::new();
+        for (i, span) in self.tip.chunks(SPAN_CHUNKS as usize * CHUNK).enumerate() {
+            let mut tree = TreeHasher::new(key);
+            span.chunks(CHUNK).for_each(|chunk| {
+                let mut chunk = chunk.to_vec();
+                chunk.resize(CHUNK, 0);
+                tree.push(key.id(&chunk));
+            });
+            let (index, count) = (i as u64 * SPAN_CHUNKS, tree.chunks());
+            let item = Item::Span { index, count, digest: tree.into_span() };
+            if replica.lacks(&[item]).map_err(text)? == [true] {
+                lacking.push(i as u64);
+            }
+        }
+        Ok(Some(lacking))
+    }
+
+    fn run(&self, world: &World) -> Outcome<u64> {
+        self.deliver(&mut self.open(world)?)
+    }
+
+    /// Opens what a fault left and checks that it is N or N + 1, exactly. Returns whether
+    /// it is N + 1.
+    fn check(&self, world: &World) -> Outcome<bool> {
+        let mut replica = self.open(world).map_err(|e| format!("does not open: {e}"))?;
+        let state = replica.state();
+        let content = world.content("volume");
+        let is = |expected: &[u8]| match self.device {
+            Some(_) => content.starts_with(expected),
+            None => content == expected,
+        };
+        if state.generation.is_some() {
+            let report = replica.verify(&mut |_| {}).map_err(text)?;
+            if !report.is_clean() {
+                return Err(format!("verifies as {report:?}"));
+            }
+        }
+        if state.generation == Some(self.tip_generation) {
+            let key = ChunkKey::new(&state.chunk_key);
+            let root_is_right = state.root == Some(naive_root(&key, &self.tip));
+            let right = is(&self.tip) && root_is_right && !state.incomplete;
+            return if right { Ok(true) } else { Err("is at N + 1 with other bytes".into()) };
+        }
+        let direct = self.holds.is_none() && !self.overwrite;
+        let given_up = self.overwrite && state.generation.is_none() && state.incomplete;
+        if state.generation != self.holds && !given_up {
+            return Err(format!("is at {:?}", state.generation));
+        }
+        if state.generation.is_none() != state.incomplete {
+            return Err("is incomplete at a generation".into());
+        }
+        if !direct && !is(&self.base) { Err("is at N with other bytes".into()) } else { Ok(false) }
+    }
+
+    /// As `check`, then delivers the increment again if it is needed. Returns where that
+    /// went on, if it did.
+    fn check_and_finish(&self, world: &World) -> Outcome<Option<u64>> {
+        if self.check(world)? {
+            return Ok(None);
+        }
+        let from = self.run(world).map_err(|e| format!("cannot be delivered again: {e}"))?;
+        // Whatever was left unsynced must not matter any more.
+        world.crash(0);
+        match self.check(world)? {
+            true => Ok(Some(from)),
+            false => Err("is at N after it was delivered again".into()),
+        }
+    }
+
+    /// How many operations one undisturbed delivery takes.
+    fn operations(&self) -> Outcome<u64> {
+        let world = self.world.fork();
+        let before = world.operations();
+        self.run(&world)?;
+        Ok(world.operations() - before)
+    }
+
+    fn context<T>(&self, outcome: Outcome<T>, what: std::fmt::Arguments<'_>) -> Outcome<T> {
+        outcome.map_err(|error| format!("{}, {what}: {error}", self.name))
+    }
+
+    /// Power loss at every operation. Returns how often a delivery went on above zero.
+    fn sweep_crashes(&self, seeds: u64) -> Outcome<u64> {
+        let mut resumed = 0;
+        for stop in 0..=self.operations()? {
+            for seed in 0..seeds {
+                let world = self.world.fork();
+                world.stop_after(stop);
+                let _ = self.run(&world);
+                world.crash(seed + stop * 8);
+                let outcome = self.check_and_finish(&world);
+                let from = self.context(outcome, format_args!("stop {stop}, seed {seed}"))?;
+                resumed += u64::from(from.is_some_and(|from| from > 0));
+            }
+        }
+        Ok(resumed)
+    }
+
+    /// Power loss at a sample of operations, then again at every operation of the recovery
+    /// and of what follows. The first stop may also be a kill, which loses nothing yet.
+    fn sweep_nested(&self, stride: usize, killed: bool) -> Outcome {
+        let operations = self.operations()?;
+        for stop in (0..=operations).step_by(stride) {
+            let first = self.world.fork();
+            first.stop_after(stop);
+            let _ = self.run(&first);
+            if killed {
+                first.restart();
+            } else {
+                first.crash(stop * 8 + 2 + stop % 6);
+            }
+            let again = first.fork();
+            let before = again.operations();
+            let _ = self.open(&again);
+            let recovery = again.operations() - before;
+            // All of the recovery, and some of the session after it.
+            let later = (recovery..recovery + operations).step_by(7);
+            for second in (0..recovery).chain(later) {
+                let seed = second * 8 + 3 + stop % 5;
+                let world = first.fork();
+                world.stop_after(second);
+                let _ = self.run(&world);
+                world.crash(seed);
+                let outcome = self.check_and_finish(&world);
+                let what =
+                    format_args!("stop {stop}, killed {killed}, second {second}, seed {seed}");
+                self.context(outcome, what)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every operation fails once; then the replica is opened again, at once, after a power
+    /// loss, and with a power loss in what follows.
+    fn sweep_errors(&self) -> Outcome {
+        let operations = self.operations()?;
+        for fail in 0..operations {
+            for kind in [io::ErrorKind::Other, io::ErrorKind::StorageFull] {
+                let first = self.world.fork();
+                first.fail_at(fail, kind);
+                let _ = self.run(&first);
+                first.restart();
+                let world = first.fork();
+                let what = format_args!("fail {fail} with {kind:?}");
+                self.context(self.check_and_finish(&world), what)?;
+                let world = first.fork();
+                world.crash(fail * 8 + 2);
+                let what = format_args!("fail {fail} with {kind:?}, then crash");
+                self.context(self.check_and_finish(&world), what)?;
+                for stop in (fail % 9..2 * operations).step_by(9) {
+                    let world = first.fork();
+                    world.stop_after(stop);
+                    let _ = self.run(&world);
+                    world.crash(stop * 8 + fail % 8);
+                    let what = format_args!("fail {fail} with {kind:?}, then stop {stop}");
+                    self.context(self.check_and_finish(&world), what)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+const fn generation(guid: u64) -> Generation {
+    Generation::Zfs(guid)
+}
+
+fn data(chunk: usize, block: usize, seed: u64, len: usize) -> Change {
+    let offset = (chunk * CHUNK) as u64 + block as u64 * BLOCK_LEN;
+    Change::Data { offset, bytes: random(seed, len) }
+}
+
+fn zero(start: u64, end: u64) -> Change {
+    Change::Zero(Extent::from_bounds(start, end).unwrap())
+}
+
+/// A replica of `base` at `holds`, made by a whole copy.
+fn replica_of(base: &[u8], holds: Generation, device: Option<u64>) -> World {
+    let scenario = Scenario {
+        name: "setup",
+        world: World::new(),
+        device,
+        base: Vec::new(),
+        holds: None,
+        kind: PlanKind::Full,
+        overwrite: false,
+        changes: whole(base),
+        tip: base.to_vec(),
+        tip_generation: holds,
+        informed: true,
+    };
+    scenario.run(&scenario.world).unwrap();
+    scenario.world.crash(0);
+    assert!(scenario.check(&scenario.world).unwrap());
+    scenario.world.fork()
+}
+
+/// Eight chunks, of which the fourth is zero and the last is partial.
+fn base() -> Vec<u8> {
+    let mut base = random(1, 7 * CHUNK + 1300);
+    base[3 * CHUNK..4 * CHUNK].fill(0);
+    base[5 * CHUNK + 4096..5 * CHUNK + 20480].fill(0);
+    base
+}
+
+fn increment(
+    name: &'static str,
+    device: Option<u64>,
+    changes: Vec<Change>,
+    size: usize,
+) -> Scenario {
+    let base = base();
+    let tip = changed(&base, &changes, size);
+    Scenario {
+        name,
+        world: replica_of(&base, generation(1), device),
+        device,
+        base,
+        holds: Some(generation(1)),
+        kind: PlanKind::Incremental,
+        overwrite: false,
+        changes,
+        tip,
+        tip_generation: generation(2),
+        informed: false,
+    }
+}
+
+/// Whole chunks, parts of chunks, zeros, data that repeats, and room at the end.
+fn growing(device: Option<u64>) -> Scenario {
+    let c = CHUNK as u64;
+    let changes = vec![
+        data(0, 0, 10, CHUNK),
+        data(1, 3, 11, 1024),
+        zero(c + 20 * BLOCK_LEN, c + 40 * BLOCK_LEN),
+        zero(2 * c, 5 * c + 1024),
+        data(5, 7, 12, 4096),
+        data(6, 0, 10, CHUNK),
+        data(8, 0, 13, CHUNK + 700),
+    ];
+    let name = if device.is_some() { "growing on a device" } else { "growing" };
+    increment(name, device, changes, 9 * CHUNK + 700)
+}
+
+fn shrinking() -> Scenario {
+    let c = CHUNK as u64;
+    let changes = vec![data(1, 100, 20, 3 * 512), zero(2 * c, 3 * c), zero(4 * c, 1 << 50)];
+    increment("shrinking", None, changes, 4 * CHUNK)
+}
+
+/// The end cuts a chunk that changes as well.
+fn cutting_changed() -> Scenario {
+    let changes = vec![data(0, 1, 30, 512), data(5, 0, 31, 512)];
+    increment("cutting a changed chunk", None, changes, 5 * CHUNK + 777)
+}
+
+/// The end cuts a chunk that does not change otherwise.
+fn cutting_unchanged() -> Scenario {
+    increment("cutting an unchanged chunk", None, vec![data(0, 1, 32, 512)], 6 * CHUNK + 100)
+}
+
+fn first_copy(device: Option<u64>) -> Scenario {
+    let tip = base();
+    Scenario {
+        name: "first copy",
+        world: {
+            let world = World::new();
+            if let Some(len) = device {
+                world.device("volume", len);
+            }
+            world
+        },
+        device,
+        base: Vec::new(),
+        holds: None,
+        kind: PlanKind::Full,
+        overwrite: false,
+        changes: whole(&tip),
+        tip,
+        tip_generation: generation(1),
+        informed: true,
+    }
+}
+
+/// A plain source without a map, whose generation is its content.
+fn scan() -> Scenario {
+    let base = base();
+    let changes = [data(2, 0, 40, CHUNK), data(3, 9, 41, 512), data(6, 0, 42, CHUNK)];
+    let mut tip = changed(&base, &changes, 7 * CHUNK + 200);
+    tip[4 * CHUNK..5 * CHUNK].fill(0);
+    let holds = Generation::Content(Root([1; 32]));
+    Scenario {
+        name: "scan",
+        world: replica_of(&base, holds, None),
+        device: None,
+        base,
+        holds: Some(holds),
+        kind: PlanKind::Scan,
+        overwrite: false,
+        changes: whole(&tip),
+        tip,
+        tip_generation: Generation::Content(Root([2; 32])),
+        informed: true,
+    }
+}
+
+/// A whole copy, by consent, over a file that was not made by Driftline.
+fn over_foreign() -> Scenario {
+    let base = base();
+    let world = World::new();
+    let volume = world.file("volume");
+    driftline_target::Disk::write_at(&volume, 0, &base).unwrap();
+    driftline_target::Disk::sync(&volume).unwrap();
+    let tip = changed(&base, &[data(0, 0, 50, CHUNK), data(8, 0, 51, 900)], 8 * CHUNK + 900);
+    Scenario {
+        name: "over a foreign file",
+        world,
+        device: None,
+        base,
+        holds: None,
+        kind: PlanKind::Full,
+        overwrite: true,
+        changes: whole(&tip),
+        tip,
+        tip_generation: generation(2),
+        informed: true,
+    }
+}
+
+/// A whole copy, by consent, over a replica that something else wrote to.
+fn over_modified() -> Scenario {
+    let mut scenario = over_foreign();
+    scenario.name = "over a modified replica";
+    scenario.world = replica_of(&base(), generation(1), None);
+    scenario.world.flip("volume", 6 * CHUNK_LEN + 5, 3);
+    scenario.base = scenario.world.content("volume");
+    scenario.holds = Some(generation(1));
+    scenario
+}
+
+fn all() -> Vec<Scenario> {
+    vec![
+        growing(None),
+        growing(Some(12 * CHUNK_LEN)),
+        shrinking(),
+        cutting_changed(),
+        cutting_unchanged(),
+        first_copy(None),
+        first_copy(Some(12 * CHUNK_LEN)),
+        scan(),
+        over_foreign(),
+    ]
+}
+
+fn or_panic<T>(outcome: Outcome<T>) -> T {
+    outcome.unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn undisturbed_deliveries_end_where_they_should() {
+    for scenario in all().into_iter().chain([over_modified()]) {
+        let world = scenario.world.fork();
+        let from = or_panic(scenario.context(scenario.run(&world), format_args!("undisturbed")));
+        assert_eq!(from, 0);
+        world.crash(0);
+        assert!(or_panic(scenario.check(&world)), "{}", scenario.name);
+    }
+}
+
+#[test]
+fn power_loss_at_every_operation() {
+    for scenario in all() {
+        let resumed = or_panic(scenario.sweep_crashes(5));
+        assert!(resumed > 0, "{}: no delivery ever went on", scenario.name);
+    }
+}
+
+#[test]
+fn power_loss_within_recovery() {
+    for scenario in all() {
+        or_panic(scenario.sweep_nested(5, false));
+    }
+}
+
+#[test]
+fn power_loss_after_a_kill() {
+    for scenario in all() {
+        or_panic(scenario.sweep_nested(5, true));
+    }
+}
+
+#[test]
+fn every_operation_fails_once() {
+    for scenario in [growing(None), shrinking(), first_copy(None), scan(), over_foreign()] {
+        or_panic(scenario.sweep_errors());
+    }
+}
+
+/// Ascending runs of blocks with random content or zeros; only zeros reach beyond the end.
+fn random_changes(rng: &mut Rng, size: u64) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let mut at = 0;
+    for _ in 0..rng.below(8) {
+        let offset = at + rng.below(200) * BLOCK_LEN;
+        let wanted = Extent::new(offset, (rng.below(300) + 1) * BLOCK_LEN).unwrap();
+        at = wanted.end();
+        if rng.below(3) == 0 {
+            changes.push(Change::Zero(wanted));
+        } else if let Some(extent) = wanted.clamp(size) {
+            let bytes = random(rng.next_u64(), extent.len() as usize);
+            changes.push(Change::Data { offset, bytes });
+        }
+    }
+    changes
+}
+
+#[test]
+fn power_loss_in_random_increments() {
+    for seed in 0..40 {
+        let mut rng = Rng(seed);
+        let size = rng.below(9 * CHUNK_LEN);
+        let changes = random_changes(&mut rng, size);
+        let scenario = increment("random", None, changes, size as usize);
+        let operations = or_panic(scenario.operations());
+        for _ in 0..6 {
+            let (stop, luck) = (rng.below(operations + 1), rng.next_u64());
+            let world = scenario.world.fork();
+            world.stop_after(stop);
+            let _ = scenario.run(&world);
+            world.crash(luck);
+            let outcome = scenario.check_and_finish(&world);
+            let what = format_args!("seed {seed}, stop {stop}, luck {luck}");
+            or_panic(scenario.context(outcome, what));
+        }
+    }
+}
+
+#[test]
+fn what_stood_on_a_device_behind_the_volume_is_not_part_of_it() {
+    let scenario = growing(Some(12 * CHUNK_LEN));
+    let device = scenario.world.device("volume", 0);
+    let behind = scenario.base.len() as u64;
+    let junk = random(60, 12 * CHUNK - scenario.base.len());
+    driftline_target::Disk::write_at(&device, behind, &junk).unwrap();
+    driftline_target::Disk::sync(&device).unwrap();
+    or_panic(scenario.sweep_crashes(2));
+}
+
+#[test]
+fn a_device_that_is_too_small_is_refused() {
+    let scenario = first_copy(Some(7 * CHUNK_LEN));
+    let mut replica = or_panic(scenario.open(&scenario.world));
+    let before = scenario.world.operations();
+    let offer = Offer { plan: scenario.plan(), overwrite: false };
+    assert_eq!(replica.begin(&offer).unwrap_err().reason(), Reason::TargetFull);
+    assert_eq!(scenario.world.operations(), before);
+    // Without a size in the plan it is found out at the end.
+    let scenario = growing(Some(8 * CHUNK_LEN));
+    let error = scenario.run(&scenario.world).unwrap_err();
+    assert!(error.contains("the device has 524288"), "{error}");
+    assert!(!or_panic(scenario.check(&scenario.world)));
+}
+
+/// The first stop whose journal, kept whole, is sealed while the volume is still at N, and
+/// the first at which the volume is neither at N nor at N + 1.
+fn sealed_stops(scenario: &Scenario) -> (World, World) {
+    let (mut sealed, mut between) = (None, None);
+    for stop in 0..=scenario.operations().unwrap() {
+        let world = scenario.world.fork();
+        world.stop_after(stop);
+        let _ = scenario.run(&world);
+        world.crash(1);
+        let volume = world.content("volume");
+        let has_seal = world.content("journal").get(4096..4104) == Some(b"DRIFTSL\n");
+        if volume == scenario.base && has_seal {
+            sealed.get_or_insert(world);
+        } else if volume != scenario.base && volume != scenario.tip {
+            between.get_or_insert(world);
+        }
+    }
+    (sealed.unwrap(), between.unwrap())
+}
+
+/// Every offset in the fields of a journal, and some in its payloads.
+fn journal_offsets(journal: &[u8]) -> impl Iterator<Item = u64> + use<> {
+    let records = 8192..journal.len() as u64;
+    let fields = (0..184).chain(480..512).chain(4096..4776).chain(6144..6824).chain(8192..8344);
+    fields.step_by(3).chain(records.step_by(1013)).chain([journal.len() as u64 - 1])
+}
+
+#[test]
+fn a_damaged_journal_is_dropped_or_named() {
+    let scenario = growing(None);
+    let (sealed, between) = sealed_stops(&scenario);
+    let journal = sealed.content("journal");
+    let unsealed = sealed.fork();
+    [4096, 6144].iter().for_each(|offset| unsealed.flip("journal", *offset, 0));
+    let (mut finished, mut named) = (0, 0);
+    for offset in journal_offsets(&journal) {
+        let bit = (offset % 8) as u8;
+        // Not sealed: what is damaged comes again.
+        let world = unsealed.fork();
+        world.flip("journal", offset, bit);
+        let outcome = scenario.check_and_finish(&world);
+        or_panic(scenario.context(outcome, format_args!("unsealed, byte {offset}")));
+        // Sealed: it is completed, or refused before anything is written.
+        for (world, name) in [(sealed.fork(), "sealed"), (between.fork(), "between")] {
+            world.flip("journal", offset, bit);
+            let before = world.content("volume");
+            match scenario.check_and_finish(&world) {
+                Ok(_) => finished += 1,
+                Err(error) => {
+                    assert!(error.contains("journal"), "{name}, byte {offset}: {error}");
+                    assert!(world.content("volume") == before, "{name}, byte {offset}");
+                    named += 1;
+                }
+            }
+        }
+    }
+    assert!(finished > 100 && named > 100, "{finished} finished, {named} named");
+}
+
+#[test]
+fn a_truncated_journal_is_dropped_or_named() {
+    let scenario = growing(None);
+    let (sealed, _) = sealed_stops(&scenario);
+    let len = sealed.content("journal").len() as u64;
+    for cut in (0..len).step_by(997).chain([512, 4096, 4776, 8192, 8344, len - 1]) {
+        let world = sealed.fork();
+        let journal = world.file("journal");
+        driftline_target::Disk::set_len(&journal, cut).unwrap();
+        driftline_target::Disk::sync(&journal).unwrap();
+        match scenario.check_and_finish(&world) {
+            Ok(_) => assert!(cut < 4776, "a journal cut at {cut} was believed"),
+            Err(error) => {
+                assert!(cut >= 4776 && error.contains("journal"), "cut at {cut}: {error}");
+                assert!(world.content("volume") == scenario.base);
+            }
+        }
+    }
+}
+
+/// Not even to complete an increment is a volume written that something else has cut or grown.
+#[test]
+fn another_size_behind_a_sealed_journal_is_refused() {
+    let scenario = growing(None);
+    let (sealed, _) = sealed_stops(&scenario);
+    for (len, fits) in [
+        (scenario.base.len() - 1, false),
+        (scenario.base.len() + 1, true),
+        (scenario.tip.len(), true),
+        (scenario.tip.len() + 1, false),
+    ] {
+        let world = sealed.fork();
+        driftline_target::Disk::set_len(&world.file("volume"), len as u64).unwrap();
+        let before = world.content("volume");
+        match scenario.open(&world) {
+            Ok(_) => assert!(fits && world.content("volume") == scenario.tip, "length {len}"),
+            Err(error) => {
+                assert!(!fits && error.contains("something else changed it"), "{len}: {error}");
+                assert!(world.content("volume") == before);
+            }
+        }
+    }
+}
+
+/// Damage at rest is never taken for what was committed.
+#[test]
+fn damage_at_rest_is_found() {
+    let scenario = growing(None);
+    for offset in (0..scenario.base.len() as u64).step_by(4099) {
+        let world = scenario.world.fork();
+        world.flip("volume", offset, 5);
+        let mut replica = or_panic(scenario.open(&world));
+        let report = replica.verify(&mut |_| {}).unwrap();
+        assert!(report.damaged_chunks == 1 && report.damaged.contains(offset), "byte {offset}");
+    }
+    for offset in 0..8 * 32 {
+        let world = scenario.world.fork();
+        world.flip("ids", offset, 2);
+        let mut replica = or_panic(scenario.open(&world));
+        assert!(!replica.verify(&mut |_| {}).unwrap().is_clean(), "id byte {offset}");
+        drop(replica);
+        let error = scenario.run(&world).unwrap_err();
+        assert!(error.contains("not what was committed") || error.contains("list of chunk ids"));
+    }
+}
+
+/// The test can fail: on a disk that does not keep what it said it kept, it does.
+#[test]
+fn lying_disks_are_noticed() {
+    let lies = |scenario: Scenario, disk: &'static str| {
+        scenario.world.lie_on_sync(disk);
+        scenario.sweep_crashes(8)
+    };
+    for disk in ["volume", "journal", "state", "ids"] {
+        for scenario in [growing(None), shrinking()] {
+            let name = scenario.name;
+            let found = lies(scenario, disk);
+            assert!(found.is_err(), "{name}: nobody noticed that {disk} lies");
+        }
+    }
+    for disk in ["volume", "state", "ids"] {
+        let found = lies(first_copy(None), disk);
+        assert!(found.is_err(), "first copy: nobody noticed that {disk} lies");
+    }
+    // The overlay is scratch: it may lie as it likes.
+    or_panic(lies(growing(None), "overlay"));
+}
