@@ -69,17 +69,15 @@ impl FileDisk {
 
     fn zero_file(&self, extent: Extent) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let mut at = extent.offset();
-        // Punching what is a hole already would only wear on the file system.
-        while let Some(data) = self.data_at_or_after(at)?.and_then(|data| data.intersect(&extent)) {
-            match fallocate(&self.file, flags, data.offset(), data.len()) {
-                Ok(()) => {}
-                Err(error) if is_unsupported(error) => self.zero_by_writing(data)?,
-                Err(error) => return Err(error.into()),
-            }
-            at = data.end();
+        // Punching what is a hole already would only wear on the file system. Where the data
+        // ends is not asked: some file systems look at every page to find out.
+        let Some(start) = self.data_start(extent.offset())? else { return Ok(()) };
+        let Some(data) = Extent::from_bounds(start, extent.end()) else { return Ok(()) };
+        match fallocate(&self.file, flags, data.offset(), data.len()) {
+            Ok(()) => Ok(()),
+            Err(error) if is_unsupported(error) => self.zero_by_writing(data),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
     fn zero_device(&self, extent: Extent) -> io::Result<()> {
@@ -116,24 +114,32 @@ impl FileDisk {
         Ok(())
     }
 
-    fn data_at_or_after(&self, from: u64) -> io::Result<Option<Extent>> {
-        let len = Disk::len(self)?;
-        let everything = Ok(Extent::from_bounds(from, len));
+    /// Where data starts, at or after `from`; `None` if there is none.
+    fn data_start(&self, from: u64) -> io::Result<Option<u64>> {
         if self.fixed.is_some() {
-            return everything;
+            return Ok(Some(from));
         }
-        let start = match seek(&self.file, SeekFrom::Data(from)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => return Ok(None),
-            Err(error) if is_unsupported(error) => return everything,
-            Err(error) => return Err(error.into()),
-        };
+        match seek(&self.file, SeekFrom::Data(from)) {
+            Ok(start) => Ok(Some(start.max(from))),
+            Err(Errno::NXIO) => Ok(None),
+            Err(error) if is_unsupported(error) => Ok(Some(from)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn data_at_or_after(&self, from: u64) -> io::Result<Option<Extent>> {
+        let Some(start) = self.data_start(from)? else { return Ok(None) };
+        let len = Disk::len(self)?;
+        if self.fixed.is_some() {
+            return Ok(Extent::from_bounds(start, len));
+        }
         let end = match seek(&self.file, SeekFrom::Hole(start)) {
             Ok(end) => end,
             Err(Errno::NXIO) => len,
+            Err(error) if is_unsupported(error) => len,
             Err(error) => return Err(error.into()),
         };
-        Ok(Extent::from_bounds(start.max(from), end))
+        Ok(Extent::from_bounds(start, end))
     }
 }
 

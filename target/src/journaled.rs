@@ -98,9 +98,12 @@ impl<D: Disk> Replica<D> {
     pub(crate) fn adopt(&mut self) -> Result<(), Problem> {
         self.journal.clear()?;
         self.overlay.clear()?;
+        let found = self.volume.len()?.min(VOLUME_LEN_MAX);
         let size = match self.state.status {
-            Status::Direct { .. } => self.volume.len()?.min(VOLUME_LEN_MAX),
-            Status::Complete { .. } | Status::Adopted => self.state.size,
+            Status::Direct { .. } => found,
+            // Of a device that is larger, only what was committed is looked at.
+            _ if self.volume.is_fixed() => self.state.size.min(found),
+            Status::Complete { .. } | Status::Adopted => found,
         };
         let epoch = self.state.epoch + 1;
         let adopted = State { epoch, size, status: Status::Adopted, ..self.state.clone() };
@@ -112,8 +115,8 @@ impl<D: Disk> Replica<D> {
             self.slots.commit(state)
         };
         let listed = match self.state.root() {
-            Some(root) => self.ids.root(&self.key, size)? == root,
-            None => false,
+            Some(root) if size == self.state.size => self.ids.root(&self.key, size)? == root,
+            _ => false,
         };
         if !listed {
             give_up(&mut self.state)?;

@@ -50,7 +50,37 @@ pub fn open(path: &Path, options: &Options) -> Result<Replica<FileDisk>, TargetE
     Ok(Replica::open(&name, disks, seed)?.guarded_by(guard))
 }
 
-fn open_disks(path: &Path, options: &Options) -> Result<(Disks<FileDisk>, File), Problem> {
+/// Keeps other processes out, and takes away what was made for nothing.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    /// Locked: the file named `lock`, and a regular file that is the volume. The second one
+    /// keeps apart those who come by another name of the same file.
+    _locks: Vec<File>,
+    /// What did not exist before, innermost first.
+    made: Vec<PathBuf>,
+}
+
+impl Guard {
+    /// What was made is put to use, and stays.
+    pub(crate) fn keep(&mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        for path in &self.made {
+            // If it cannot be removed, an empty file is left behind and does no harm.
+            let _ = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+        }
+    }
+}
+
+/// The books of a replica, by name.
+const BOOKS: [&str; 4] = ["state", "journal", "ids", "overlay"];
+const LOCK: &str = "lock";
+
+fn open_disks(path: &Path, options: &Options) -> Result<(Disks<FileDisk>, Guard), Problem> {
     let kind = match path.metadata() {
         Ok(metadata) => Some(metadata.file_type()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -71,23 +101,30 @@ fn open_disks(path: &Path, options: &Options) -> Result<(Disks<FileDisk>, File),
         None if !options.create => return Err(Problem::NotFound),
         _ => {}
     }
-    make_dir(&dir)?;
-    let guard = lock(&dir.join("lock"))?;
-    let book = |name: &str| {
+    let mut guard = Guard { _locks: Vec::new(), made: Vec::new() };
+    if make_dir(&dir)? {
+        guard.made.extend(BOOKS.iter().chain([&LOCK]).map(|name| dir.join(name)));
+        guard.made.push(dir.clone());
+    }
+    guard._locks.push(lock(&dir.join(LOCK))?);
+    let [state, journal, ids, overlay] = BOOKS.map(|name| {
         let path = dir.join(name);
         FileDisk::create(&path, false).map_err(|source| Problem::Open { path, source })
-    };
-    let (state, journal) = (book("state")?, book("journal")?);
-    let (ids, overlay) = (book("ids")?, book("overlay")?);
+    });
+    let (state, journal, ids, overlay) = (state?, journal?, ids?, overlay?);
     sync_dir(&dir)?;
     let volume = match kind {
         Some(_) => FileDisk::open_write(path),
-        None => FileDisk::create(path, true),
+        None => {
+            guard.made.insert(0, path.to_owned());
+            FileDisk::create(path, true)
+        }
     };
-    let volume = volume.map_err(|source| match source.kind() {
-        io::ErrorKind::ResourceBusy => Problem::InUse,
-        _ => Problem::Open { path: path.to_owned(), source },
-    })?;
+    let volume = volume.map_err(|source| Problem::Open { path: path.to_owned(), source })?;
+    // The kernel itself keeps a block device to one writer.
+    if kind.is_none_or(|kind| kind.is_file()) {
+        guard._locks.push(lock_volume(path)?);
+    }
     if kind.is_none() {
         sync_dir(parent_of(path))?;
     }
@@ -99,11 +136,12 @@ fn is_something(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.len() > 0)
 }
 
-fn make_dir(dir: &Path) -> Result<(), Problem> {
+/// Whether it had to be made.
+fn make_dir(dir: &Path) -> Result<bool, Problem> {
     let at = |source| Problem::Open { path: dir.to_owned(), source };
     match DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => sync_dir(parent_of(dir)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        Ok(()) => sync_dir(parent_of(dir)).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(false),
         Err(error) => Err(at(error)),
     }
 }
@@ -127,19 +165,29 @@ fn lock(path: &Path) -> Result<File, Problem> {
     let mut options = fs::OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let mut file = options.open(path).map_err(at)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let mut pid = String::new();
-            let _ = file.take(16).read_to_string(&mut pid);
-            return Err(Problem::Busy { pid: pid.trim().parse().ok() });
-        }
-        Err(error) => return Err(at(error.into())),
+    if !try_lock(&file).map_err(at)? {
+        let mut pid = String::new();
+        let _ = file.take(16).read_to_string(&mut pid);
+        return Err(Problem::Busy { pid: pid.trim().parse().ok() });
     }
     file.set_len(0).map_err(at)?;
     file.rewind().map_err(at)?;
     writeln!(file, "{}", std::process::id()).map_err(at)?;
     Ok(file)
+}
+
+fn lock_volume(path: &Path) -> Result<File, Problem> {
+    let at = |source: io::Error| Problem::Open { path: path.to_owned(), source };
+    let file = File::open(path).map_err(at)?;
+    if try_lock(&file).map_err(at)? { Ok(file) } else { Err(Problem::Busy { pid: None }) }
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What [`inspect`] found.

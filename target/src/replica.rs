@@ -1,6 +1,6 @@
 //! The replica: what it is made of, how it is opened, and which offers it accepts.
 
-use std::{collections::HashMap, fs::File};
+use std::{collections::HashMap, fmt};
 
 use driftline_extent::{
     Begin, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, ReplicaId, Target,
@@ -17,6 +17,7 @@ use crate::{
     ids::{IdList, Overlay},
     journal::Journal,
     journaled::{Journaled, Unsealed, find_unsealed},
+    open_path::Guard,
     state::{Slots, State, Status},
 };
 
@@ -42,7 +43,6 @@ pub struct Disks<D> {
 }
 
 /// A live target that is always at a generation. See the crate's documentation.
-#[derive(Debug)]
 pub struct Replica<D: Disk> {
     pub(crate) name: String,
     seed: [u8; 32],
@@ -63,8 +63,8 @@ pub struct Replica<D: Disk> {
     /// After how many bytes of a first copy its watermark moves up.
     pub(crate) checkpoint_len: u64,
     poisoned: bool,
-    /// Held locked for as long as the replica is open.
-    guard: Option<File>,
+    /// Keeps others out for as long as the replica is open.
+    guard: Option<Guard>,
 }
 
 /// How the current increment is received.
@@ -130,15 +130,14 @@ impl<D: Disk> Replica<D> {
         };
         // What a failed flush left in the cache is not what a crash would leave.
         this.ids.settle()?;
-        if recorded && !this.complete_sealed()? {
-            this.check_size()?;
+        if recorded && !this.complete_sealed()? && this.check_size().is_ok() {
             this.unsealed = find_unsealed(&this.journal, &this.state)?;
         }
         Ok(this)
     }
 
-    /// Keeps `guard`, a locked file, open for as long as the replica.
-    pub(crate) fn guarded_by(mut self, guard: File) -> Self {
+    /// Keeps `guard` for as long as the replica is open.
+    pub(crate) fn guarded_by(mut self, guard: Guard) -> Self {
         self.guard = Some(guard);
         self
     }
@@ -195,6 +194,9 @@ impl<D: Disk> Replica<D> {
         let Offer { plan, overwrite } = offer;
         let holds = self.state.generation();
         self.admit_source(plan, *overwrite)?;
+        if !overwrite {
+            self.check_size()?;
+        }
         let resumes = self.unsealed.as_ref().is_some_and(|unsealed| unsealed.is_of(plan));
         match (plan.kind, self.state.status) {
             (PlanKind::UpToDate, _) => Err(Problem::Malformed("nothing is to be done")),
@@ -326,6 +328,9 @@ impl<D: Disk> Target for Replica<D> {
         let admitted = if self.poisoned { Err(Problem::Poisoned) } else { self.admit(offer) };
         // A refusal is no failure: nothing was changed.
         let mode = admitted.map_err(|problem| problem.of(&self.name))?;
+        if let Some(guard) = &mut self.guard {
+            guard.keep();
+        }
         self.run(|this| this.begin_admitted(mode, &offer.plan))
     }
 
@@ -348,6 +353,15 @@ impl<D: Disk> Target for Replica<D> {
 
     fn commit(&mut self, finish: &Finish) -> Result<Committed, TargetError> {
         self.run(|this| this.commit_session(finish))
+    }
+}
+
+impl<D: Disk> fmt::Debug for Replica<D> {
+    /// Without the secrets: whoever has the chunk key can guess at content by its ids.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Replica");
+        debug.field("name", &self.name).field("status", &self.state.status);
+        debug.finish_non_exhaustive()
     }
 }
 

@@ -298,16 +298,71 @@ fn place_again(place: &Place, replica: Replica<FileDisk>) -> Replica<FileDisk> {
 }
 
 #[test]
-fn another_size_is_refused_and_nothing_is_written() {
-    let place = Place::holding(&pattern(3, 3 * CHUNK));
+fn another_size_is_refused_and_mended_only_by_consent() {
+    let content = pattern(3, 3 * CHUNK);
+    let place = Place::holding(&content);
     for size in [3 * CHUNK_LEN - 1, 3 * CHUNK_LEN + 1, 0] {
         fs::OpenOptions::new().write(true).open(&place.path).unwrap().set_len(size).unwrap();
         let before = place.everything();
-        let error = place.try_open().unwrap_err();
-        assert_eq!(error.reason(), Reason::TargetModified);
-        assert!(error.to_string().contains("196608"), "{error}");
+        let mut replica = place.open();
+        assert!(!replica.verify(&mut |_| {}).unwrap().size_matches);
+        for (kind, base) in [(PlanKind::Incremental, Some(1)), (PlanKind::Full, None)] {
+            let error = replica.begin(&offer(plan(kind, base, 2))).unwrap_err();
+            assert_eq!(error.reason(), Reason::TargetModified);
+            assert!(error.to_string().contains("196608"), "{error}");
+        }
+        drop(replica);
         assert!(place.everything() == before);
     }
+    // The last size was zero: a copy over it brings everything back.
+    let mut replica = place.open();
+    let full = Offer { plan: plan(PlanKind::Full, None, 2), overwrite: true };
+    replica.begin(&full).unwrap();
+    let (items, root) = items(&key(&replica), PlanKind::Full, &whole(&content), 3 * CHUNK_LEN, 0);
+    let moved: u64 = items.iter().map(|chunked| put(&mut replica, chunked).unwrap()).sum();
+    assert_eq!(moved, 3 * CHUNK_LEN);
+    let size = Some(3 * CHUNK_LEN);
+    replica.commit(&Finish { tip: Generation::Zfs(2), size, root }).unwrap();
+    assert!(replica.verify(&mut |_| {}).unwrap().is_clean());
+    assert!(fs::read(&place.path).unwrap() == content);
+}
+
+#[test]
+fn what_was_made_for_nothing_is_taken_away() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let listing = || fs::read_dir(dir.path()).unwrap().count();
+    let path = dir.path().join("replica.img");
+    let create = Options { create: true, state_dir: None };
+    let mut replica = driftline_target::open(&path, &create).unwrap();
+    let increment = plan(PlanKind::Incremental, Some(1), 2);
+    assert_eq!(replica.begin(&offer(increment)).unwrap_err().reason(), Reason::BaseMismatch);
+    drop(replica);
+    assert_eq!(listing(), 0, "a refused increment left something behind");
+    // Another's file stays, without books beside it.
+    fs::write(&path, pattern(1, CHUNK)).unwrap();
+    let mut replica = driftline_target::open(&path, &create).unwrap();
+    let full = offer(plan(PlanKind::Full, None, 2));
+    assert_eq!(replica.begin(&full).unwrap_err().reason(), Reason::TargetForeign);
+    drop(replica);
+    assert_eq!(listing(), 1);
+    assert_eq!(fs::read(&path).unwrap(), pattern(1, CHUNK));
+    fs::remove_file(&path).unwrap();
+    let mut replica = driftline_target::open(&path, &create).unwrap();
+    replica.begin(&full).unwrap();
+    drop(replica);
+    assert_eq!(listing(), 2, "what was begun stays");
+}
+
+#[test]
+fn another_name_of_the_same_file_is_the_same_file() {
+    let place = Place::holding(&pattern(3, CHUNK));
+    let linked = place.path.with_file_name("linked.img");
+    fs::hard_link(&place.path, &linked).unwrap();
+    let first = place.open();
+    let options = Options { create: false, state_dir: None };
+    let error = driftline_target::open(&linked, &options).unwrap_err();
+    assert_eq!(error.reason(), Reason::TargetBusy);
+    drop(first);
 }
 
 #[test]

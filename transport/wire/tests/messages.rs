@@ -4,8 +4,8 @@ mod common;
 
 use common::{CHUNKS_MAX, message};
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, Reason, Root, Standing,
-    VOLUME_LEN_MAX,
+    Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, Reason, ReplicaId, Resume,
+    Root, Standing, TargetState, VOLUME_LEN_MAX,
 };
 use driftline_wire::{Batch, DecodeError, Message, Verb, fuzzing, limits};
 use proptest::prelude::*;
@@ -229,6 +229,32 @@ fn sizes_and_watermarks_end_at_an_exbibyte() {
     assert_eq!(Message::from_bytes(&committed(VOLUME_LEN_MAX + 1).to_bytes()), over);
     assert!(Message::from_bytes(&finish(VOLUME_LEN_MAX).to_bytes()).is_ok());
     assert_eq!(Message::from_bytes(&finish(VOLUME_LEN_MAX + 1).to_bytes()), over);
+
+    let state = |size, from| {
+        let resume = Resume { base: None, tip: None, from };
+        Message::State(TargetState {
+            replica: ReplicaId([1; 16]),
+            chunk_key: [2; 32],
+            volume: None,
+            generation: None,
+            root: None,
+            size,
+            incomplete: false,
+            resume: Some(resume),
+        })
+    };
+    assert!(Message::from_bytes(&state(VOLUME_LEN_MAX, CHUNKS_MAX).to_bytes()).is_ok());
+    assert_eq!(Message::from_bytes(&state(VOLUME_LEN_MAX + 1, 0).to_bytes()), over);
+    let over_mark = limit("resume watermark", CHUNKS_MAX + 1, CHUNKS_MAX);
+    assert_eq!(Message::from_bytes(&state(0, CHUNKS_MAX + 1).to_bytes()), over_mark);
+
+    // kind, no volume, no base, no tip, a size, standing, bytes expected, overwrite
+    let offer = |size: u64| {
+        let bytes = [&[20, 2, 0, 0, 0, 1], size.to_le_bytes().as_slice(), &[0; 11]].concat();
+        Message::from_bytes(&bytes)
+    };
+    assert!(offer(VOLUME_LEN_MAX).is_ok());
+    assert_eq!(offer(VOLUME_LEN_MAX + 1), over);
 
     let begin = |from| Message::from_bytes(&Message::Begin(Begin { from }).to_bytes());
     assert!(begin(CHUNKS_MAX).is_ok());
