@@ -4,7 +4,7 @@
 //! twice. The chunks of a first copy come gapless and ascending; whenever enough of them have
 //! come they are synced, read back, and the watermark in the state moves up.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use driftline_extent::{CHUNK_LEN, ChunkId, Committed, Finish, Plan, VOLUME_LEN_MAX, chunk_count};
 use driftline_manifest::is_zero;
@@ -105,18 +105,24 @@ impl<D: Disk> Replica<D> {
         let direct = self.direct()?;
         covers(&direct, patch.index)?;
         let bytes = match data {
-            _ if patch.data.is_empty() => Vec::new(),
-            Some(bytes) => bytes.to_vec(),
-            None => self
-                .received_chunk(patch)?
-                .ok_or(Problem::Malformed("data that the target lacks was not sent"))?,
+            _ if patch.data.is_empty() => Cow::default(),
+            Some(bytes) => Cow::from(bytes),
+            None => Cow::from(
+                self.received_chunk(patch)?
+                    .ok_or(Problem::Malformed("data that the target lacks was not sent"))?,
+            ),
         };
         // A whole copy names everything: what it does not name is zero.
-        let mut chunk = chunk_buf();
-        patch.change(&mut chunk, &bytes);
+        let (chunk, id) = if patch.data.is_all() {
+            (bytes, patch.id)
+        } else {
+            let mut chunk = chunk_buf();
+            patch.change(&mut chunk, &bytes);
+            let id = self.key.id(&chunk);
+            (Cow::from(chunk), id)
+        };
         let kept = self.room_in(&direct, patch.offset(), &chunk)?;
         self.volume.write_sparse(patch.offset(), &chunk[..kept])?;
-        let id = self.key.id(&chunk);
         // The list is zero ahead, and stays a hole where it can.
         if !id.is_zero() || patch.index < direct.next {
             self.ids.set(patch.index, id)?;

@@ -1,7 +1,7 @@
 //! Receiving an increment through the journal: the volume stays as it is until all of it
 //! has come and been proven.
 
-use std::{collections::HashMap, ops::Range};
+use std::{borrow::Cow, collections::HashMap, ops::Range};
 
 use driftline_extent::{
     BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Plan, PlanKind, Resume, Root, VOLUME_LEN_MAX,
@@ -248,14 +248,19 @@ impl<D: Disk> Replica<D> {
         let mut payload = None;
         if !here {
             let bytes = match data {
-                _ if patch.data.is_empty() => Vec::new(),
-                Some(bytes) => bytes.to_vec(),
-                None => self
-                    .received_payload(patch)?
-                    .ok_or(Problem::Malformed("data that the target lacks was not sent"))?,
+                _ if patch.data.is_empty() => Cow::default(),
+                Some(bytes) => Cow::from(bytes),
+                None => Cow::from(
+                    self.received_payload(patch)?
+                        .ok_or(Problem::Malformed("data that the target lacks was not sent"))?,
+                ),
             };
-            patch.change(&mut chunk, &bytes);
-            after = self.key.id(&chunk);
+            after = if patch.data.is_all() {
+                patch.id
+            } else {
+                patch.change(&mut chunk, &bytes);
+                self.key.id(&chunk)
+            };
             payload = Some(bytes);
         }
         match self.overlay.get(patch.index)? {
