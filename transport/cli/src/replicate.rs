@@ -43,7 +43,7 @@ pub(crate) async fn run(
     json: bool,
     show: Show,
 ) -> anyhow::Result<()> {
-    let (source, target) = (arguments.source.parse()?, arguments.target.parse()?);
+    let (source, target): (Place, Place) = (arguments.source.parse()?, arguments.target.parse()?);
     let job = Job {
         overwrite: arguments.full,
         compression: parse_level(&arguments.compress)?,
@@ -57,7 +57,11 @@ pub(crate) async fn run(
         summary = work => summary,
         () = watch(progress.clone(), show) => unreachable!("progress is watched without end"),
     };
-    let summary = summary.with_context(|| format!("{source} to {target}"))?;
+    // What failed names itself; this says in which replication.
+    let summary = summary.with_context(|| match direction {
+        Direction::Push => target.to_string(),
+        Direction::Pull => source.to_string(),
+    })?;
     let (moved, took) = (progress.snapshot(), started.elapsed());
     if json {
         println!("{}", report::summary_json(&summary, &moved, took));
