@@ -53,7 +53,8 @@ fn files_stay_small() {
 #[test]
 fn nothing_is_left_open_or_switched_off() {
     // Spelt so that this file does not find itself.
-    let words = [["TO", "DO"], ["FIX", "ME"], ["todo", "!("], ["#[ig", "nore"], ["unimple", "mented!"]];
+    let words =
+        [["TO", "DO"], ["FIX", "ME"], ["todo", "!("], ["#[ig", "nore"], ["unimple", "mented!"]];
     for (path, text) in sources() {
         for word in words.map(|parts| parts.concat()) {
             assert!(!text.contains(&word), "{} has {word}", path.display());

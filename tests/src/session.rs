@@ -1,0 +1,495 @@
+//! A whole session on one thread: two links, two machines, and the real workers between.
+//!
+//! The source's worker runs as it does in the shell; whenever it would wait for the session,
+//! the session makes a step. Time passes only while nothing else can happen.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use driftline_extent::{Begin, Committed, Item, Plan, Source, Target, TargetState, Volume};
+use driftline_manifest::ChunkKey;
+use driftline_transport::{
+    Failure, Progress, TransportError,
+    deliver::{self, Outlet},
+    receive::Worker,
+};
+use driftline_wire::{
+    Announced, Link, LinkEvent, Message, Packer, Piece, Receiver, ReceiverOutput, Sender,
+    SenderOutput, SessionError, Verb,
+};
+
+use crate::link::{Delivery, Fault, Pipe};
+
+/// How a session is to go.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// [`Verb::Push`]: the source dials; otherwise the target does.
+    pub verb: Verb,
+    /// Batches are cut to this many items, so that small volumes make many frames.
+    pub batch_items: usize,
+    /// The zstd level; `None` sends data as it is.
+    pub compression: Option<i32>,
+    /// The user agreed to overwrite.
+    pub overwrite: bool,
+    /// How bytes arrive, in both directions.
+    pub delivery: Delivery,
+    /// What happens to a frame towards the target.
+    pub to_target: Option<Fault>,
+    /// What happens to a frame towards the source.
+    pub to_source: Option<Fault>,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            verb: Verb::Push,
+            batch_items: 3,
+            compression: Some(1),
+            overwrite: false,
+            delivery: Delivery::Whole,
+            to_target: None,
+            to_source: None,
+        }
+    }
+}
+
+/// How a session went.
+#[derive(Debug)]
+pub struct Outcome<T> {
+    /// How it ended for the source.
+    pub source: Result<(), TransportError>,
+    /// How it ended for the target.
+    pub target: Result<(), TransportError>,
+    /// The target itself, as the session left it.
+    pub replica: T,
+    /// The commits that the source heard of.
+    pub committed: Vec<Committed>,
+    /// Data bytes that the source packed, before compression.
+    pub data_packed: u64,
+    /// Data bytes that the target applied.
+    pub data_applied: u64,
+    /// Links that opened: two, if the handshake was completed on both sides.
+    pub opened: usize,
+    /// Every frame towards the target, as sent.
+    pub to_target: Vec<Bytes>,
+    /// Every frame towards the source, as sent.
+    pub to_source: Vec<Bytes>,
+    /// How long it took on the clock of the session.
+    pub elapsed_ms: u64,
+}
+
+/// Runs a session between `source` and `target` over these links, of which the right one
+/// dials. Both must have been made at time zero.
+///
+/// # Panics
+/// If the session neither ends nor fails.
+pub fn run<S: Source, T: Target>(
+    links: (Link, Link),
+    source: &mut S,
+    volume: Option<&dyn Volume>,
+    target: T,
+    script: &Script,
+) -> Outcome<T> {
+    let mut session = Session::new(links, volume, target, script);
+    while !session.is_over() {
+        match session.work.take() {
+            None => session.step(),
+            Some(Work::Plan(state)) => match deliver::plan(source, &state, script.overwrite) {
+                Ok(offer) => {
+                    session.plan = Some(offer.plan.clone());
+                    session.sender.handle_plan(offer);
+                }
+                Err(failure) => session.fail_source(failure),
+            },
+            Some(Work::Deliver(plan, begin)) => session.deliver(source, volume, &plan, begin),
+        }
+    }
+    session.into_outcome()
+}
+
+/// What the source's worker has to do.
+enum Work {
+    Plan(Box<TargetState>),
+    Deliver(Plan, Begin),
+}
+
+/// One end's link, and how it ended.
+struct End {
+    link: Link,
+    received: BytesMut,
+    result: Option<Result<(), TransportError>>,
+}
+
+impl End {
+    fn new(link: Link) -> Self {
+        Self { link, received: BytesMut::new(), result: None }
+    }
+
+    /// Notes how the end went, unless it was over before.
+    fn note(&mut self, result: Result<(), TransportError>) {
+        self.result.get_or_insert(result);
+    }
+
+    const fn is_over(&self) -> bool {
+        self.result.is_some()
+    }
+}
+
+struct Session<'a, T> {
+    source: End,
+    sender: Sender,
+    volume: Option<&'a dyn Volume>,
+    packer: Packer,
+    key: Option<ChunkKey>,
+    plan: Option<Plan>,
+    work: Option<Work>,
+    compared: VecDeque<(Item, bool)>,
+    progress: Progress,
+    committed: Vec<Committed>,
+
+    target: End,
+    receiver: Option<Receiver>,
+    worker: Worker<T>,
+    state: TargetState,
+    data_applied: u64,
+
+    to_target: Pipe,
+    to_source: Pipe,
+    verb: Verb,
+    batch_items: usize,
+    opened: usize,
+    now_ms: u64,
+}
+
+impl<'a, T: Target> Session<'a, T> {
+    fn new(
+        links: (Link, Link),
+        volume: Option<&'a dyn Volume>,
+        target: T,
+        script: &Script,
+    ) -> Self {
+        let state = target.state();
+        let (Ok(packer), Ok(worker)) = (Packer::new(script.compression), Worker::new(target))
+        else {
+            panic!("a zstd context needs only memory");
+        };
+        Self {
+            source: End::new(links.0),
+            sender: Sender::new(),
+            volume,
+            packer,
+            key: None,
+            plan: None,
+            work: None,
+            compared: VecDeque::new(),
+            progress: Progress::default(),
+            committed: Vec::new(),
+            target: End::new(links.1),
+            receiver: None,
+            worker,
+            state,
+            data_applied: 0,
+            to_target: Pipe::new(script.delivery.clone(), script.to_target.clone()),
+            to_source: Pipe::new(script.delivery.clone(), script.to_source.clone()),
+            verb: script.verb,
+            batch_items: script.batch_items,
+            opened: 0,
+            now_ms: 0,
+        }
+    }
+
+    const fn is_over(&self) -> bool {
+        self.source.is_over() && self.target.is_over()
+    }
+
+    fn into_outcome(self) -> Outcome<T> {
+        Outcome {
+            source: self.source.result.unwrap_or(Ok(())),
+            target: self.target.result.unwrap_or(Ok(())),
+            replica: self.worker.into_target(),
+            committed: self.committed,
+            data_packed: self.progress.snapshot().data,
+            data_applied: self.data_applied,
+            opened: self.opened,
+            to_target: self.to_target.into_sent(),
+            to_source: self.to_source.into_sent(),
+            elapsed_ms: self.now_ms,
+        }
+    }
+
+    fn deliver<S: Source>(
+        &mut self,
+        source: &mut S,
+        volume: Option<&dyn Volume>,
+        plan: &Plan,
+        begin: Begin,
+    ) {
+        let Some(key) = self.key.clone() else { return };
+        // The session's own progress counts what is packed meanwhile.
+        let progress = Progress::default();
+        match deliver::deliver(source, volume, plan, &key, begin, self, &progress) {
+            Ok(finish) if !self.source.is_over() => self.sender.handle_end(finish),
+            Ok(_) => {}
+            Err(failure) => self.fail_source(failure),
+        }
+    }
+
+    /// Tells the target why, if the session is not over anyway.
+    fn fail_source(&mut self, failure: Failure) {
+        if !self.source.is_over() {
+            self.sender.refuse(failure.reason, failure.detail.clone());
+            self.poll_sender();
+            self.source.note(Err(failure.into()));
+        }
+    }
+
+    fn fail_target(&mut self, failure: Failure) {
+        if let Some(receiver) = &mut self.receiver {
+            receiver.refuse(failure.reason, failure.detail.clone());
+        }
+        self.poll_receiver();
+        self.target.note(Err(failure.into()));
+    }
+
+    /// Lets each side do what it can and the next bytes arrive; if there is nothing to do
+    /// and nothing on its way, lets a second pass.
+    fn step(&mut self) {
+        self.poll_sender();
+        self.poll_receiver();
+        let sent = self.transmit();
+        let arrived = self.to_target.deliver(&mut self.target.received)
+            + self.to_source.deliver(&mut self.source.received);
+        while let Some(event) = next_event(&mut self.source, self.now_ms) {
+            if let Err(error) = self.source_event(event) {
+                self.source.note(Err(error));
+            }
+        }
+        while let Some(event) = next_event(&mut self.target, self.now_ms) {
+            if let Err(error) = self.target_event(event) {
+                self.target.note(Err(error));
+            }
+        }
+        if !sent && arrived == 0 && self.work.is_none() {
+            self.wait();
+        }
+    }
+
+    /// Sends what the links have, and closes the direction of an end that is over.
+    fn transmit(&mut self) -> bool {
+        let mut sent = false;
+        for (end, pipe) in
+            [(&mut self.source, &mut self.to_target), (&mut self.target, &mut self.to_source)]
+        {
+            while let Some(frame) = end.link.poll_transmit() {
+                pipe.send(frame);
+                sent = true;
+            }
+            if end.is_over() {
+                pipe.close();
+            }
+        }
+        sent
+    }
+
+    fn wait(&mut self) {
+        self.now_ms += 1000;
+        assert!(self.now_ms < 600_000, "the session hangs");
+        for (end, pipe) in
+            [(&mut self.source, &self.to_source), (&mut self.target, &self.to_target)]
+        {
+            if pipe.is_over() {
+                end.note(Err(TransportError::Closed));
+            } else if let Err(error) = end.link.handle_timeout(self.now_ms) {
+                end.note(Err(error.into()));
+            }
+        }
+    }
+
+    fn source_event(&mut self, event: LinkEvent) -> Result<(), TransportError> {
+        let now = self.now_ms;
+        match event {
+            LinkEvent::Open { .. } => {
+                self.opened += 1;
+                if self.verb == Verb::Push {
+                    let volume = "volume".to_owned();
+                    self.source.link.send(&Message::Request { verb: self.verb, volume }, now)?;
+                }
+            }
+            LinkEvent::Message(Message::Accept) if self.verb == Verb::Push => {}
+            LinkEvent::Message(Message::Request { .. }) if self.verb != Verb::Push => {
+                self.source.link.send(&Message::Accept, now)?;
+            }
+            LinkEvent::Message(message) => {
+                if let Message::State(state) = &message {
+                    self.source.link.bind(&state.replica);
+                }
+                self.sender.handle_message(message)?;
+                self.poll_sender();
+            }
+            LinkEvent::Data(_) => return Err(SessionError::Violation("a target sent data").into()),
+        }
+        Ok(())
+    }
+
+    fn poll_sender(&mut self) {
+        while !self.source.is_over()
+            && let Some(output) = self.sender.poll()
+        {
+            let done = match output {
+                SenderOutput::Send(message) => self.source.link.send(&message, self.now_ms),
+                SenderOutput::SendData(part) => self.source.link.send_data(&part, self.now_ms),
+                SenderOutput::Plan(state) => {
+                    self.key = Some(ChunkKey::new(&state.chunk_key));
+                    self.work = Some(Work::Plan(state));
+                    Ok(())
+                }
+                SenderOutput::Deliver(begin) => {
+                    self.work = self.plan.take().map(|plan| Work::Deliver(plan, begin));
+                    Ok(())
+                }
+                SenderOutput::Pack { seq, pieces } => {
+                    self.pack(seq, pieces);
+                    Ok(())
+                }
+                SenderOutput::Compared { span, differs } => {
+                    self.compared.push_back((span, differs));
+                    Ok(())
+                }
+                SenderOutput::Committed(committed) => {
+                    self.committed.push(committed);
+                    Ok(())
+                }
+                SenderOutput::Ended => {
+                    self.source.note(Ok(()));
+                    Ok(())
+                }
+            };
+            if let Err(error) = done {
+                self.source.note(Err(error.into()));
+            }
+        }
+    }
+
+    fn pack(&mut self, seq: u32, pieces: Vec<Piece>) {
+        let Some(key) = &self.key else { return };
+        match deliver::pack(&mut self.packer, self.volume, key, seq, pieces, &self.progress) {
+            Ok(parts) => self.sender.handle_packed(seq, parts),
+            Err(failure) => self.fail_source(failure),
+        }
+    }
+
+    fn target_event(&mut self, event: LinkEvent) -> Result<(), TransportError> {
+        let now = self.now_ms;
+        match (event, &mut self.receiver) {
+            (LinkEvent::Open { .. }, _) => {
+                self.opened += 1;
+                if self.verb != Verb::Push {
+                    let volume = "volume".to_owned();
+                    self.target.link.send(&Message::Request { verb: self.verb, volume }, now)?;
+                }
+            }
+            (LinkEvent::Message(Message::Accept), None) if self.verb != Verb::Push => {
+                self.receiver = Some(Receiver::new(self.state.clone()));
+            }
+            (LinkEvent::Message(Message::Request { .. }), None) if self.verb == Verb::Push => {
+                self.target.link.send(&Message::Accept, now)?;
+                self.receiver = Some(Receiver::new(self.state.clone()));
+            }
+            (LinkEvent::Message(message), Some(receiver)) => receiver.handle_message(message)?,
+            (LinkEvent::Data(part), Some(receiver)) => receiver.handle_data(part)?,
+            (LinkEvent::Message(_) | LinkEvent::Data(_), None) => {
+                return Err(SessionError::Violation("a request was due").into());
+            }
+        }
+        self.poll_receiver();
+        Ok(())
+    }
+
+    fn poll_receiver(&mut self) {
+        while !self.target.is_over()
+            && let Some(output) = self.receiver.as_mut().and_then(Receiver::poll)
+        {
+            let done = match output {
+                ReceiverOutput::Send(message) => {
+                    if let Err(error) = self.target.link.send(&message, self.now_ms) {
+                        self.target.note(Err(error.into()));
+                    }
+                    if let Message::State(state) = &message {
+                        self.target.link.bind(&state.replica);
+                    }
+                    Ok(())
+                }
+                ReceiverOutput::Ended => {
+                    self.target.note(Ok(()));
+                    Ok(())
+                }
+                other => self.work_on(other),
+            };
+            if let Err(failure) = done {
+                self.fail_target(failure);
+            }
+        }
+    }
+
+    /// Does with the target what the receiver wants done.
+    fn work_on(&mut self, output: ReceiverOutput) -> Result<(), Failure> {
+        let Some(receiver) = &mut self.receiver else { return Ok(()) };
+        match output {
+            ReceiverOutput::Begin(offer) => receiver.handle_begun(self.worker.begin(&offer)?),
+            ReceiverOutput::LookUp(batch) => {
+                receiver.handle_looked_up(batch.seq, self.worker.look_up(&batch.items)?);
+            }
+            ReceiverOutput::Apply(arrived) => {
+                self.worker.apply(&arrived)?;
+                let lens = arrived.parts.iter().map(|part| u64::from(part.raw_len));
+                self.data_applied += lens.sum::<u64>();
+                receiver.handle_applied(arrived.batch.seq);
+            }
+            ReceiverOutput::Commit(finish) => {
+                receiver.handle_committed(self.worker.commit(&finish)?);
+            }
+            ReceiverOutput::Send(_) | ReceiverOutput::Ended => {}
+        }
+        Ok(())
+    }
+}
+
+/// The next event of an end that is not over; notes if its link fails.
+fn next_event(end: &mut End, now_ms: u64) -> Option<LinkEvent> {
+    if end.is_over() {
+        return None;
+    }
+    match end.link.handle(&mut end.received, now_ms) {
+        Ok(event) => event,
+        Err(error) => {
+            end.note(Err(error.into()));
+            None
+        }
+    }
+}
+
+impl<T: Target> Outlet for Session<'_, T> {
+    fn batch(&mut self, items: Vec<Announced>) -> bool {
+        let mut rest = items.into_iter().peekable();
+        while rest.peek().is_some() {
+            while !self.sender.wants_batch() {
+                if self.source.is_over() {
+                    return false;
+                }
+                self.step();
+            }
+            let batch = rest.by_ref().take(self.batch_items).collect();
+            self.sender.handle_batch(batch);
+            // One batch after the other on its way, as if the source were slow.
+            self.step();
+        }
+        !self.source.is_over()
+    }
+
+    fn compared(&mut self) -> Option<(Item, bool)> {
+        while self.compared.is_empty() && !self.source.is_over() {
+            self.step();
+        }
+        self.compared.pop_front()
+    }
+}
