@@ -1,6 +1,6 @@
 //! Reading a volume chunk by chunk, and changing chunks in memory and in place.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use driftline_extent::{BlockMask, CHUNK_LEN, ChunkId, Extent, Item, VOLUME_LEN_MAX, chunk_count};
 use driftline_manifest::{ChunkKey, SPAN_CHUNKS, is_zero};
@@ -78,6 +78,22 @@ impl Patch {
         let mut bytes = Vec::with_capacity(self.data.byte_count() as usize);
         self.data.runs().for_each(|run| bytes.extend_from_slice(&chunk[run]));
         key.id(&bytes) == self.id
+    }
+
+    /// The bytes of the data blocks: those that were sent, or else those the target has.
+    pub(crate) fn take_data<'a>(
+        &self,
+        sent: Option<&'a [u8]>,
+        had: impl FnOnce() -> Result<Option<Vec<u8>>, Problem>,
+    ) -> Result<Cow<'a, [u8]>, Problem> {
+        match sent {
+            _ if self.data.is_empty() => Ok(Cow::default()),
+            Some(bytes) => Ok(Cow::from(bytes)),
+            None => match had()? {
+                Some(bytes) => Ok(Cow::from(bytes)),
+                None => Err(Problem::Malformed("data that the target lacks was not sent")),
+            },
+        }
     }
 
     /// Changes `chunk` in memory; `bytes` are those of the data blocks.

@@ -104,14 +104,7 @@ impl<D: Disk> Replica<D> {
     ) -> Result<(), Problem> {
         let direct = self.direct()?;
         covers(&direct, patch.index)?;
-        let bytes = match data {
-            _ if patch.data.is_empty() => Cow::default(),
-            Some(bytes) => Cow::from(bytes),
-            None => Cow::from(
-                self.received_chunk(patch)?
-                    .ok_or(Problem::Malformed("data that the target lacks was not sent"))?,
-            ),
-        };
+        let bytes = patch.take_data(data, || self.received_chunk(patch))?;
         // A whole copy names everything: what it does not name is zero.
         let (chunk, id) = if patch.data.is_all() {
             (bytes, patch.id)

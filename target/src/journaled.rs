@@ -1,7 +1,7 @@
 //! Receiving an increment through the journal: the volume stays as it is until all of it
 //! has come and been proven.
 
-use std::{borrow::Cow, collections::HashMap, ops::Range};
+use std::{collections::HashMap, ops::Range};
 
 use driftline_extent::{
     BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Plan, PlanKind, Resume, Root, VOLUME_LEN_MAX,
@@ -247,14 +247,7 @@ impl<D: Disk> Replica<D> {
         let mut after = listed;
         let mut payload = None;
         if !here {
-            let bytes = match data {
-                _ if patch.data.is_empty() => Cow::default(),
-                Some(bytes) => Cow::from(bytes),
-                None => Cow::from(
-                    self.received_payload(patch)?
-                        .ok_or(Problem::Malformed("data that the target lacks was not sent"))?,
-                ),
-            };
+            let bytes = patch.take_data(data, || self.received_payload(patch))?;
             after = if patch.data.is_all() {
                 patch.id
             } else {

@@ -21,6 +21,8 @@ mod pace;
 mod progress;
 mod pump;
 mod session;
+mod source_side;
+mod target_side;
 
 pub use connection::{Connection, Listener, dial};
 pub use error::{Failure, TransportError, chain};

@@ -102,35 +102,15 @@ impl fmt::Debug for BlockMask {
     }
 }
 
-macro_rules! hash_newtype {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-        pub struct $name(pub [u8; 32]);
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!(stringify!($name), "({})"), self)
-            }
-        }
-    };
-}
-
-hash_newtype! {
+bytes_newtype! {
     /// The name of some content: its keyed BLAKE3 hash. All zero bytes name all-zero
     /// content, so that a sparse volume has a sparse list of names.
-    ChunkId
+    ChunkId, 32
 }
 
-hash_newtype! {
+bytes_newtype! {
     /// The name of the content of a whole volume: the root of its manifest.
-    Root
+    Root, 32
 }
 
 impl ChunkId {

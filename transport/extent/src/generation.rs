@@ -25,21 +25,10 @@ impl fmt::Display for Generation {
     }
 }
 
-/// The identity of a source volume as far as its storage has one.
-///
-/// For a plain file or device it is made of machine and path; a replica remembers it, so
-/// that another volume is not written over it by a slip of the command line.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct VolumeId(pub [u8; 16]);
-
-impl fmt::Display for VolumeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for VolumeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VolumeId({self})")
-    }
+bytes_newtype! {
+    /// The identity of a source volume as far as its storage has one.
+    ///
+    /// For a plain file or device it is made of machine and path; a replica remembers it, so
+    /// that another volume is not written over it by a slip of the command line.
+    VolumeId, 16
 }

@@ -15,6 +15,8 @@
 //! All offsets and lengths are in bytes unless a name says otherwise.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod bytes;
 mod change;
 mod chunk;
 mod extent;

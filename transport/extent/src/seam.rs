@@ -4,7 +4,7 @@
 //! started again from an offset, a target can be given the same item twice, and `commit` is
 //! called only after an increment was received whole.
 
-use std::{error::Error, fmt, io};
+use std::{error::Error, io};
 
 use crate::{Change, Extent, Generation, Item, Reason, Root, Standing, VolumeId};
 
@@ -102,20 +102,9 @@ pub trait Volume {
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>>;
 }
 
-/// The identity of a replica, drawn at random when it is made.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ReplicaId(pub [u8; 16]);
-
-impl fmt::Display for ReplicaId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for ReplicaId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ReplicaId({self})")
-    }
+bytes_newtype! {
+    /// The identity of a replica, drawn at random when it is made.
+    ReplicaId, 16
 }
 
 /// An increment that was cut off and can go on.

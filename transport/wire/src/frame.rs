@@ -6,7 +6,6 @@ use chacha20poly1305::{ChaCha20Poly1305, KeyInit, aead::AeadInOut};
 use crate::{
     codec::{DecodeError, Reader, Write},
     limits::BULK_LEN_MAX,
-    link::LinkError,
     message::{DataPart, PART_HEADER_LEN},
 };
 
@@ -16,6 +15,15 @@ pub(crate) const HEADER_LEN: usize = 24;
 pub(crate) const TAG_LEN: usize = 16;
 /// Longest body of a Noise message.
 const NOISE_LEN_MAX: usize = 65_535;
+
+/// Why a bulk frame cannot be sealed or opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum BulkError {
+    /// It does not authenticate.
+    Crypto,
+    /// It does, but what is in it makes no sense.
+    Decode(DecodeError),
+}
 
 /// What a frame carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,7 +127,7 @@ impl BulkKey {
     }
 
     /// The whole frame for some data.
-    pub(crate) fn seal(&self, part: &DataPart, seq: u64, pair: u64) -> Result<Bytes, LinkError> {
+    pub(crate) fn seal(&self, part: &DataPart, seq: u64, pair: u64) -> Result<Bytes, BulkError> {
         let len = PART_HEADER_LEN + part.body.len() + TAG_LEN;
         let header = Header { kind: FrameKind::Bulk, len: len as u32, seq, pair }.to_bytes();
         let mut frame = BytesMut::with_capacity(HEADER_LEN + len);
@@ -130,16 +138,16 @@ impl BulkKey {
         let tag = self
             .cipher
             .encrypt_inout_detached(&Self::nonce(seq).into(), &header, body.into())
-            .map_err(|_| LinkError::Crypto)?;
+            .map_err(|_| BulkError::Crypto)?;
         frame.extend_from_slice(&tag);
         Ok(frame.freeze())
     }
 
     /// Opens the body of a frame in place.
-    pub(crate) fn open(&self, header: Header, mut body: BytesMut) -> Result<DataPart, LinkError> {
-        let at = body.len().checked_sub(TAG_LEN).ok_or(LinkError::Crypto)?;
+    pub(crate) fn open(&self, header: Header, mut body: BytesMut) -> Result<DataPart, BulkError> {
+        let at = body.len().checked_sub(TAG_LEN).ok_or(BulkError::Crypto)?;
         let tag = body.split_off(at);
-        let tag: [u8; TAG_LEN] = tag.as_ref().try_into().map_err(|_| LinkError::Crypto)?;
+        let tag: [u8; TAG_LEN] = tag.as_ref().try_into().map_err(|_| BulkError::Crypto)?;
         self.cipher
             .decrypt_inout_detached(
                 &Self::nonce(header.seq).into(),
@@ -147,8 +155,8 @@ impl BulkKey {
                 body.as_mut().into(),
                 &tag.into(),
             )
-            .map_err(|_| LinkError::Crypto)?;
-        Ok(DataPart::from_bytes(body.freeze())?)
+            .map_err(|_| BulkError::Crypto)?;
+        DataPart::from_bytes(body.freeze()).map_err(BulkError::Decode)
     }
 }
 
@@ -244,7 +252,7 @@ mod tests {
         ) {
             let header = Header { kind: FrameKind::Bulk, len: bytes.len() as u32, seq, pair };
             let opened = BulkKey::new(&[5; 32]).open(header, bytes.as_slice().into());
-            prop_assert!(matches!(opened, Err(LinkError::Crypto)));
+            prop_assert!(matches!(opened, Err(BulkError::Crypto)));
         }
     }
 

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     codec::{DecodeError, Reader, Write},
-    frame::{BulkKey, FrameKind, HEADER_LEN, Header, TAG_LEN},
+    frame::{BulkError, BulkKey, FrameKind, HEADER_LEN, Header, TAG_LEN},
     hello::{HELLO_LEN, Hello, HelloError},
     keys::{PublicKey, SecretKey},
     limits::{HANDSHAKE_MS_MAX, KEEPALIVE_MS, REKEY_BYTES, REKEY_MS, SILENCE_MS_MAX},
@@ -63,6 +63,15 @@ pub enum LinkError {
     /// The link failed before and cannot be used.
     #[error("the link has failed before")]
     Failed,
+}
+
+impl From<BulkError> for LinkError {
+    fn from(error: BulkError) -> Self {
+        match error {
+            BulkError::Crypto => Self::Crypto,
+            BulkError::Decode(error) => Self::Decode(error),
+        }
+    }
 }
 
 /// What a link has to tell.

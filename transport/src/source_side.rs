@@ -1,0 +1,262 @@
+//! The source side of a session: the sender, its worker and its packer.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver as Commands, Sender as CommandSender, channel},
+    },
+    thread,
+};
+
+use driftline_extent::{Begin, Finish, Item, Offer, Plan, Source, TargetState, Volume};
+use driftline_manifest::ChunkKey;
+use driftline_wire::{
+    Announced, DataPart, Message, Packer, Piece, Sender, SenderOutput, SessionError,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    Failure, Progress, SourceJob, Summary, TransportError,
+    deliver::{self, Outlet},
+    pump::{Outgoing, Side},
+    session::worker_gone,
+};
+
+/// Batches that wait for the window, besides the one the source is filling.
+const BATCHES_WAITING: usize = 2;
+
+enum SourceCommand {
+    Plan(Box<TargetState>),
+    Deliver(Box<Plan>, ChunkKey, Begin),
+    Compared(Item, bool),
+}
+
+pub(crate) enum Delivered {
+    Batch(Vec<Announced>),
+    End(Finish),
+}
+
+pub(crate) enum SourceEvent {
+    Planned(Offer),
+    Delivered(Delivered),
+    Packed(u32, Vec<DataPart>),
+    Failed(Failure),
+}
+
+pub(crate) struct SourceSide {
+    sender: Sender,
+    commands: CommandSender<SourceCommand>,
+    packs: CommandSender<(ChunkKey, u32, Vec<Piece>)>,
+    delivered: mpsc::Receiver<Delivered>,
+    events: mpsc::UnboundedReceiver<SourceEvent>,
+    plan: Option<Plan>,
+    key: Option<ChunkKey>,
+    pub(crate) summary: Summary,
+    failure: Option<Failure>,
+}
+
+impl SourceSide {
+    pub(crate) fn start<S>(job: SourceJob<S>, progress: Arc<Progress>) -> Result<Self, Failure>
+    where
+        S: Source + Send + 'static,
+    {
+        let (commands, worker_commands) = channel();
+        let (packs, packer_commands) = channel();
+        let (batches, delivered) = mpsc::channel(BATCHES_WAITING);
+        let (events, side_events) = mpsc::unbounded_channel();
+        let SourceJob { source, volume, overwrite, compression } = job;
+        let packer = Packer::new(compression)?;
+        let worker = SourceWorker {
+            source,
+            volume: volume.clone(),
+            overwrite,
+            commands: worker_commands,
+            batches,
+            events: events.clone(),
+            progress: progress.clone(),
+        };
+        // Detached: a source may be stuck in a read that nothing can interrupt.
+        thread::Builder::new().name("source".into()).spawn(move || worker.run())?;
+        thread::Builder::new()
+            .name("packer".into())
+            .spawn(move || run_packer(packer, volume, &packer_commands, &events, &progress))?;
+        Ok(Self {
+            sender: Sender::new(),
+            commands,
+            packs,
+            delivered,
+            events: side_events,
+            plan: None,
+            key: None,
+            summary: Summary::default(),
+            failure: None,
+        })
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        if self.failure.is_none() {
+            self.sender.refuse(failure.reason, failure.detail.clone());
+            self.failure = Some(failure);
+        }
+    }
+
+    fn command(&mut self, command: SourceCommand) {
+        if self.commands.send(command).is_err() {
+            self.fail(worker_gone());
+        }
+    }
+}
+
+impl Side for SourceSide {
+    type Event = SourceEvent;
+
+    async fn next_event(&mut self) -> SourceEvent {
+        tokio::select! {
+            Some(event) = self.events.recv() => event,
+            Some(delivered) = self.delivered.recv(), if self.sender.wants_batch() => {
+                SourceEvent::Delivered(delivered)
+            }
+            else => SourceEvent::Failed(worker_gone()),
+        }
+    }
+
+    fn handle_event(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Planned(offer) => {
+                self.plan = Some(offer.plan.clone());
+                self.sender.handle_plan(offer);
+            }
+            SourceEvent::Delivered(Delivered::Batch(items)) => self.sender.handle_batch(items),
+            SourceEvent::Delivered(Delivered::End(finish)) => self.sender.handle_end(finish),
+            SourceEvent::Packed(seq, parts) => self.sender.handle_packed(seq, parts),
+            SourceEvent::Failed(failure) => self.fail(failure),
+        }
+    }
+
+    fn handle_message(&mut self, message: Message) -> Result<(), TransportError> {
+        Ok(self.sender.handle_message(message)?)
+    }
+
+    fn handle_data(&mut self, _: DataPart) -> Result<(), TransportError> {
+        Err(SessionError::Violation("a target sent data").into())
+    }
+
+    fn poll(&mut self) -> Option<Outgoing> {
+        while let Some(output) = self.sender.poll() {
+            match output {
+                SenderOutput::Send(message) => return Some(Outgoing::Message(message)),
+                SenderOutput::SendData(part) => return Some(Outgoing::Data(part)),
+                SenderOutput::Plan(state) => {
+                    self.key = Some(ChunkKey::new(&state.chunk_key));
+                    self.summary.before.get_or_insert_with(|| state.clone());
+                    self.command(SourceCommand::Plan(state));
+                }
+                SenderOutput::Deliver(begin) => {
+                    if let (Some(plan), Some(key)) = (self.plan.clone(), self.key.clone()) {
+                        self.command(SourceCommand::Deliver(Box::new(plan), key, begin));
+                    }
+                }
+                SenderOutput::Pack { seq, pieces } => {
+                    let key = self.key.clone();
+                    if key.is_none_or(|key| self.packs.send((key, seq, pieces)).is_err()) {
+                        self.fail(worker_gone());
+                    }
+                }
+                SenderOutput::Compared { span, differs } => {
+                    self.command(SourceCommand::Compared(span, differs));
+                }
+                SenderOutput::Committed(committed) => {
+                    self.summary.increments.extend(self.plan.take().map(|plan| (plan, committed)));
+                }
+                SenderOutput::Ended => return Some(Outgoing::Ended),
+            }
+        }
+        self.failure.is_some().then_some(Outgoing::Ended)
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        self.failure.clone()
+    }
+}
+
+struct SourceWorker<S> {
+    source: S,
+    volume: Option<Arc<dyn Volume + Send + Sync>>,
+    overwrite: bool,
+    commands: Commands<SourceCommand>,
+    batches: mpsc::Sender<Delivered>,
+    events: mpsc::UnboundedSender<SourceEvent>,
+    progress: Arc<Progress>,
+}
+
+impl<S: Source> SourceWorker<S> {
+    /// Works until the session is over or has failed.
+    fn run(mut self) {
+        while let Ok(command) = self.commands.recv() {
+            let done = match command {
+                SourceCommand::Plan(state) => self.plan(&state),
+                SourceCommand::Deliver(plan, key, begin) => self.deliver(&plan, &key, begin),
+                // An answer that came after its delivery had failed.
+                SourceCommand::Compared(..) => Ok(()),
+            };
+            if let Err(failure) = done {
+                // Nobody listens any more if the session ended first.
+                let _ = self.events.send(SourceEvent::Failed(failure));
+                return;
+            }
+        }
+    }
+
+    fn plan(&mut self, state: &TargetState) -> Result<(), Failure> {
+        let offer = deliver::plan(&mut self.source, state, self.overwrite)?;
+        let _ = self.events.send(SourceEvent::Planned(offer));
+        Ok(())
+    }
+
+    fn deliver(&mut self, plan: &Plan, key: &ChunkKey, begin: Begin) -> Result<(), Failure> {
+        let mut outlet = ChannelOutlet { batches: &self.batches, commands: &self.commands };
+        let volume = self.volume.as_deref().map(|volume| volume as &dyn Volume);
+        let progress = &self.progress;
+        let finish =
+            deliver::deliver(&mut self.source, volume, plan, key, begin, &mut outlet, progress)?;
+        let _ = self.batches.blocking_send(Delivered::End(finish));
+        Ok(())
+    }
+}
+
+struct ChannelOutlet<'a> {
+    batches: &'a mpsc::Sender<Delivered>,
+    commands: &'a Commands<SourceCommand>,
+}
+
+impl Outlet for ChannelOutlet<'_> {
+    fn batch(&mut self, items: Vec<Announced>) -> bool {
+        self.batches.blocking_send(Delivered::Batch(items)).is_ok()
+    }
+
+    fn compared(&mut self) -> Option<(Item, bool)> {
+        match self.commands.recv() {
+            Ok(SourceCommand::Compared(span, differs)) => Some((span, differs)),
+            _ => None,
+        }
+    }
+}
+
+fn run_packer(
+    mut packer: Packer,
+    volume: Option<Arc<dyn Volume + Send + Sync>>,
+    commands: &Commands<(ChunkKey, u32, Vec<Piece>)>,
+    events: &mpsc::UnboundedSender<SourceEvent>,
+    progress: &Progress,
+) {
+    let volume = volume.as_deref().map(|volume| volume as &dyn Volume);
+    while let Ok((key, seq, pieces)) = commands.recv() {
+        let event = match deliver::pack(&mut packer, volume, &key, seq, pieces, progress) {
+            Ok(parts) => SourceEvent::Packed(seq, parts),
+            Err(failure) => SourceEvent::Failed(failure),
+        };
+        if events.send(event).is_err() {
+            return;
+        }
+    }
+}

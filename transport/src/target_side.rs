@@ -1,0 +1,173 @@
+//! The target side of a session: the receiver and its worker.
+
+use std::sync::{
+    Arc,
+    mpsc::{Receiver as Commands, Sender as CommandSender, channel},
+};
+
+use driftline_extent::{Begin, Committed, Finish, Offer, Plan, Target};
+use driftline_wire::{Arrived, Batch, DataPart, Message, Receiver, ReceiverOutput};
+use tokio::{sync::mpsc, task};
+
+use crate::{
+    Failure, Progress, Summary, TransportError,
+    pump::{Outgoing, Side},
+    receive::Worker,
+    session::worker_gone,
+};
+
+enum TargetCommand {
+    Begin(Box<Offer>),
+    LookUp(Batch),
+    Apply(Box<Arrived>),
+    Commit(Finish),
+}
+
+pub(crate) enum TargetEvent {
+    Begun(Begin),
+    LookedUp(u32, Vec<bool>),
+    Applied(u32),
+    Committed(Committed),
+    Failed(Failure),
+}
+
+pub(crate) struct TargetSide {
+    receiver: Receiver,
+    commands: CommandSender<TargetCommand>,
+    events: mpsc::UnboundedReceiver<TargetEvent>,
+    plan: Option<Plan>,
+    progress: Arc<Progress>,
+    summary: Summary,
+    failure: Option<Failure>,
+    ended: bool,
+}
+
+impl TargetSide {
+    pub(crate) fn start<T>(
+        target: T,
+        progress: Arc<Progress>,
+    ) -> Result<(Self, task::JoinHandle<T>), Failure>
+    where
+        T: Target + Send + 'static,
+    {
+        let state = target.state();
+        let worker = Worker::new(target)?;
+        let (commands, worker_commands) = channel();
+        let (events, side_events) = mpsc::unbounded_channel();
+        let worker = task::spawn_blocking(move || run_target(worker, &worker_commands, &events));
+        let side = Self {
+            receiver: Receiver::new(state.clone()),
+            commands,
+            events: side_events,
+            plan: None,
+            progress,
+            summary: Summary { increments: Vec::new(), before: Some(Box::new(state)) },
+            failure: None,
+            ended: false,
+        };
+        Ok((side, worker))
+    }
+
+    /// Lets the worker go, and says what was done.
+    pub(crate) fn into_summary(self) -> Summary {
+        self.summary
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        if self.failure.is_none() {
+            self.receiver.refuse(failure.reason, failure.detail.clone());
+            self.failure = Some(failure);
+        }
+    }
+
+    fn command(&mut self, command: TargetCommand) {
+        if self.commands.send(command).is_err() {
+            self.fail(worker_gone());
+        }
+    }
+}
+
+/// Works until nobody can ask for more, or the target has failed.
+fn run_target<T: Target>(
+    mut worker: Worker<T>,
+    commands: &Commands<TargetCommand>,
+    events: &mpsc::UnboundedSender<TargetEvent>,
+) -> T {
+    while let Ok(command) = commands.recv() {
+        let done = match command {
+            TargetCommand::Begin(offer) => worker.begin(&offer).map(TargetEvent::Begun),
+            TargetCommand::LookUp(batch) => {
+                worker.look_up(&batch.items).map(|wants| TargetEvent::LookedUp(batch.seq, wants))
+            }
+            TargetCommand::Apply(arrived) => {
+                worker.apply(&arrived).map(|()| TargetEvent::Applied(arrived.batch.seq))
+            }
+            TargetCommand::Commit(finish) => worker.commit(&finish).map(TargetEvent::Committed),
+        };
+        let failed = done.is_err();
+        // Nobody listens any more if the session ended first.
+        let _ = events.send(done.unwrap_or_else(TargetEvent::Failed));
+        if failed {
+            break;
+        }
+    }
+    worker.into_target()
+}
+
+impl Side for TargetSide {
+    type Event = TargetEvent;
+
+    async fn next_event(&mut self) -> TargetEvent {
+        self.events.recv().await.unwrap_or_else(|| TargetEvent::Failed(worker_gone()))
+    }
+
+    fn handle_event(&mut self, event: TargetEvent) {
+        match event {
+            TargetEvent::Begun(begin) => self.receiver.handle_begun(begin),
+            TargetEvent::LookedUp(seq, wants) => self.receiver.handle_looked_up(seq, wants),
+            TargetEvent::Applied(seq) => self.receiver.handle_applied(seq),
+            TargetEvent::Committed(committed) => {
+                self.summary.increments.extend(self.plan.take().map(|plan| (plan, committed)));
+                self.receiver.handle_committed(committed);
+            }
+            TargetEvent::Failed(failure) => self.fail(failure),
+        }
+    }
+
+    fn handle_message(&mut self, message: Message) -> Result<(), TransportError> {
+        Ok(self.receiver.handle_message(message)?)
+    }
+
+    fn handle_data(&mut self, part: DataPart) -> Result<(), TransportError> {
+        Ok(self.receiver.handle_data(part)?)
+    }
+
+    fn poll(&mut self) -> Option<Outgoing> {
+        while let Some(output) = self.receiver.poll() {
+            match output {
+                ReceiverOutput::Send(message) => return Some(Outgoing::Message(message)),
+                ReceiverOutput::Begin(offer) => {
+                    self.progress.set_expected(offer.plan.bytes_expected);
+                    self.plan = Some(offer.plan.clone());
+                    self.command(TargetCommand::Begin(Box::new(offer)));
+                }
+                ReceiverOutput::LookUp(batch) => {
+                    self.progress.add_announced(batch.data_len());
+                    self.command(TargetCommand::LookUp(batch));
+                }
+                ReceiverOutput::Apply(arrived) => {
+                    let data = arrived.parts.iter().map(|part| u64::from(part.raw_len)).sum();
+                    self.progress.add_data(data);
+                    self.command(TargetCommand::Apply(Box::new(arrived)));
+                }
+                ReceiverOutput::Commit(finish) => self.command(TargetCommand::Commit(finish)),
+                ReceiverOutput::Ended => self.ended = true,
+            }
+        }
+        (self.ended || self.failure.is_some()).then_some(Outgoing::Ended)
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        self.failure.clone()
+    }
+}
