@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use driftline_extent::ReplicaId;
 use driftline_wire::{DataPart, Link, LinkEvent, Message, Peer, PublicKey, SecretKey};
 use tokio::{
@@ -20,8 +20,8 @@ use crate::{Progress, RateLimit, TransportError};
 
 /// Room that is made for each read.
 const READ_LEN: usize = 256 << 10;
-/// Longest single write while a bandwidth limit is at work: it bounds the bursts.
-const PACED_WRITE_LEN: usize = 16 << 10;
+/// Longest single read or write while a bandwidth limit is at work: it bounds the bursts.
+const PACED_LEN: usize = 16 << 10;
 /// How often the link looks at its timeouts.
 const TICK: Duration = Duration::from_secs(1);
 /// How long a connection attempt may take.
@@ -71,7 +71,8 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
         }
     }
 
-    /// Sends at most this many bytes each second from now on.
+    /// Moves at most this many bytes each second from now on, both directions together. What
+    /// the peer sends too fast waits in its own buffers.
     pub fn limit_rate(&mut self, bytes_per_second: u64) {
         self.limit = Some(RateLimit::new(bytes_per_second, self.now_ms()));
     }
@@ -145,35 +146,30 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
         if self.sending.is_empty() {
             self.sending = self.link.poll_transmit().unwrap_or_default();
         }
-        let wait_ms = match &mut self.limit {
-            Some(limit) if !self.sending.is_empty() => limit.wait_ms(now_ms),
-            _ => 0,
-        };
-        let writable = !self.sending.is_empty() && wait_ms == 0;
-        let burst = if self.limit.is_some() { PACED_WRITE_LEN } else { usize::MAX };
+        let wait_ms = self.limit.as_mut().map_or(0, |limit| limit.wait_ms(now_ms));
+        let burst = if self.limit.is_some() { PACED_LEN } else { READ_LEN };
         let chunk = &self.sending[..self.sending.len().min(burst)];
         let wait = if wait_ms > 0 { TICK.min(Duration::from_millis(wait_ms)) } else { TICK };
-        self.received.reserve(READ_LEN);
-        tokio::select! {
-            read = self.reader.read_buf(&mut self.received) => {
-                let read = read?;
-                if read == 0 {
-                    return Err(TransportError::Closed);
-                }
-                self.progress.add_received(read as u64);
+        self.received.reserve(burst);
+        let mut room = (&mut self.received).limit(burst);
+        let moved = tokio::select! {
+            read = self.reader.read_buf(&mut room), if wait_ms == 0 => {
+                let read = read? as u64;
+                self.progress.add_received(read);
+                Some(read)
             }
-            written = self.writer.write(chunk), if writable => {
+            written = self.writer.write(chunk), if wait_ms == 0 && !chunk.is_empty() => {
                 let written = written?;
-                if written == 0 {
-                    return Err(TransportError::Closed);
-                }
                 self.sending.advance(written);
                 self.progress.add_sent(written as u64);
-                if let Some(limit) = &mut self.limit {
-                    limit.sent(written as u64);
-                }
+                Some(written as u64)
             }
-            () = sleep(wait) => {}
+            () = sleep(wait) => None,
+        };
+        match (moved, &mut self.limit) {
+            (Some(0), _) => return Err(TransportError::Closed),
+            (Some(moved), Some(limit)) => limit.moved(moved),
+            (Some(_), None) | (None, _) => {}
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 #[derive(Clone, Debug)]
 pub struct RateLimit {
     bytes_per_second: u64,
-    /// Bytes that may go out now. Negative after a large write: a debt to be waited off.
+    /// Bytes that may move now. Negative after a large one: a debt to be waited off.
     allowance: i128,
     updated_ms: u64,
 }
@@ -13,13 +13,13 @@ impl RateLimit {
     /// A limit that is at work from `now_ms` on.
     ///
     /// # Panics
-    /// If `bytes_per_second` is zero: nothing would ever be sent.
+    /// If `bytes_per_second` is zero: nothing would ever move.
     pub fn new(bytes_per_second: u64, now_ms: u64) -> Self {
-        assert!(bytes_per_second > 0, "a limit of zero sends nothing");
+        assert!(bytes_per_second > 0, "a limit of zero moves nothing");
         Self { bytes_per_second, allowance: 0, updated_ms: now_ms }
     }
 
-    /// How long to wait before anything may be sent, in milliseconds; zero if not at all.
+    /// How long to wait before anything may move, in milliseconds; zero if not at all.
     pub fn wait_ms(&mut self, now_ms: u64) -> u64 {
         let rate = i128::from(self.bytes_per_second);
         let passed = i128::from(now_ms.saturating_sub(self.updated_ms));
@@ -34,8 +34,8 @@ impl RateLimit {
         u64::try_from((1 - self.allowance) * 1000 / rate + 1).unwrap_or(u64::MAX)
     }
 
-    /// Notes that so many bytes were sent.
-    pub fn sent(&mut self, bytes: u64) {
+    /// Notes that so many bytes were moved.
+    pub fn moved(&mut self, bytes: u64) {
         self.allowance -= i128::from(bytes);
     }
 }
@@ -52,7 +52,7 @@ mod tests {
             while now < 60_000 {
                 let wait = limit.wait_ms(now);
                 if wait == 0 {
-                    limit.sent(write);
+                    limit.moved(write);
                     total += write;
                 } else {
                     now += wait;

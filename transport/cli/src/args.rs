@@ -96,7 +96,8 @@ pub(crate) struct Replicate {
     /// Compression on the way: a zstd level, or off.
     #[arg(long, value_name = "LEVEL", default_value = "1", allow_hyphen_values = true)]
     pub(crate) compress: String,
-    /// Send at most this many bytes each second (K, M and G are powers of 1024).
+    /// Move at most this many bytes each second, both directions together (at least 1K; K, M
+    /// and G are powers of 1024).
     #[arg(long, value_name = "BYTES")]
     pub(crate) limit_rate: Option<String>,
     #[command(flatten)]

@@ -1,6 +1,10 @@
 //! `driftline map`, `verify` and `status`: they look and change nothing.
 
-use std::{io::Write, path::Path, sync::Arc};
+use std::{
+    io::{BufWriter, Write, stdout},
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::{Context, bail};
 use driftline_extent::{Reason, Target, TargetState};
@@ -14,15 +18,16 @@ use crate::{args, place::Place, plain::PlainVolume, replicate, report, source};
 /// Prints the change maps of a source.
 pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
     let place: Place = arguments.source.parse()?;
-    let mut out = std::io::stdout().lock();
+    let mut out = BufWriter::new(stdout().lock());
     source::open(&place, true)?.maps(&mut |map| {
         if json {
-            writeln!(out, "{}", report::map_json(&map))?;
+            report::write_map_json(&map, &mut out)?;
         } else {
-            write!(out, "{}", report::map(&map))?;
+            report::write_map(&map, &mut out)?;
         }
         Ok(())
-    })
+    })?;
+    Ok(out.flush()?)
 }
 
 /// Reads a replica again.

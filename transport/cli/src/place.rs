@@ -3,6 +3,7 @@
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use anyhow::bail;
+use driftline_wire::limits::NAME_LEN_MAX;
 
 /// Somewhere a volume comes from or goes to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,6 +45,9 @@ impl FromStr for Place {
             };
         }
         match text.rsplit_once('@') {
+            Some((volume, _)) if volume.len() > NAME_LEN_MAX.into() => {
+                bail!("{text:?} is too long: a volume's name has at most {NAME_LEN_MAX} bytes")
+            }
             Some((volume, address)) if !volume.is_empty() => {
                 let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
                 match port.map(|(_, port)| port.parse::<u16>()) {
@@ -84,5 +88,7 @@ mod tests {
         for text in ["", "zstream:", "file:", "disk.img", "@h:1", "v@h", "v@h:0", "v@h:x", "v@:1"] {
             assert!(text.parse::<Place>().is_err(), "{text}");
         }
+        // On the wire it would be cut, and could then name another volume.
+        assert!(format!("{}@h:1", "v".repeat(256)).parse::<Place>().is_err());
     }
 }

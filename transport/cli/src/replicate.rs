@@ -13,7 +13,10 @@ use driftline_transport::{
     receive_request, request, serve_source, serve_target,
 };
 use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
-use tokio::{io::duplex, net::TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, duplex},
+    net::TcpStream,
+};
 
 use crate::{
     args, keyfile,
@@ -114,7 +117,7 @@ impl Job {
             }
             (_, Place::File(path), _) => {
                 let job = source::job(source, self.overwrite, self.compression)?;
-                local(job, self.open(path).await?, progress).await
+                self.local(job, self.open(path).await?, progress).await
             }
             (_, Place::Stream(_) | Place::StandardInput, _) => {
                 bail!("{target} is no target: write file:PATH or NAME@HOST:PORT")
@@ -130,6 +133,50 @@ impl Job {
         Ok(tokio::task::spawn_blocking(open).await??)
     }
 
+    /// Runs both ends in this process, over the same protocol and with the same proofs.
+    async fn local(
+        &self,
+        job: SourceJob<AnySource>,
+        replica: Replica<FileDisk>,
+        progress: Arc<Progress>,
+    ) -> anyhow::Result<Summary> {
+        let (near, far) = duplex(LOCAL_PIPE_LEN);
+        let (source_key, target_key) = (random_key()?, random_key()?);
+        let dial = Peer::Dial(target_key.public());
+        let listen = Peer::Listen(vec![source_key.public()]);
+        let source_side = async {
+            let (mut connection, _) = Connection::open(near, source_key, dial, progress).await?;
+            self.pace(&mut connection);
+            request(&mut connection, Verb::Push, "local").await?;
+            serve_source(connection, job).await
+        };
+        let target_side = async {
+            let uncounted = Arc::new(Progress::default());
+            let (mut connection, _) = Connection::open(far, target_key, listen, uncounted).await?;
+            receive_request(&mut connection).await?;
+            let ready = std::future::ready(Ok::<_, Failure>(replica));
+            let (connection, replica) = answer(connection, ready).await?;
+            serve_target(connection, replica).await.0
+        };
+        // Tasks of their own, so that sealing and opening use two cores.
+        let target_side = tokio::spawn(target_side);
+        let source_result = source_side.await;
+        let target_result = target_side.await?;
+        match (source_result, target_result) {
+            (Ok(summary), Ok(_)) => Ok(summary),
+            // The side that failed knows why; the other only heard of it.
+            (_, Err(error @ TransportError::Local(_))) | (Err(error), _) | (Ok(_), Err(error)) => {
+                Err(error.into())
+            }
+        }
+    }
+
+    fn pace<S: AsyncRead + AsyncWrite>(&self, connection: &mut Connection<S>) {
+        if let Some(limit) = self.limit {
+            connection.limit_rate(limit);
+        }
+    }
+
     async fn dial(
         &self,
         address: &str,
@@ -137,9 +184,7 @@ impl Job {
         progress: Arc<Progress>,
     ) -> anyhow::Result<Connection<TcpStream>> {
         let mut connection = connect(address, peer, progress).await?;
-        if let Some(limit) = self.limit {
-            connection.limit_rate(limit);
-        }
+        self.pace(&mut connection);
         Ok(connection)
     }
 }
@@ -157,42 +202,6 @@ pub(crate) async fn connect(
     let local = keyfile::read(&peer.key)?;
     let connection = dial(address, local, key, progress).await;
     connection.with_context(|| format!("cannot reach {address}"))
-}
-
-/// Runs both ends in this process, over the same protocol and with the same proofs.
-async fn local(
-    job: SourceJob<AnySource>,
-    replica: Replica<FileDisk>,
-    progress: Arc<Progress>,
-) -> anyhow::Result<Summary> {
-    let (near, far) = duplex(LOCAL_PIPE_LEN);
-    let (source_key, target_key) = (random_key()?, random_key()?);
-    let dial = Peer::Dial(target_key.public());
-    let listen = Peer::Listen(vec![source_key.public()]);
-    let source_side = async {
-        let (mut connection, _) = Connection::open(near, source_key, dial, progress).await?;
-        request(&mut connection, Verb::Push, "local").await?;
-        serve_source(connection, job).await
-    };
-    let target_side = async {
-        let uncounted = Arc::new(Progress::default());
-        let (mut connection, _) = Connection::open(far, target_key, listen, uncounted).await?;
-        receive_request(&mut connection).await?;
-        let ready = std::future::ready(Ok::<_, Failure>(replica));
-        let (connection, replica) = answer(connection, ready).await?;
-        serve_target(connection, replica).await.0
-    };
-    // Tasks of their own, so that sealing and opening use two cores.
-    let target_side = tokio::spawn(target_side);
-    let source_result = source_side.await;
-    let target_result = target_side.await?;
-    match (source_result, target_result) {
-        (Ok(summary), Ok(_)) => Ok(summary),
-        // The side that failed knows why; the other only heard of it.
-        (_, Err(error @ TransportError::Local(_))) | (Err(error), _) | (Ok(_), Err(error)) => {
-            Err(error.into())
-        }
-    }
 }
 
 fn random_key() -> anyhow::Result<SecretKey> {
@@ -220,8 +229,9 @@ fn parse_rate(text: &str) -> anyhow::Result<u64> {
         },
     };
     match digits.parse::<u64>().ok().and_then(|rate| rate.checked_mul(unit)) {
-        Some(rate) if rate > 0 => Ok(rate),
-        _ => bail!("--limit-rate takes a number above zero, as in 500K, 10M or 1G"),
+        // Slower, a peer would seem to have gone silent.
+        Some(rate) if rate >= 1 << 10 => Ok(rate),
+        _ => bail!("--limit-rate takes at least 1K, as in 500K, 10M or 1G"),
     }
 }
 
@@ -231,9 +241,11 @@ mod tests {
 
     #[test]
     fn rates_and_levels() {
-        assert_eq!(parse_rate("700").unwrap(), 700);
+        assert_eq!(parse_rate("7000").unwrap(), 7000);
         assert_eq!(parse_rate("10M").unwrap(), 10 << 20);
-        for bad in ["", "0", "M", "10Q", "-1", "99999999999999999999", "18446744073709551615G"] {
+        for bad in
+            ["", "0", "1023", "M", "10Q", "-1", "99999999999999999999", "18446744073709551615G"]
+        {
             assert!(parse_rate(bad).is_err(), "{bad}");
         }
         assert_eq!(parse_level("off").unwrap(), None);

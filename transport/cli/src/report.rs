@@ -1,11 +1,15 @@
 //! What is printed when something is done: text for people, one JSON object for machines.
 //! The JSON keys are an interface.
 
-use std::time::Duration;
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
-use driftline_extent::{ChangeMap, ExtentSet, PlanKind, TargetState};
+use driftline_extent::{ChangeMap, Extent, ExtentSet, Generation, PlanKind, Reason, TargetState};
 use driftline_target::VerifyReport;
 use driftline_transport::{Snapshot, Summary};
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 /// A number of bytes as people read it.
@@ -89,46 +93,77 @@ pub(crate) fn summary_json(summary: &Summary, moved: &Snapshot, took: Duration) 
     })
 }
 
-/// A change map.
-pub(crate) fn map_json(map: &ChangeMap) -> Value {
-    let list = |set: &ExtentSet| -> Vec<Value> {
-        set.iter().map(|e| json!({ "offset": e.offset(), "length": e.len() })).collect()
+/// A change map, one extent after the other: it may have a million of them.
+pub(crate) fn write_map_json(map: &ChangeMap, out: &mut impl Write) -> io::Result<()> {
+    let written = MapJson {
+        size: map.size,
+        granularity: map.granularity,
+        base: map.base.map(|base| base.to_string()),
+        tip: map.tip.map(|tip| tip.to_string()),
+        standing: map.standing.as_str(),
+        reason: map.standing.reason().map(Reason::as_str),
+        changed: ExtentsJson(&map.changed),
+        zero: ExtentsJson(&map.zero),
     };
-    json!({
-        "size": map.size,
-        "granularity": map.granularity,
-        "base": map.base.map(|base| base.to_string()),
-        "tip": map.tip.map(|tip| tip.to_string()),
-        "standing": map.standing.as_str(),
-        "reason": map.standing.reason().map(|reason| reason.as_str()),
-        "changed": list(&map.changed),
-        "zero": list(&map.zero),
-    })
+    serde_json::to_writer(&mut *out, &written)?;
+    writeln!(out)
+}
+
+#[derive(Serialize)]
+struct MapJson<'a> {
+    size: Option<u64>,
+    granularity: u64,
+    base: Option<String>,
+    tip: Option<String>,
+    standing: &'static str,
+    reason: Option<&'static str>,
+    changed: ExtentsJson<'a>,
+    zero: ExtentsJson<'a>,
+}
+
+struct ExtentsJson<'a>(&'a ExtentSet);
+
+#[derive(Serialize)]
+struct ExtentJson {
+    offset: u64,
+    length: u64,
+}
+
+impl From<Extent> for ExtentJson {
+    fn from(extent: Extent) -> Self {
+        Self { offset: extent.offset(), length: extent.len() }
+    }
+}
+
+impl Serialize for ExtentsJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(ExtentJson::from))
+    }
 }
 
 /// A change map.
-pub(crate) fn map(map: &ChangeMap) -> String {
-    let name = |generation: Option<_>| match generation {
-        Some(generation) => format!("{generation}"),
-        None => "nothing".to_owned(),
+pub(crate) fn write_map(map: &ChangeMap, out: &mut impl Write) -> io::Result<()> {
+    let named = |generation: Option<Generation>, none: &str| {
+        generation.map_or_else(|| none.to_owned(), |generation| generation.to_string())
     };
-    let size = map.size.map_or_else(|| "of unchanged size".to_owned(), bytes);
-    let reason = map.standing.reason().map(|reason| format!(" ({reason})")).unwrap_or_default();
-    let mut text = format!(
-        "{} to {}, {size}, {}{reason}: {} changed in {} extents, granularity {}\n",
-        name(map.base),
-        map.tip.map_or_else(|| "an unnamed generation".to_owned(), |tip| tip.to_string()),
+    writeln!(
+        out,
+        "{} to {}, {}, {}{}: {} changed in {} extents, granularity {}",
+        named(map.base, "nothing"),
+        named(map.tip, "an unnamed generation"),
+        map.size.map_or_else(|| "of unchanged size".to_owned(), bytes),
         map.standing.as_str(),
+        map.standing.reason().map(|reason| format!(" ({reason})")).unwrap_or_default(),
         bytes(map.changed.byte_count()),
         map.changed.extent_count(),
         map.granularity,
-    );
+    )?;
     for (what, set) in [("changed", &map.changed), ("zero", &map.zero)] {
         for extent in set {
-            text += &format!("{what} {} {}\n", extent.offset(), extent.len());
+            writeln!(out, "{what} {} {}", extent.offset(), extent.len())?;
         }
     }
-    text
+    Ok(())
 }
 
 /// What a remote replica says of itself.
@@ -169,7 +204,6 @@ pub(crate) fn state(state: &TargetState) -> String {
 
 /// A verification.
 pub(crate) fn verify_json(report: &VerifyReport) -> Value {
-    let damaged = report.damaged.iter();
     json!({
         "result": if report.is_clean() { "clean" } else { "damaged" },
         "generation": report.generation.to_string(),
@@ -177,9 +211,7 @@ pub(crate) fn verify_json(report: &VerifyReport) -> Value {
         "size_found": report.size_found,
         "root_matches": report.root_matches,
         "damaged_chunks": report.damaged_chunks,
-        "damaged": damaged
-            .map(|e| json!({ "offset": e.offset(), "length": e.len() }))
-            .collect::<Vec<_>>(),
+        "damaged": ExtentsJson(&report.damaged),
     })
 }
 
