@@ -214,8 +214,16 @@ pub async fn dial(
         Err(_) => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
     };
     stream.set_nodelay(true)?;
-    let (connection, _) = Connection::open(stream, local, Peer::Dial(peer), progress).await?;
-    Ok(connection)
+    let ours = local.public();
+    match Connection::open(stream, local, Peer::Dial(peer), progress).await {
+        Ok((connection, _)) => Ok(connection),
+        Err(TransportError::Closed) => Err(TransportError::NotLetIn(ours)),
+        // Some close with a reset, as we had sent what they did not read.
+        Err(TransportError::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+            Err(TransportError::NotLetIn(ours))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Waits for peers.

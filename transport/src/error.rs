@@ -3,7 +3,7 @@
 use std::{error::Error, io};
 
 use driftline_extent::{Explained, Reason};
-use driftline_wire::{LinkError, SessionError};
+use driftline_wire::{LinkError, PublicKey, SessionError};
 
 /// A failure of our own source or target, as the user and the peer are told of it.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -48,6 +48,12 @@ pub enum TransportError {
     /// Our own side failed; the peer was told.
     #[error(transparent)]
     Local(#[from] Failure),
+    /// The peer hung up before it had proven anything.
+    #[error(
+        "the peer hung up during the handshake: most likely its list of peers lacks our public \
+         key {0}, or its own key is another than we were told"
+    )]
+    NotLetIn(PublicKey),
     /// The peer went away.
     #[error("the peer closed the connection; run again to go on where this stopped")]
     Closed,
@@ -60,7 +66,7 @@ impl TransportError {
         match self {
             Self::Local(failure) => Some(failure.reason),
             Self::Session(error) => Some(error.reason()),
-            Self::Io(_) | Self::Link(_) | Self::Closed => None,
+            Self::Io(_) | Self::Link(_) | Self::NotLetIn(_) | Self::Closed => None,
         }
     }
 }

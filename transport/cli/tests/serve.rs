@@ -17,6 +17,8 @@ fn an_unpinned_key_is_refused_on_either_side() {
         let refused =
             json(pair.path(), 5, &["push", &source, &target, "--key", key, "--peer", peer]);
         assert_eq!(refused["error"]["reason"], "connection");
+        let detail = refused["error"]["detail"].as_str().unwrap();
+        assert!(detail.contains("during the handshake"), "{detail}");
         assert!(!pair.image().exists());
     }
     json(pair.path(), 0, &pair.push(&source, &target));
