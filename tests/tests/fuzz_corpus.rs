@@ -8,7 +8,7 @@ use driftline_tests::fuzz_extent;
 /// A fuzz target's name, and what it runs.
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 10] = [
+const TARGETS: [Target; 11] = [
     ("extent_set", fuzz_extent::extent_set),
     ("journal", driftline_target::fuzzing::journal),
     ("state", driftline_target::fuzzing::state),
@@ -19,6 +19,7 @@ const TARGETS: [Target; 10] = [
     ("zfs_codec", driftline_zfs::fuzzing::codec),
     ("zfs_nvlist", driftline_zfs::fuzzing::nvlist),
     ("zfs_stream", driftline_zfs::fuzzing::stream),
+    ("zfs_stream_mended", driftline_zfs::fuzzing::stream_mended),
 ];
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz");
