@@ -8,8 +8,8 @@ use driftline_extent::{
 };
 use driftline_target::FileDisk;
 
-/// Bytes that are read at once.
-const READ_LEN: u64 = 1 << 20;
+/// Bytes that are read at once: a chunk, as that is what they are cut into.
+const READ_LEN: u64 = driftline_extent::CHUNK_LEN;
 
 /// Why a plain volume cannot be read.
 #[derive(Debug, thiserror::Error)]
