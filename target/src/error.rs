@@ -125,6 +125,12 @@ pub enum Problem {
          place, or allow overwriting it"
     )]
     Foreign,
+    /// A copy over what stands here was agreed to by the source's side, but not by this one.
+    #[error("{because}; and this target does not allow copies over what it holds")]
+    OverwriteForbidden {
+        /// What the copy would be over.
+        because: Box<Self>,
+    },
     /// An increment from another generation than the replica's.
     #[error(
         "the increment starts at {}, but the replica holds {}; offer what follows that, or a whole \
@@ -243,7 +249,7 @@ impl Problem {
         TargetError { volume: volume.to_owned(), problem: self }
     }
 
-    fn reason(&self) -> Reason {
+    pub(crate) fn reason(&self) -> Reason {
         match self {
             Self::Io { source, .. } | Self::Open { source, .. } if is_full(source) => {
                 Reason::TargetFull
@@ -265,6 +271,7 @@ impl Problem {
             | Self::SizeModified { .. } => Reason::TargetModified,
             Self::Busy { .. } | Self::InUse => Reason::TargetBusy,
             Self::Foreign => Reason::TargetForeign,
+            Self::OverwriteForbidden { .. } => Reason::Denied,
             Self::NotTheBase { .. } | Self::WouldOverwrite { .. } => Reason::BaseMismatch,
             Self::OtherSource { .. } => Reason::SourceMismatch,
             Self::TooSmall { .. } => Reason::TargetFull,

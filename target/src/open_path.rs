@@ -28,6 +28,8 @@ pub struct Options {
     /// Where the books are. `None` means beside a regular file, see [`state_dir_of`]; a block
     /// device needs a directory named.
     pub state_dir: Option<PathBuf>,
+    /// Whether an offer's consent to a copy over what stands here is not enough.
+    pub forbid_overwrite: bool,
 }
 
 /// Where the books of a replica in a regular file are: `<path>.driftline`.
@@ -47,7 +49,8 @@ pub fn open(path: &Path, options: &Options) -> Result<Replica<FileDisk>, TargetE
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| problem(Problem::Entropy(error.to_string())))?;
     let (disks, guard) = open_disks(path, options).map_err(problem)?;
-    Ok(Replica::open(&name, disks, seed)?.guarded_by(guard))
+    let replica = Replica::open(&name, disks, seed)?.guarded_by(guard);
+    Ok(if options.forbid_overwrite { replica.forbid_overwrite() } else { replica })
 }
 
 /// Keeps other processes out, and takes away what was made for nothing.

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, fmt};
 
 use driftline_extent::{
-    Begin, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, ReplicaId, Target,
-    TargetState, VOLUME_LEN_MAX,
+    Begin, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, Reason, ReplicaId,
+    Target, TargetState, VOLUME_LEN_MAX,
 };
 use driftline_manifest::ChunkKey;
 
@@ -65,6 +65,7 @@ pub struct Replica<D: Disk> {
     poisoned: bool,
     /// Keeps others out for as long as the replica is open.
     guard: Option<Guard>,
+    overwrite_forbidden: bool,
 }
 
 /// How the current increment is received.
@@ -127,6 +128,7 @@ impl<D: Disk> Replica<D> {
             checkpoint_len: CHECKPOINT_LEN,
             poisoned: false,
             guard: None,
+            overwrite_forbidden: false,
         };
         // What a failed flush left in the cache is not what a crash would leave.
         this.ids.settle()?;
@@ -139,6 +141,12 @@ impl<D: Disk> Replica<D> {
     /// Keeps `guard` for as long as the replica is open.
     pub(crate) fn guarded_by(mut self, guard: Guard) -> Self {
         self.guard = Some(guard);
+        self
+    }
+
+    /// Refuses copies over what stands here, whatever an offer agrees to.
+    pub(crate) const fn forbid_overwrite(mut self) -> Self {
+        self.overwrite_forbidden = true;
         self
     }
 
@@ -187,6 +195,24 @@ impl<D: Disk> Replica<D> {
             let _ = self.journal.clear();
         }
         result.map_err(|problem| problem.of(&self.name))
+    }
+
+    /// Decides on an offer by what this side allows, and changes nothing.
+    fn admit_allowed(&self, offer: &Offer) -> Result<Mode, Problem> {
+        if self.poisoned {
+            return Err(Problem::Poisoned);
+        }
+        if !(offer.overwrite && self.overwrite_forbidden) {
+            return self.admit(offer);
+        }
+        let modest = Offer { plan: offer.plan.clone(), overwrite: false };
+        self.admit(&modest).map_err(|problem| match problem.reason() {
+            Reason::BaseMismatch
+            | Reason::SourceMismatch
+            | Reason::TargetForeign
+            | Reason::TargetModified => Problem::OverwriteForbidden { because: problem.into() },
+            _ => problem,
+        })
     }
 
     /// Decides on an offer, and changes nothing.
@@ -325,9 +351,8 @@ impl<D: Disk> Target for Replica<D> {
     }
 
     fn begin(&mut self, offer: &Offer) -> Result<Begin, TargetError> {
-        let admitted = if self.poisoned { Err(Problem::Poisoned) } else { self.admit(offer) };
         // A refusal is no failure: nothing was changed.
-        let mode = admitted.map_err(|problem| problem.of(&self.name))?;
+        let mode = self.admit_allowed(offer).map_err(|problem| problem.of(&self.name))?;
         if let Some(guard) = &mut self.guard {
             guard.keep();
         }

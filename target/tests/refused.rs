@@ -48,7 +48,7 @@ fn what_was_made_for_nothing_is_taken_away() {
     let dir = tempfile::TempDir::new().unwrap();
     let listing = || fs::read_dir(dir.path()).unwrap().count();
     let path = dir.path().join("replica.img");
-    let create = Options { create: true, state_dir: None };
+    let create = Options { create: true, ..Options::default() };
     let mut replica = driftline_target::open(&path, &create).unwrap();
     let increment = plan(PlanKind::Incremental, Some(1), 2);
     assert_eq!(replica.begin(&offer(increment)).unwrap_err().reason(), Reason::BaseMismatch);
@@ -75,7 +75,7 @@ fn another_name_of_the_same_file_is_the_same_file() {
     let linked = place.path.with_file_name("linked.img");
     fs::hard_link(&place.path, &linked).unwrap();
     let first = place.open();
-    let options = Options { create: false, state_dir: None };
+    let options = Options::default();
     let error = driftline_target::open(&linked, &options).unwrap_err();
     assert_eq!(error.reason(), Reason::TargetBusy);
     drop(first);

@@ -31,7 +31,7 @@ impl Place {
     }
 
     pub(crate) fn try_open(&self) -> Result<Replica<FileDisk>, TargetError> {
-        open(&self.path, &Options { create: true, state_dir: None })
+        open(&self.path, &Options { create: true, ..Options::default() })
     }
 
     pub(crate) fn book(&self, name: &str) -> PathBuf {

@@ -50,6 +50,8 @@ struct WrittenVolume {
     source: Option<String>,
     target: Option<String>,
     state_dir: Option<PathBuf>,
+    #[serde(default)]
+    overwrite: bool,
 }
 
 /// A configuration that makes sense.
@@ -81,7 +83,12 @@ pub(crate) enum Volume {
     /// Peers pull it from here.
     Source(Place),
     /// Peers push it to here.
-    Target { path: PathBuf, state_dir: Option<PathBuf> },
+    Target {
+        path: PathBuf,
+        state_dir: Option<PathBuf>,
+        /// Whether `push --full` may replace what it holds.
+        overwrite: bool,
+    },
 }
 
 impl Config {
@@ -151,7 +158,10 @@ impl Config {
 }
 
 fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
-    match (volume.source, volume.target) {
+    match (&volume.source, &volume.target) {
+        (Some(_), None) if volume.state_dir.is_some() || volume.overwrite => {
+            bail!("state_dir and overwrite are said of targets, and it is a source")
+        }
         (Some(source), None) => match source.parse()? {
             Place::Remote { .. } | Place::StandardInput => {
                 bail!("a source here is zstream:FILE or file:PATH, not {source}")
@@ -159,7 +169,10 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
             place => Ok(Volume::Source(place)),
         },
         (None, Some(target)) => match target.parse()? {
-            Place::File(path) => Ok(Volume::Target { path, state_dir: volume.state_dir }),
+            Place::File(path) => {
+                let WrittenVolume { state_dir, overwrite, .. } = volume;
+                Ok(Volume::Target { path, state_dir, overwrite })
+            }
             _ => bail!("a target here is file:PATH, not {target}"),
         },
         _ => bail!("it has either a source, to be pulled, or a target, to be pushed to"),
@@ -215,6 +228,8 @@ mod tests {
             ("target = \"file:", "targets = \"file:", "targets"),
             ("source = \"file:", "source = \"x@h:1 file:", "golden"),
             ("name = \"golden\"", "name = \"vm1\"", "vm1"),
+            ("overwrite = false", "overwrite = 0", "overwrite"),
+            ("name = \"golden\"", "name = \"golden\"\noverwrite = true", "golden"),
         ] {
             assert!(good.contains(from), "{from}");
             let bad = good.replacen(from, to, 1);

@@ -34,7 +34,8 @@ pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
 pub(crate) fn verify(arguments: &args::Verify, json: bool) -> anyhow::Result<()> {
     let path = local(&arguments.target)?;
     let state_dir = arguments.state.state_dir.clone();
-    let mut replica = driftline_target::open(&path, &Options { create: false, state_dir })?;
+    let options = Options { state_dir, ..Options::default() };
+    let mut replica = driftline_target::open(&path, &options)?;
     let report = replica.verify(&mut |_| {})?;
     if json {
         println!("{}", report::verify_json(&report));

@@ -127,7 +127,9 @@ impl Job {
 
     /// Opening recovers, which can take a while.
     async fn open(&self, path: &Path) -> anyhow::Result<Replica<FileDisk>> {
-        let options = Options { create: true, state_dir: self.state_dir.clone() };
+        // Here the one who agrees to an overwrite is the one who asks for it.
+        let state_dir = self.state_dir.clone();
+        let options = Options { create: true, state_dir, forbid_overwrite: false };
         let path = path.to_owned();
         let open = move || driftline_target::open(&path, &options);
         Ok(tokio::task::spawn_blocking(open).await??)

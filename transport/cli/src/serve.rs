@@ -217,10 +217,12 @@ impl Server {
         volume: &str,
         create: bool,
     ) -> Result<Replica<FileDisk>, Failure> {
-        let Volume::Target { path, state_dir } = self.authorise(key, verb, volume)?.clone() else {
+        let Volume::Target { path, state_dir, overwrite } =
+            self.authorise(key, verb, volume)?.clone()
+        else {
             return Err(denied(volume));
         };
-        let options = Options { create, state_dir };
+        let options = Options { create, state_dir, forbid_overwrite: !overwrite };
         let opened = blocking(move || driftline_target::open(&path, &options)).await?;
         opened.map_err(|error| Failure::from_error(&error))
     }

@@ -222,7 +222,7 @@ fn what_is_no_replica_and_what_is_another_volumes_is_kept() {
 #[test]
 fn over_loopback_nothing_is_in_clear_and_nothing_new_moves_little() {
     let pair = Pair::new();
-    let server = pair.serve_vm();
+    let server = pair.serve_vm_with("overwrite = true\n");
     let proxy = Proxy::capture(server.address);
     let target = format!("vm@{}", proxy.address);
     // A volume whose every 16 bytes can be told from noise, which zstd leaves as it is.

@@ -4,7 +4,9 @@ mod common;
 
 use std::{fs, process::Stdio, sync::mpsc::channel};
 
-use common::{Pair, Proxy, command, driftline, json, keygen, noise, zstream};
+use common::{
+    Pair, Proxy, command, driftline, json, keygen, noise, recorded_sha256, sha256, zstream,
+};
 
 #[test]
 fn an_unpinned_key_is_refused_on_either_side() {
@@ -53,6 +55,26 @@ fn a_key_may_do_what_the_configuration_says_and_no_more() {
     let stolen = fs::read(pair.path().join("stolen.img")).unwrap_or_default();
     assert!(stolen.is_empty());
     assert_eq!(fs::read(pair.path().join("secret.img")).unwrap(), secret);
+}
+
+#[test]
+fn an_overwrite_needs_the_consent_of_both_sides() {
+    let pair = Pair::new();
+    let push = |server: &common::Server, code, stream: &str, full: &[&str]| {
+        let (source, target) = (zstream(stream), format!("vm@{}", server.address));
+        json(pair.path(), code, &[&pair.push(&source, &target)[..], full].concat())
+    };
+    let careful = pair.serve_vm();
+    push(&careful, 0, "lz4-16k.full.zs", &["--full"]);
+    let refused = push(&careful, 3, "zstd-8k.full.zs", &["--full"]);
+    assert_eq!(refused["error"]["reason"], "denied");
+    assert_eq!(sha256(&pair.image()), recorded_sha256("lz4-16k@s1"));
+    drop(careful);
+    let generous = pair.serve_vm_with("overwrite = true\n");
+    let refused = push(&generous, 3, "zstd-8k.full.zs", &[]);
+    assert_eq!(refused["error"]["reason"], "base-mismatch");
+    push(&generous, 0, "zstd-8k.full.zs", &["--full"]);
+    assert_eq!(sha256(&pair.image()), recorded_sha256("zstd-8k@s1"));
 }
 
 #[test]

@@ -105,9 +105,14 @@ impl Pair {
 
     /// A server that takes `vm` into `vm.img`.
     pub(crate) fn serve_vm(&self) -> Server {
+        self.serve_vm_with("")
+    }
+
+    /// The same, with more lines about the volume in the configuration.
+    pub(crate) fn serve_vm_with(&self, more: &str) -> Server {
         let dir = self.path().display();
         self.serve(&format!(
-            "push = [\"vm\"]\n[[volume]]\nname = \"vm\"\ntarget = \"file:{dir}/vm.img\"\n"
+            "push = [\"vm\"]\n[[volume]]\nname = \"vm\"\ntarget = \"file:{dir}/vm.img\"\n{more}"
         ))
     }
 
