@@ -48,7 +48,7 @@ pub fn open(path: &Path, options: &Options) -> Result<Replica<FileDisk>, TargetE
     let problem = |problem: Problem| problem.of(&name);
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| problem(Problem::Entropy(error.to_string())))?;
-    let (disks, guard) = open_disks(path, options).map_err(problem)?;
+    let (disks, guard) = open_disks(&resolved(path), options).map_err(problem)?;
     let replica = Replica::open(&name, disks, seed)?.guarded_by(guard);
     Ok(if options.forbid_overwrite { replica.forbid_overwrite() } else { replica })
 }
@@ -134,6 +134,11 @@ fn open_disks(path: &Path, options: &Options) -> Result<(Disks<FileDisk>, Guard)
     Ok((Disks { volume, state, journal, ids, overlay }, guard))
 }
 
+/// The file that a path leads to, so that its books are found by every name of it.
+fn resolved(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// Whether a file is there and not empty.
 fn is_something(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.len() > 0)
@@ -205,7 +210,7 @@ pub struct Inspection {
 /// Looks at the replica at `path` without locking, recovering or changing it; `None` if
 /// nothing was ever begun there.
 pub fn inspect(path: &Path, state_dir: Option<&Path>) -> Result<Option<Inspection>, TargetError> {
-    let dir = state_dir.map_or_else(|| state_dir_of(path), Path::to_owned);
+    let dir = state_dir.map_or_else(|| state_dir_of(&resolved(path)), Path::to_owned);
     inspect_dir(&dir).map_err(|problem| problem.of(&path.display().to_string()))
 }
 

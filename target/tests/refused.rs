@@ -78,7 +78,13 @@ fn another_name_of_the_same_file_is_the_same_file() {
     let options = Options::default();
     let error = driftline_target::open(&linked, &options).unwrap_err();
     assert_eq!(error.reason(), Reason::TargetBusy);
+    let symbolic = place.path.with_file_name("symbolic.img");
+    std::os::unix::fs::symlink(&place.path, &symbolic).unwrap();
+    let error = driftline_target::open(&symbolic, &options).unwrap_err();
+    assert_eq!(error.reason(), Reason::TargetBusy);
+    let state = first.state();
     drop(first);
+    assert_eq!(driftline_target::open(&symbolic, &options).unwrap().state(), state);
 }
 
 #[test]
