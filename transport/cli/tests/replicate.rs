@@ -222,9 +222,13 @@ fn what_is_no_replica_and_what_is_another_volumes_is_kept() {
 #[test]
 fn over_loopback_nothing_is_in_clear_and_nothing_new_moves_little() {
     let pair = Pair::new();
-    let server = pair.serve_vm_with("overwrite = true\n");
+    let dir = pair.path().display();
+    let server = pair.serve(&format!(
+        "push = [\"payroll\"]\n[[volume]]\nname = \"payroll\"\n\
+         target = \"file:{dir}/vm.img\"\noverwrite = true\n"
+    ));
     let proxy = Proxy::capture(server.address);
-    let target = format!("vm@{}", proxy.address);
+    let target = format!("payroll@{}", proxy.address);
     // A volume whose every 16 bytes can be told from noise, which zstd leaves as it is.
     let content = noise(&pair.path().join("a.img"), 4 << 20, 7);
     let first = json(pair.path(), 0, &pair.push("file:a.img", &target));
@@ -238,7 +242,7 @@ fn over_loopback_nothing_is_in_clear_and_nothing_new_moves_little() {
     for piece in content.chunks_exact(16) {
         assert!(!windows.contains(piece), "a piece of the volume crossed in clear");
     }
-    let names = ["vm.img", "a.img", "push", "client"].map(str::as_bytes);
+    let names = ["payroll", "vm.img", "a.img", "client"].map(str::as_bytes);
     assert!(names.iter().all(|name| !captured.windows(name.len()).any(|seen| seen == *name)));
 
     // The same with a stream whose data compresses, and its data set's name.
