@@ -21,6 +21,11 @@ impl Failure {
         Self { reason, detail: detail.into() }
     }
 
+    /// A worker that is gone has panicked; its message is on standard error.
+    pub(crate) fn worker_gone() -> Self {
+        Self::new(Reason::Failed, "a worker thread has died; this is a defect in Driftline")
+    }
+
     /// The failure that an adapter's error amounts to, with the causes below it.
     pub fn from_error(error: &dyn Explained) -> Self {
         Self { reason: error.reason(), detail: chain(error) }

@@ -22,6 +22,7 @@ mod progress;
 mod pump;
 mod session;
 mod source_side;
+mod summary;
 mod target_side;
 
 pub use connection::{Connection, Listener, dial};
@@ -29,4 +30,6 @@ pub use error::{Failure, TransportError, chain};
 pub use opening::{answer, receive_request, receive_state, request, send_state};
 pub use pace::RateLimit;
 pub use progress::{Progress, Snapshot};
-pub use session::{SourceJob, Summary, serve_source, serve_target};
+pub use session::{serve_source, serve_target};
+pub use source_side::SourceJob;
+pub use summary::Summary;

@@ -16,14 +16,31 @@ use driftline_wire::{
 use tokio::sync::mpsc;
 
 use crate::{
-    Failure, Progress, SourceJob, Summary, TransportError,
+    Failure, Progress, Summary, TransportError,
     deliver::{self, Outlet},
     pump::{Outgoing, Side},
-    session::worker_gone,
 };
 
 /// Batches that wait for the window, besides the one the source is filling.
 const BATCHES_WAITING: usize = 2;
+
+/// The source side's part of a session.
+pub struct SourceJob<S> {
+    /// Where increments come from.
+    pub source: S,
+    /// The same volume for reading at random, if that is possible.
+    pub volume: Option<Arc<dyn Volume + Send + Sync>>,
+    /// Whether the user has agreed to a full copy over whatever the target holds.
+    pub overwrite: bool,
+    /// The zstd level for data on the way; `None` sends it as it is.
+    pub compression: Option<i32>,
+}
+
+impl<S> std::fmt::Debug for SourceJob<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SourceJob").field("overwrite", &self.overwrite).finish_non_exhaustive()
+    }
+}
 
 enum SourceCommand {
     Plan(Box<TargetState>),
@@ -102,7 +119,7 @@ impl SourceSide {
 
     fn command(&mut self, command: SourceCommand) {
         if self.commands.send(command).is_err() {
-            self.fail(worker_gone());
+            self.fail(Failure::worker_gone());
         }
     }
 }
@@ -116,7 +133,7 @@ impl Side for SourceSide {
             Some(delivered) = self.delivered.recv(), if self.sender.wants_batch() => {
                 SourceEvent::Delivered(delivered)
             }
-            else => SourceEvent::Failed(worker_gone()),
+            else => SourceEvent::Failed(Failure::worker_gone()),
         }
     }
 
@@ -159,7 +176,7 @@ impl Side for SourceSide {
                 SenderOutput::Pack { seq, pieces } => {
                     let key = self.key.clone();
                     if key.is_none_or(|key| self.packs.send((key, seq, pieces)).is_err()) {
-                        self.fail(worker_gone());
+                        self.fail(Failure::worker_gone());
                     }
                 }
                 SenderOutput::Compared { span, differs } => {

@@ -13,7 +13,6 @@ use crate::{
     Failure, Progress, Summary, TransportError,
     pump::{Outgoing, Side},
     receive::Worker,
-    session::worker_gone,
 };
 
 enum TargetCommand {
@@ -82,7 +81,7 @@ impl TargetSide {
 
     fn command(&mut self, command: TargetCommand) {
         if self.commands.send(command).is_err() {
-            self.fail(worker_gone());
+            self.fail(Failure::worker_gone());
         }
     }
 }
@@ -118,7 +117,7 @@ impl Side for TargetSide {
     type Event = TargetEvent;
 
     async fn next_event(&mut self) -> TargetEvent {
-        self.events.recv().await.unwrap_or_else(|| TargetEvent::Failed(worker_gone()))
+        self.events.recv().await.unwrap_or_else(|| TargetEvent::Failed(Failure::worker_gone()))
     }
 
     fn handle_event(&mut self, event: TargetEvent) {
