@@ -227,7 +227,9 @@ impl<'a, T: Target> Session<'a, T> {
         let Some(key) = self.key.clone() else { return };
         // The session's own progress counts what is packed meanwhile.
         let progress = Progress::default();
-        match deliver::deliver(source, volume, plan, &key, begin, self, &progress) {
+        let delivery =
+            deliver::Delivery { plan, begin, key: &key, outlet: self, progress: &progress };
+        match deliver::deliver(source, volume, delivery) {
             Ok(finish) if !self.source.is_over() => self.sender.handle_end(finish),
             Ok(_) => {}
             Err(failure) => self.fail_source(failure),

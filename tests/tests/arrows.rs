@@ -7,6 +7,16 @@ use std::{
 
 use serde_json::Value;
 
+/// What only the program and the tests may know all of.
+const LIBRARIES: [&str; 6] = [
+    "driftline-extent",
+    "driftline-manifest",
+    "driftline-target",
+    "driftline-transport",
+    "driftline-wire",
+    "driftline-zfs",
+];
+
 /// Each package, and the packages of this workspace that it may depend on.
 const ARROWS: [(&str, &[&str]); 8] = [
     ("driftline-extent", &[]),
@@ -15,28 +25,8 @@ const ARROWS: [(&str, &[&str]); 8] = [
     ("driftline-target", &["driftline-extent", "driftline-manifest"]),
     ("driftline-wire", &["driftline-extent", "driftline-manifest"]),
     ("driftline-transport", &["driftline-extent", "driftline-manifest", "driftline-wire"]),
-    (
-        "driftline",
-        &[
-            "driftline-extent",
-            "driftline-manifest",
-            "driftline-target",
-            "driftline-transport",
-            "driftline-wire",
-            "driftline-zfs",
-        ],
-    ),
-    (
-        "driftline-tests",
-        &[
-            "driftline-extent",
-            "driftline-manifest",
-            "driftline-target",
-            "driftline-transport",
-            "driftline-wire",
-            "driftline-zfs",
-        ],
-    ),
+    ("driftline", &LIBRARIES),
+    ("driftline-tests", &LIBRARIES),
 ];
 
 /// The only packages with a runtime; everything below them is synchronous.

@@ -27,6 +27,27 @@ pub trait Outlet {
     fn compared(&mut self) -> Option<(Item, bool)>;
 }
 
+/// What a delivery is of, and what it needs.
+pub struct Delivery<'a> {
+    /// The plan that the target has agreed to.
+    pub plan: &'a Plan,
+    /// From where on.
+    pub begin: Begin,
+    /// The key under which the target names chunks.
+    pub key: &'a ChunkKey,
+    /// Where batches go.
+    pub outlet: &'a mut dyn Outlet,
+    /// What counts them.
+    pub progress: &'a Progress,
+}
+
+impl fmt::Debug for Delivery<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Delivery");
+        debug.field("plan", self.plan).field("begin", &self.begin).finish_non_exhaustive()
+    }
+}
+
 /// The session ended while the worker was busy; whoever ended it knows why.
 fn session_over() -> Failure {
     Failure::new(Reason::Failed, "the session is over")
@@ -47,30 +68,21 @@ pub fn plan<S: Source>(
 pub fn deliver<S: Source>(
     source: &mut S,
     volume: Option<&dyn Volume>,
-    plan: &Plan,
-    key: &ChunkKey,
-    begin: Begin,
-    outlet: &mut dyn Outlet,
-    progress: &Progress,
+    delivery: Delivery<'_>,
 ) -> Result<Finish, Failure> {
+    let Delivery { plan, progress, .. } = delivery;
     progress.set_expected(plan.bytes_expected);
     match (plan.kind, volume) {
-        (PlanKind::Scan, Some(volume)) => scan(volume, key, begin, outlet, progress),
+        (PlanKind::Scan, Some(volume)) => scan(volume, delivery),
         (PlanKind::Scan, None) => {
             Err(Failure::new(Reason::Unsupported, "this source cannot be read at random"))
         }
-        _ => changes(source, plan, key, begin, outlet, progress),
+        _ => changes(source, delivery),
     }
 }
 
-fn changes<S: Source>(
-    source: &mut S,
-    plan: &Plan,
-    key: &ChunkKey,
-    begin: Begin,
-    outlet: &mut dyn Outlet,
-    progress: &Progress,
-) -> Result<Finish, Failure> {
+fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, Failure> {
+    let Delivery { plan, begin, key, outlet, progress } = delivery;
     // The root over a whole volume needs all of it, also what an earlier session delivered.
     let (scope, from) = match plan.kind {
         PlanKind::Full => (Scope::Whole, 0),
@@ -107,13 +119,8 @@ fn changes<S: Source>(
     Ok(Finish { tip, size, root })
 }
 
-fn scan(
-    volume: &dyn Volume,
-    key: &ChunkKey,
-    begin: Begin,
-    outlet: &mut dyn Outlet,
-    progress: &Progress,
-) -> Result<Finish, Failure> {
+fn scan(volume: &dyn Volume, delivery: Delivery<'_>) -> Result<Finish, Failure> {
+    let Delivery { begin, key, outlet, progress, .. } = delivery;
     let mut scanner = Scanner::new(volume, key, begin.from);
     let mut batcher = Batcher { outlet, progress, items: Vec::new(), data_len: 0 };
     let mut done = false;

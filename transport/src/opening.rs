@@ -17,7 +17,7 @@ pub async fn request<S: AsyncRead + AsyncWrite>(
     connection.send(&Message::Request { verb, volume: volume.to_owned() })?;
     match connection.message().await? {
         Message::Accept => Ok(()),
-        other => Err(unexpected(other, "accept was due").into()),
+        other => Err(SessionError::out_of_place(other, "accept was due").into()),
     }
 }
 
@@ -27,7 +27,7 @@ pub async fn receive_state<S: AsyncRead + AsyncWrite>(
 ) -> Result<TargetState, TransportError> {
     match connection.message().await? {
         Message::State(state) => Ok(state),
-        other => Err(unexpected(other, "a state was due").into()),
+        other => Err(SessionError::out_of_place(other, "a state was due").into()),
     }
 }
 
@@ -37,7 +37,7 @@ pub async fn receive_request<S: AsyncRead + AsyncWrite>(
 ) -> Result<(Verb, String), TransportError> {
     match connection.message().await? {
         Message::Request { verb, volume } => Ok((verb, volume)),
-        other => Err(unexpected(other, "a request was due").into()),
+        other => Err(SessionError::out_of_place(other, "a request was due").into()),
     }
 }
 
@@ -71,11 +71,4 @@ pub async fn send_state<S: AsyncRead + AsyncWrite>(
 ) -> Result<(), TransportError> {
     connection.send(&Message::State(state))?;
     connection.close().await
-}
-
-fn unexpected(message: Message, state: &'static str) -> SessionError {
-    match message {
-        Message::Refuse { reason, detail } => SessionError::Refused { reason, detail },
-        other => SessionError::Unexpected { message: other.name(), state },
-    }
 }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     Failure, Progress, Summary, TransportError,
-    deliver::{self, Outlet},
+    deliver::{self, Delivery, Outlet},
     pump::{Outgoing, Side},
 };
 
@@ -234,8 +234,8 @@ impl<S: Source> SourceWorker<S> {
         let mut outlet = ChannelOutlet { batches: &self.batches, commands: &self.commands };
         let volume = self.volume.as_deref().map(|volume| volume as &dyn Volume);
         let progress = &self.progress;
-        let finish =
-            deliver::deliver(&mut self.source, volume, plan, key, begin, &mut outlet, progress)?;
+        let delivery = Delivery { plan, begin, key, outlet: &mut outlet, progress };
+        let finish = deliver::deliver(&mut self.source, volume, delivery)?;
         let _ = self.batches.blocking_send(Delivered::End(finish));
         Ok(())
     }

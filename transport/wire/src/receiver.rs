@@ -116,10 +116,6 @@ impl Receiver {
     /// Takes a message from the source.
     pub fn handle_message(&mut self, message: Message) -> Result<(), SessionError> {
         match (self.state, message) {
-            (_, Message::Refuse { reason, detail }) => {
-                self.state = State::Ended;
-                Err(SessionError::Refused { reason, detail })
-            }
             (State::AwaitOffer, Message::Offer(offer)) => {
                 self.state = State::Beginning;
                 self.kind = offer.plan.kind;
@@ -137,8 +133,10 @@ impl Receiver {
                 self.handle_finish(finish, &transcript)
             }
             (state, message) => {
-                let (message, state) = (message.name(), state.name());
-                Err(SessionError::Unexpected { message, state })
+                if matches!(message, Message::Refuse { .. }) {
+                    self.state = State::Ended;
+                }
+                Err(SessionError::out_of_place(message, state.name()))
             }
         }
     }

@@ -167,10 +167,6 @@ impl Sender {
     /// Takes a message from the target.
     pub fn handle_message(&mut self, message: Message) -> Result<(), SessionError> {
         match (self.state, message) {
-            (_, Message::Refuse { reason, detail }) => {
-                self.state = State::Ended;
-                Err(SessionError::Refused { reason, detail })
-            }
             (State::Opening, Message::State(state)) => {
                 self.plan(Box::new(state));
                 Ok(())
@@ -189,8 +185,10 @@ impl Sender {
                 Ok(())
             }
             (state, message) => {
-                let (message, state) = (message.name(), state.name());
-                Err(SessionError::Unexpected { message, state })
+                if matches!(message, Message::Refuse { .. }) {
+                    self.state = State::Ended;
+                }
+                Err(SessionError::out_of_place(message, state.name()))
             }
         }
     }

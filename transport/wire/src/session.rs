@@ -2,7 +2,7 @@
 
 use driftline_extent::Reason;
 
-use crate::codec::DecodeError;
+use crate::{codec::DecodeError, message::Message};
 
 /// Why a session is over before its end.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -36,6 +36,15 @@ pub enum SessionError {
 }
 
 impl SessionError {
+    /// `message` has no place in `state`: a refusal may come at any time and ends the session,
+    /// anything else breaks the protocol.
+    pub fn out_of_place(message: Message, state: &'static str) -> Self {
+        match message {
+            Message::Refuse { reason, detail } => Self::Refused { reason, detail },
+            other => Self::Unexpected { message: other.name(), state },
+        }
+    }
+
     /// The reason that stands for this error in exit codes.
     pub const fn reason(&self) -> Reason {
         match self {
