@@ -29,6 +29,8 @@ pub struct FileDisk {
     file: File,
     /// The size of a block device; `None` for a file.
     fixed: Option<u64>,
+    /// The size when it was opened: what a source is, though something may write to it.
+    opened_len: u64,
 }
 
 impl FileDisk {
@@ -64,7 +66,8 @@ impl FileDisk {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, what));
             }
         };
-        Ok(Self { file, fixed })
+        let opened_len = fixed.map_or_else(|| Ok(file.metadata()?.len()), io::Result::Ok)?;
+        Ok(Self { file, fixed, opened_len })
     }
 
     fn zero_file(&self, extent: Extent) -> io::Result<()> {
@@ -187,7 +190,7 @@ impl Disk for FileDisk {
 
 impl Volume for FileDisk {
     fn size(&self) -> u64 {
-        Disk::len(self).unwrap_or(0)
+        self.opened_len
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -195,6 +198,11 @@ impl Volume for FileDisk {
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
+        // What was cut off would otherwise look like a hole.
+        if Disk::len(self)? < self.opened_len {
+            let what = "it became shorter while it was read: take a snapshot and read that";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+        }
         self.data_at_or_after(from)
     }
 }

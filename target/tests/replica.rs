@@ -368,4 +368,13 @@ fn a_file_can_be_read_as_a_volume() {
     Volume::read_at(&disk, 1 << 20, &mut bytes).unwrap();
     assert!(bytes[..] == pattern(3, 4096));
     assert!(Volume::read_at(&disk, (1 << 30) - 1, &mut bytes).is_err());
+
+    // It is read as it was opened: what is added does not count, what is cut off is missed.
+    file.set_len(2 << 30).unwrap();
+    assert_eq!(Volume::size(&disk), 1 << 30);
+    assert_eq!(Volume::next_data(&disk, 1 << 29).unwrap(), None);
+    file.set_len((1 << 20) + 5).unwrap();
+    assert_eq!(Volume::size(&disk), 1 << 30);
+    assert!(Volume::next_data(&disk, 1 << 29).is_err(), "a missing end is no hole");
+    assert!(Volume::read_at(&disk, 1 << 20, &mut bytes).is_err());
 }

@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    fn naive(bytes: &[u8], order: ByteOrder) -> Fletcher4 {
+    pub(super) fn naive(bytes: &[u8], order: ByteOrder) -> Fletcher4 {
         let mut state = Fletcher4::new();
         state.update_naive(bytes, order);
         state

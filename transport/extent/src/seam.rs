@@ -91,7 +91,7 @@ pub trait Source {
 
 /// A volume that can be read at any offset, without a map of its changes.
 pub trait Volume {
-    /// Size in bytes.
+    /// Size in bytes, always the same: a volume that shrinks meanwhile fails to be read.
     fn size(&self) -> u64;
 
     /// Fills `buf` from `offset`. Both must lie within the volume.

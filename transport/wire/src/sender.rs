@@ -146,11 +146,6 @@ impl Sender {
         }
     }
 
-    /// What the target holds, as far as it has said.
-    pub fn target(&self) -> Option<&TargetState> {
-        self.target.as_deref()
-    }
-
     /// Whether another batch may be announced now.
     pub fn wants_batch(&self) -> bool {
         self.state == State::Delivering

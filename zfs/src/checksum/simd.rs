@@ -142,13 +142,8 @@ fn avx512<const SWAP: bool>(blocks: &[[u8; 32]]) -> Lanes<8> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::tests::naive;
     use super::*;
-
-    fn naive(bytes: &[u8], order: ByteOrder) -> Fletcher4 {
-        let mut state = Fletcher4::new();
-        state.update_naive(bytes, order);
-        state
-    }
 
     proptest! {
         // Called directly: on a machine with AVX-512, `update` never takes the AVX2 way.
