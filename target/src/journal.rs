@@ -364,6 +364,11 @@ impl<D: Disk> Journal<D> {
     pub(crate) fn commit(&self, seal: &Seal) -> Result<(), Problem> {
         let seal = seal.encode()?;
         SEALS_AT.iter().try_for_each(|at| self.store.write_at(*at, &seal))?;
+        self.sync()
+    }
+
+    /// Makes what was appended durable.
+    pub(crate) fn sync(&self) -> Result<(), Problem> {
         self.store.sync()
     }
 

@@ -23,6 +23,8 @@ use crate::{
 pub(crate) struct Journaled {
     header: Header,
     end: Position,
+    /// Up to where the journal was last synced, in bytes.
+    synced: u64,
     /// Where the last chunk with data starts, in bytes: the volume must reach beyond it.
     last_data: Option<u64>,
     /// Size at the tip, if the plan said it.
@@ -161,7 +163,7 @@ impl<D: Disk> Replica<D> {
         };
         self.journal.create(&header)?;
         let (end, size) = (Position::START, plan.size);
-        let session = Journaled { header, end, last_data: None, size };
+        let session = Journaled { header, end, synced: end.at, last_data: None, size };
         self.session = Session::Journaled(Box::new(session));
         Ok(0)
     }
@@ -194,7 +196,8 @@ impl<D: Disk> Replica<D> {
             }
         }
         self.received = received;
-        Ok(Some((watermark, Journaled { header, end, last_data, size })))
+        let synced = Position::START.at;
+        Ok(Some((watermark, Journaled { header, end, synced, last_data, size })))
     }
 
     /// Reads a chunk and proves that it is what was committed. Returns its id.
@@ -315,7 +318,13 @@ impl<D: Disk> Replica<D> {
         if watermark > chunk_count(VOLUME_LEN_MAX) {
             return Err(Problem::Malformed("a mark lies beyond the largest volume there is"));
         }
-        self.append(&Record::Mark { watermark }, &[]).map(drop)
+        self.append(&Record::Mark { watermark }, &[])?;
+        let Session::Journaled(session) = &mut self.session else { return Ok(()) };
+        if session.end.at - session.synced < self.checkpoint_len {
+            return Ok(());
+        }
+        session.synced = session.end.at;
+        self.journal.sync()
     }
 
     /// Appends to the journal of the current session. Returns where the payload stands.

@@ -24,7 +24,7 @@ use crate::{
 /// How many ids of received data are remembered, so that equal data moves once.
 const RECEIVED_MAX: usize = 64 * 1024;
 
-/// How much of a first copy may have to come again.
+/// How much of a first copy or an increment may have to come again after a power failure.
 const CHECKPOINT_LEN: u64 = 256 << 20;
 
 /// The five disks of a replica: the volume and the books beside it.
@@ -150,8 +150,8 @@ impl<D: Disk> Replica<D> {
         self
     }
 
-    /// Sets how much of a first copy is received between two checkpoints, in bytes: so much
-    /// has to come again after a crash. It is 256 MiB by itself.
+    /// Sets how much of a first copy or an increment is received between two checkpoints, in
+    /// bytes: so much has to come again after a crash. It is 256 MiB by itself.
     pub const fn checkpoint_every(&mut self, bytes: u64) {
         self.checkpoint_len = bytes;
     }
@@ -234,7 +234,7 @@ impl<D: Disk> Replica<D> {
             (PlanKind::Incremental, _) => Err(Problem::NotTheBase { offered: plan.base, holds }),
             (PlanKind::Full, Status::Direct { .. }) => Ok(Mode::Direct),
             (PlanKind::Scan, Status::Complete { generation, .. })
-                if !overwrite && is_content(&generation) =>
+                if !overwrite && (is_content(&generation) || plan.base == Some(generation)) =>
             {
                 Ok(Mode::Journaled)
             }
@@ -249,7 +249,7 @@ impl<D: Disk> Replica<D> {
             (_, _) if *overwrite => Ok(Mode::Adopting),
             (_, Status::Adopted) => Err(Problem::Foreign),
             (PlanKind::Full, _) => Err(Problem::WouldOverwrite { holds }),
-            (PlanKind::Scan, _) => Err(Problem::NotTheBase { offered: None, holds }),
+            (PlanKind::Scan, _) => Err(Problem::NotTheBase { offered: plan.base, holds }),
         }
     }
 

@@ -306,6 +306,21 @@ fn a_device_that_is_too_small_is_refused() {
     assert!(!or_panic(scenario.check(&scenario.world)));
 }
 
+/// Nothing that was not synced survives, and yet not all of a cut increment comes again.
+#[test]
+fn power_loss_costs_no_more_than_since_the_last_checkpoint() {
+    let scenario = growing(None);
+    let went_on_at = (0..scenario.operations().unwrap()).filter_map(|stop| {
+        let world = scenario.world.fork();
+        world.stop_after(stop);
+        let _ = scenario.run(&world);
+        world.crash(0);
+        let at_the_base = !or_panic(scenario.check(&world));
+        at_the_base.then(|| or_panic(scenario.run(&world)))
+    });
+    assert!(went_on_at.max().unwrap() > 0);
+}
+
 /// The first stop whose journal, kept whole, is sealed while the volume is still at N, and
 /// the first at which the volume is neither at N nor at N + 1.
 fn sealed_stops(scenario: &Scenario) -> (World, World) {
