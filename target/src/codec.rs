@@ -1,7 +1,7 @@
 //! Fixed little-endian layouts: the few shapes that the state and the journal share.
 //!
-//! A generation takes 40 bytes: a tag (0 none, 1 ZFS guid, 2 content root), 7 bytes of zero,
-//! then 32 bytes of which a guid uses the first 8. An optional volume id takes 24: a tag
+//! A generation takes 40 bytes: a tag (0 none, 1 ZFS guid, 2 content root, 3 DRBD UUID), 7
+//! bytes of zero, then 32 bytes of which a guid or UUID uses the first 8. An optional volume id takes 24: a tag
 //! (0 none, 1 some), 7 bytes of zero, 16 of id. Unused bytes are zero.
 
 use driftline_extent::{Generation, ReplicaId, Root, VolumeId};
@@ -36,12 +36,9 @@ impl Writer {
     pub(crate) fn generation(self, generation: Option<Generation>) -> Result<Self, Problem> {
         let (tag, bytes) = match generation {
             None => (0, [0; 32]),
-            Some(Generation::Zfs(guid)) => {
-                let mut bytes = [0; 32];
-                bytes[..8].copy_from_slice(&guid.to_le_bytes());
-                (1, bytes)
-            }
+            Some(Generation::Zfs(guid)) => (1, padded(guid)),
             Some(Generation::Content(root)) => (2, root.0),
+            Some(Generation::Drbd(uuid)) => (3, padded(uuid)),
             Some(other) => return Err(Problem::UnknownGeneration(other)),
         };
         Ok(self.u64(tag).bytes(&bytes))
@@ -66,6 +63,13 @@ impl Writer {
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.0
     }
+}
+
+/// A number in the place of a generation's 32 bytes.
+fn padded(number: u64) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    bytes
 }
 
 /// The part that a checksum at the end covers; `None` if it does not fit.
@@ -109,6 +113,10 @@ impl Reader<'_> {
             0 => Some(None),
             1 => Reader(&bytes).u64().map(|guid| Some(Generation::Zfs(guid))),
             2 => Some(Some(Generation::Content(Root(bytes)))),
+            // Bit 0 is no part of the name.
+            3 => {
+                Reader(&bytes).u64().filter(|uuid| uuid & 1 == 0).map(|u| Some(Generation::Drbd(u)))
+            }
             _ => None,
         }
     }

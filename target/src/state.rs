@@ -272,12 +272,30 @@ mod tests {
         assert!(bytes == expected);
     }
 
+    /// Where the kind and the name of a complete state's generation stand.
+    const GENERATION_AT: usize = 8 + 8 + 8 + 8 + 16 + 32 + 24;
+
+    #[test]
+    fn the_generation_of_a_drbd_device_is_pinned() {
+        let uuid = 0x1122_3344_5566_7789;
+        let complete = Status::Complete { generation: Generation::drbd(uuid), root: Root([7; 32]) };
+        let mut bytes = state(complete).encode(8).unwrap();
+        let mut expected = vec![3, 0, 0, 0, 0, 0, 0, 0];
+        expected.extend([0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
+        expected.extend([0; 24]);
+        assert_eq!(bytes[GENERATION_AT..][..40], expected);
+        // Bit 0 is no part of its name.
+        bytes[GENERATION_AT + 8] |= 1;
+        assert_eq!(State::decode(Reader(&bytes[12..])), None);
+    }
+
     #[test]
     fn what_is_written_is_read() {
         let tip = Some(Generation::Content(Root([9; 32])));
         let root = Root([7; 32]);
         for status in [
             Status::Complete { generation: Generation::Zfs(u64::MAX), root },
+            Status::Complete { generation: Generation::drbd(u64::MAX), root },
             Status::Direct { tip, watermark: 10 },
             Status::Direct { tip: None, watermark: 0 },
             Status::Adopted,

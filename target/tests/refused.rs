@@ -8,7 +8,7 @@ use driftline_extent::{
     BlockMask, CHUNK_LEN, Change, ChunkId, Explained, Finish, Generation, Item, Offer, Plan,
     PlanKind, Reason, Root, Target, VolumeId,
 };
-use driftline_manifest::Chunked;
+use driftline_manifest::{Chunked, TreeHasher};
 use driftline_target::{Options, Problem, inspect, open};
 
 use common::*;
@@ -287,4 +287,36 @@ fn malformed_items_are_refused() {
     put(&mut replica, &items[0]).unwrap();
     let finish = Finish { tip: Generation::Zfs(2), size: None, root: None };
     assert_eq!(replica.commit(&finish).unwrap_err().reason(), Reason::StreamDamaged);
+}
+
+/// What descends from what the replica holds is scanned over it without consent; nothing else.
+#[test]
+fn a_scan_from_the_generation_held_is_admitted() {
+    let volume = pattern(3, 2 * CHUNK);
+    let place = Place::holding(&volume);
+    let before = place.everything();
+    for base in [None, Some(2)] {
+        let mut replica = place.open();
+        let error = replica.begin(&offer(plan(PlanKind::Scan, base, 3))).unwrap_err();
+        assert_eq!(error.reason(), Reason::BaseMismatch, "{base:?}");
+    }
+    assert!(place.everything() == before);
+    let mut replica = place.open();
+    replica.begin(&offer(plan(PlanKind::Scan, Some(1), 3))).unwrap();
+    let other = pattern(4, 2 * CHUNK);
+    let mut tree = TreeHasher::new(&key(&replica));
+    for (index, bytes) in (0..).zip(other.chunks(CHUNK)) {
+        let id = key(&replica).id(bytes);
+        tree.push(id);
+        let (data, zero) = (BlockMask::ALL, BlockMask::NONE);
+        let item = Item::Chunk { index, data, zero, id };
+        assert_eq!(replica.lacks(&[item]).unwrap(), [true]);
+        replica.apply(&item, Some(bytes)).unwrap();
+    }
+    let size = other.len() as u64;
+    let root = tree.into_root(size);
+    let tip = Generation::Zfs(3);
+    let finish = Finish { tip, size: Some(size), root: Some(root) };
+    assert_eq!(replica.commit(&finish).unwrap().generation, tip);
+    assert!(fs::read(&place.path).unwrap() == other);
 }

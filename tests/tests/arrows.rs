@@ -8,7 +8,8 @@ use std::{
 use serde_json::Value;
 
 /// What only the program and the tests may know all of.
-const LIBRARIES: [&str; 6] = [
+const LIBRARIES: [&str; 7] = [
+    "driftline-drbd",
     "driftline-extent",
     "driftline-manifest",
     "driftline-target",
@@ -18,15 +19,17 @@ const LIBRARIES: [&str; 6] = [
 ];
 
 /// Each package, and the packages of this workspace that it may depend on.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("driftline-extent", &[]),
     ("driftline-manifest", &["driftline-extent"]),
+    ("driftline-drbd", &["driftline-extent"]),
     ("driftline-zfs", &["driftline-extent"]),
     ("driftline-target", &["driftline-extent", "driftline-manifest"]),
     ("driftline-wire", &["driftline-extent", "driftline-manifest"]),
     ("driftline-transport", &["driftline-extent", "driftline-manifest", "driftline-wire"]),
     ("driftline", &LIBRARIES),
     ("driftline-tests", &LIBRARIES),
+    ("driftline-lab", &[]),
 ];
 
 /// The only packages with a runtime; everything below them is synchronous.

@@ -8,7 +8,8 @@ use driftline_tests::fuzz_extent;
 /// A fuzz target's name, and what it runs.
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 11] = [
+const TARGETS: [Target; 12] = [
+    ("drbd_metadata", driftline_drbd::fuzzing::metadata),
     ("extent_set", fuzz_extent::extent_set),
     ("journal", driftline_target::fuzzing::journal),
     ("state", driftline_target::fuzzing::state),

@@ -15,8 +15,10 @@ fn root() -> PathBuf {
 /// Every Rust file of ours, with its text.
 fn sources() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    let mut folders: Vec<PathBuf> =
-        ["transport", "zfs", "target", "tests"].iter().map(|name| root().join(name)).collect();
+    let mut folders: Vec<PathBuf> = ["transport", "zfs", "drbd", "target", "tests"]
+        .iter()
+        .map(|name| root().join(name))
+        .collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

@@ -53,7 +53,7 @@ fn empty_state() -> TargetState {
     TargetState { volume, generation, root, size: 0, incomplete: true, resume, ..state() }
 }
 
-fn offers() -> [(&'static str, Message); 3] {
+fn offers() -> [(&'static str, Message); 4] {
     let offer = |plan, overwrite| Message::Offer(Offer { plan, overwrite });
     let incremental = Plan {
         kind: PlanKind::Incremental,
@@ -82,7 +82,17 @@ fn offers() -> [(&'static str, Message); 3] {
         standing: Standing::Suspect(Reason::MapMissing),
         bytes_expected: 1 << 30,
     };
+    let drbd = Plan {
+        kind: PlanKind::Scan,
+        volume: None,
+        base: Some(Generation::drbd(0x1122_3344_5566_7789)),
+        tip: Some(Generation::drbd(0x99aa_bbcc_ddee_ff01)),
+        size: Some(1 << 30),
+        standing: Standing::Suspect(Reason::SlotCleared),
+        bytes_expected: 1 << 30,
+    };
     [
+        ("offer-drbd", offer(drbd, false)),
         ("offer-incremental", offer(incremental, false)),
         ("offer-full", offer(full, true)),
         ("offer-scan", offer(scan, false)),
@@ -141,6 +151,15 @@ fn messages_are_pinned_in_both_directions() {
         assert!(message.to_bytes() == pinned, "{name} is written as {:02x?}", message.to_bytes());
         assert_eq!(Message::from_bytes(&pinned), Ok(message), "{name}");
     }
+}
+
+/// Bit 0 of a UUID is no part of its name: one generation has one encoding.
+#[test]
+fn the_role_of_a_drbd_device_is_not_sent() {
+    let mut bytes = file("offer-drbd");
+    let at = bytes.iter().position(|byte| *byte == 0x88).unwrap();
+    bytes[at] |= 1;
+    assert_eq!(Message::from_bytes(&bytes), Err(DecodeError::Invalid { what: "DRBD UUID" }));
 }
 
 #[test]

@@ -60,6 +60,7 @@ pub fn plan<S: Source>(
     overwrite: bool,
 ) -> Result<Offer, Failure> {
     let base: Option<&Generation> = state.generation.as_ref();
+    source.learn(state);
     let plan = source.plan(base).map_err(|e| Failure::from_error(&e))?;
     Ok(Offer { plan, overwrite })
 }
@@ -73,7 +74,7 @@ pub fn deliver<S: Source>(
     let Delivery { plan, progress, .. } = delivery;
     progress.set_expected(plan.bytes_expected);
     match (plan.kind, volume) {
-        (PlanKind::Scan, Some(volume)) => scan(volume, delivery),
+        (PlanKind::Scan, Some(volume)) => scan(source, volume, delivery),
         (PlanKind::Scan, None) => {
             Err(Failure::new(Reason::Unsupported, "this source cannot be read at random"))
         }
@@ -96,11 +97,7 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
         chunker.push(&change).map_err(damaged)?;
         batcher.drain(&mut chunker)?;
     }
-    // A volume whose content is its identity gets its name from the root below.
-    let named = match plan.tip {
-        Some(_) => Some(source.finish().map_err(|e| Failure::from_error(&e))?),
-        None => None,
-    };
+    let named = named_by(source, plan)?;
     let size = named.as_ref().and_then(|finish| finish.size).or(plan.size);
     if scope == Scope::Whole && size.is_none() {
         return Err(Failure::new(Reason::StreamDamaged, "the source does not say how large it is"));
@@ -119,8 +116,19 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
     Ok(Finish { tip, size, root })
 }
 
-fn scan(volume: &dyn Volume, delivery: Delivery<'_>) -> Result<Finish, Failure> {
-    let Delivery { begin, key, outlet, progress, .. } = delivery;
+/// What the source says the increment led to. A volume whose content is its identity says
+/// nothing, and gets its name from the root.
+fn named_by<S: Source>(source: &mut S, plan: &Plan) -> Result<Option<Finish>, Failure> {
+    let names = plan.tip.is_some() || plan.kind == PlanKind::Incremental;
+    names.then(|| source.finish().map_err(|e| Failure::from_error(&e))).transpose()
+}
+
+fn scan<S: Source>(
+    source: &mut S,
+    volume: &dyn Volume,
+    delivery: Delivery<'_>,
+) -> Result<Finish, Failure> {
+    let Delivery { plan, begin, key, outlet, progress } = delivery;
     let mut scanner = Scanner::new(volume, key, begin.from);
     let mut batcher = Batcher { outlet, progress, items: Vec::new(), data_len: 0 };
     let mut done = false;
@@ -145,7 +153,8 @@ fn scan(volume: &dyn Volume, delivery: Delivery<'_>) -> Result<Finish, Failure> 
         batcher.flush()?;
     }
     let (size, root) = (volume.size(), scanner.into_root());
-    Ok(Finish { tip: Generation::Content(root), size: Some(size), root: Some(root) })
+    let tip = named_by(source, plan)?.map_or(Generation::Content(root), |finish| finish.tip);
+    Ok(Finish { tip, size: Some(size), root: Some(root) })
 }
 
 /// Gathers items into batches within the protocol's limits.

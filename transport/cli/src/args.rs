@@ -28,7 +28,7 @@ Exit codes:
   1  failed
   2  the command line makes no sense
   3  refused, and nothing was changed (base-mismatch, source-mismatch, target-foreign,
-     target-busy, unsupported, denied)
+     target-busy, unsupported, denied, just-created, not-consistent)
   4  the source is damaged or changed while it was read
   5  the connection failed: run again to go on where it stopped
   6  the replica is not what was committed to it, or could not be verified
@@ -43,8 +43,16 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Bring TARGET to SOURCE's newest generation; this side dials.
     ///
-    /// SOURCE is zstream:FILE (a recorded `zfs send` stream, - for standard input) or
-    /// file:PATH (a file or block device). TARGET is file:PATH or NAME@HOST:PORT.
+    /// SOURCE is zstream:FILE (a recorded `zfs send` stream, - for standard input), file:PATH (a
+    /// file or block device) or drbdmeta:PATH (a snapshot of a DRBD volume's backing device).
+    /// TARGET is file:PATH or NAME@HOST:PORT.
+    ///
+    /// DRBD metadata that is not at the end of PATH itself: drbdmeta:PATH,meta=METAPATH, and
+    /// ,index=N after that where several volumes share METAPATH. It must be a snapshot of the
+    /// same instant. An increment needs the current UUID to have changed right after the last
+    /// snapshot that was replicated: suspend, snapshot, new-current-uuid --clear-bitmap, resume.
+    /// Where the metadata does not prove what changed, everything is compared instead, and the
+    /// reason is told.
     Push(Replicate),
     /// Bring TARGET to SOURCE's newest generation; this side dials.
     ///
@@ -133,7 +141,7 @@ pub(crate) struct StateDir {
 
 #[derive(Debug, Args)]
 pub(crate) struct Map {
-    /// zstream:FILE or file:PATH.
+    /// zstream:FILE, file:PATH or drbdmeta:PATH[,meta=METAPATH[,index=N]].
     pub(crate) source: String,
 }
 

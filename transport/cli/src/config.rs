@@ -164,7 +164,7 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
         }
         (Some(source), None) => match source.parse()? {
             Place::Remote { .. } | Place::StandardInput => {
-                bail!("a source here is zstream:FILE or file:PATH, not {source}")
+                bail!("a source here is zstream:FILE, file:PATH or drbdmeta:PATH, not {source}")
             }
             place => Ok(Volume::Source(place)),
         },

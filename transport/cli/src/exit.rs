@@ -48,8 +48,10 @@ fn of_reason(reason: Reason) -> u8 {
         | Reason::TargetForeign
         | Reason::TargetBusy
         | Reason::Unsupported
+        | Reason::JustCreated
+        | Reason::NotConsistent
         | Reason::Denied => code::REFUSED,
-        Reason::StreamDamaged | Reason::SourceChanged => code::SOURCE,
+        Reason::StreamDamaged | Reason::MetadataDamaged | Reason::SourceChanged => code::SOURCE,
         Reason::TargetModified | Reason::VerifyFailed => code::REPLICA,
         Reason::TargetFull => code::FULL,
         // Reasons that a later version may add are failures to this one.
@@ -89,6 +91,18 @@ mod tests {
             ("verify-failed", 6),
             ("denied", 3),
             ("failed", 1),
+            ("size-changed", 1),
+            ("geometry-changed", 1),
+            ("slot-cleared", 1),
+            ("full-sync-flag", 1),
+            ("al-disabled", 1),
+            ("al-damaged", 1),
+            ("al-already-applied", 1),
+            ("not-tracked", 1),
+            ("uuid-unchanged", 1),
+            ("just-created", 3),
+            ("not-consistent", 3),
+            ("metadata-damaged", 4),
         ];
         assert_eq!(codes, documented);
     }

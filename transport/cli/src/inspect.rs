@@ -88,7 +88,7 @@ pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Resu
             connection.close().await?;
             state
         }
-        Place::Stream(_) | Place::StandardInput => {
+        Place::Stream(_) | Place::StandardInput | Place::Drbd { .. } => {
             bail!("{place} is no replica: write file:PATH or NAME@HOST:PORT")
         }
     };

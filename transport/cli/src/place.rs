@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use driftline_wire::limits::NAME_LEN_MAX;
 
 /// Somewhere a volume comes from or goes to.
@@ -14,6 +14,15 @@ pub(crate) enum Place {
     StandardInput,
     /// `file:PATH`: a file or block device.
     File(PathBuf),
+    /// `drbdmeta:PATH`: the backing device of a DRBD volume, or a snapshot of it.
+    Drbd {
+        /// The device with the data.
+        path: PathBuf,
+        /// `,meta=PATH`: the device with the metadata, if that is another.
+        meta: Option<PathBuf>,
+        /// `,index=N`: which part of that device, if several volumes share it.
+        index: Option<u32>,
+    },
     /// `NAME@HOST:PORT`: a volume of a remote `driftline serve`.
     Remote {
         /// The volume, by the remote side's name for it.
@@ -23,7 +32,7 @@ pub(crate) enum Place {
     },
 }
 
-const FORMS: &str = "zstream:FILE, zstream:-, file:PATH or NAME@HOST:PORT";
+const FORMS: &str = "zstream:FILE, zstream:-, file:PATH, drbdmeta:PATH or NAME@HOST:PORT";
 
 impl FromStr for Place {
     type Err = anyhow::Error;
@@ -44,6 +53,9 @@ impl FromStr for Place {
                 path => Ok(Self::File(path.into())),
             };
         }
+        if let Some(rest) = text.strip_prefix("drbdmeta:") {
+            return parse_drbd(text, rest);
+        }
         match text.rsplit_once('@') {
             Some((volume, _)) if volume.len() > NAME_LEN_MAX.into() => {
                 bail!("{text:?} is too long: a volume's name has at most {NAME_LEN_MAX} bytes")
@@ -62,6 +74,25 @@ impl FromStr for Place {
     }
 }
 
+/// What follows `drbdmeta:`. A path may have commas, but not `,meta=` or `,index=` in it.
+fn parse_drbd(text: &str, rest: &str) -> anyhow::Result<Place> {
+    let form = "write drbdmeta:PATH or drbdmeta:PATH,meta=PATH or drbdmeta:PATH,meta=PATH,index=N";
+    let (path, meta) = rest.split_once(",meta=").map_or((rest, None), |(a, b)| (a, Some(b)));
+    let (meta, index) = match meta.and_then(|meta| meta.rsplit_once(",index=")) {
+        Some((meta, index)) => (Some(meta), Some(index)),
+        None => (meta, None),
+    };
+    if path.is_empty() || meta == Some("") {
+        bail!("{text:?} names no file: {form}");
+    }
+    if path.contains(",index=") {
+        bail!("{text:?} has an index, but no device that it is of: {form}");
+    }
+    let index = index.map(str::parse).transpose();
+    let index = index.map_err(|_| anyhow!("{text:?} has an index that is no number: {form}"))?;
+    Ok(Place::Drbd { path: path.into(), meta: meta.map(PathBuf::from), index })
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -69,6 +100,11 @@ impl fmt::Display for Place {
             Self::StandardInput => f.write_str("zstream:-"),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Remote { volume, address } => write!(f, "{volume}@{address}"),
+            Self::Drbd { path, meta, index } => {
+                write!(f, "drbdmeta:{}", path.display())?;
+                meta.as_ref().map_or(Ok(()), |meta| write!(f, ",meta={}", meta.display()))?;
+                index.map_or(Ok(()), |index| write!(f, ",index={index}"))
+            }
         }
     }
 }
@@ -82,6 +118,15 @@ mod tests {
         for text in ["zstream:a b", "zstream:-", "file:/dev/sda@x:1", "vm@1@host:7420", "v@[::1]:9"]
         {
             assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
+        }
+        for text in ["drbdmeta:/dev/a,b", "drbdmeta:a,meta=b,c", "drbdmeta:a,meta=b,index=7"] {
+            assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
+        }
+        let [path, meta] = ["a", "b"].map(PathBuf::from);
+        let drbd = Place::Drbd { path, meta: Some(meta), index: Some(2) };
+        assert_eq!("drbdmeta:a,meta=b,index=2".parse::<Place>().unwrap(), drbd);
+        for text in [":", ":,meta=b", ":a,meta=", ":a,index=1", ":a,meta=b,index=x"] {
+            assert!(format!("drbdmeta{text}").parse::<Place>().is_err(), "{text}");
         }
         let remote = Place::Remote { volume: "vm@1".into(), address: "host:7420".into() };
         assert_eq!("vm@1@host:7420".parse::<Place>().unwrap(), remote);

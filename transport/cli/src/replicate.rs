@@ -119,7 +119,7 @@ impl Job {
                 let job = source::job(source, self.overwrite, self.compression)?;
                 self.local(job, self.open(path).await?, progress).await
             }
-            (_, Place::Stream(_) | Place::StandardInput, _) => {
+            (_, Place::Stream(_) | Place::StandardInput | Place::Drbd { .. }, _) => {
                 bail!("{target} is no target: write file:PATH or NAME@HOST:PORT")
             }
         }

@@ -6,11 +6,13 @@ use std::{
     time::Duration,
 };
 
-use driftline_extent::{ChangeMap, Extent, ExtentSet, Generation, PlanKind, Reason, TargetState};
+use driftline_extent::{Extent, ExtentSet, Generation, PlanKind, Reason, Standing, TargetState};
 use driftline_target::VerifyReport;
 use driftline_transport::{Snapshot, Summary};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
+
+use crate::source::Told;
 
 /// A number of bytes as people read it.
 pub(crate) fn bytes(count: u64) -> String {
@@ -33,13 +35,21 @@ const fn kind(kind: PlanKind) -> &'static str {
     }
 }
 
+/// Why the map of an increment was not believed, in parentheses. That a plain file has none is
+/// nothing to point at.
+fn doubt(standing: &Standing) -> String {
+    let reason = standing.reason().filter(|reason| *reason != Reason::MapMissing);
+    reason.map_or_else(String::new, |reason| format!(" ({reason})"))
+}
+
 /// A replication, done.
 pub(crate) fn summary(summary: &Summary, moved: &Snapshot, took: Duration) -> String {
     let mut text = String::new();
     for (plan, committed) in &summary.increments {
         text += &format!(
-            "{}: {} at {}, root {}\n",
+            "{}{}: {} at {}, root {}\n",
             kind(plan.kind),
+            doubt(&plan.standing),
             committed.generation,
             bytes(committed.size),
             committed.root
@@ -94,7 +104,8 @@ pub(crate) fn summary_json(summary: &Summary, moved: &Snapshot, took: Duration) 
 }
 
 /// A change map, one extent after the other: it may have a million of them.
-pub(crate) fn write_map_json(map: &ChangeMap, out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn write_map_json(told: &Told, out: &mut impl Write) -> io::Result<()> {
+    let map = &told.map;
     let written = MapJson {
         size: map.size,
         granularity: map.granularity,
@@ -102,6 +113,8 @@ pub(crate) fn write_map_json(map: &ChangeMap, out: &mut impl Write) -> io::Resul
         tip: map.tip.map(|tip| tip.to_string()),
         standing: map.standing.as_str(),
         reason: map.standing.reason().map(Reason::as_str),
+        bitmap_bytes: told.drbd.map(|drbd| drbd.0),
+        activity_log_bytes: told.drbd.map(|drbd| drbd.1),
         changed: ExtentsJson(&map.changed),
         zero: ExtentsJson(&map.zero),
     };
@@ -117,6 +130,12 @@ struct MapJson<'a> {
     tip: Option<String>,
     standing: &'static str,
     reason: Option<&'static str>,
+    /// Only of DRBD: of the changed bytes those that the bitmap names, and those that nothing
+    /// but the activity log names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bitmap_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activity_log_bytes: Option<u64>,
     changed: ExtentsJson<'a>,
     zero: ExtentsJson<'a>,
 }
@@ -142,7 +161,8 @@ impl Serialize for ExtentsJson<'_> {
 }
 
 /// A change map.
-pub(crate) fn write_map(map: &ChangeMap, out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn write_map(told: &Told, out: &mut impl Write) -> io::Result<()> {
+    let map = &told.map;
     let named = |generation: Option<Generation>, none: &str| {
         generation.map_or_else(|| none.to_owned(), |generation| generation.to_string())
     };
@@ -158,6 +178,10 @@ pub(crate) fn write_map(map: &ChangeMap, out: &mut impl Write) -> io::Result<()>
         map.changed.extent_count(),
         map.granularity,
     )?;
+    if let Some((bitmap, activity_log)) = told.drbd {
+        let (bitmap, activity_log) = (bytes(bitmap), bytes(activity_log));
+        writeln!(out, "{bitmap} by the bitmap, {activity_log} by the activity log alone")?;
+    }
     for (what, set) in [("changed", &map.changed), ("zero", &map.zero)] {
         for extent in set {
             writeln!(out, "{what} {} {}", extent.offset(), extent.len())?;

@@ -3,14 +3,17 @@
 use std::{
     fs::File,
     io::{self, BufReader, Read},
+    path::Path,
     sync::Arc,
 };
 
 use anyhow::{Context, bail};
+use driftline_drbd::{DrbdError, DrbdVolume, Layout, Map};
 use driftline_extent::{
     Change, ChangeMap, Explained, Extent, ExtentSet, Finish, Generation, Plan, Reason, Source,
-    Standing, Volume,
+    Standing, TargetState, Volume,
 };
+use driftline_target::FileDisk;
 use driftline_transport::SourceJob;
 use driftline_zfs::{StreamError, ZvolStream};
 
@@ -34,6 +37,31 @@ pub(crate) enum AnySource {
     },
     /// A plain file or device.
     Plain(PlainVolume),
+    /// A DRBD volume by its metadata.
+    Drbd {
+        /// Its name, for messages.
+        name: String,
+        volume: Box<DrbdVolume>,
+    },
+}
+
+/// A change map, as `driftline map` tells it.
+pub(crate) struct Told {
+    pub(crate) map: ChangeMap,
+    /// Bytes that DRBD's bitmap names, and bytes that only its activity log names.
+    pub(crate) drbd: Option<(u64, u64)>,
+}
+
+impl From<ChangeMap> for Told {
+    fn from(map: ChangeMap) -> Self {
+        Self { map, drbd: None }
+    }
+}
+
+impl From<Map> for Told {
+    fn from(Map { map, bitmap_bytes, activity_log_bytes }: Map) -> Self {
+        Self { map, drbd: Some((bitmap_bytes, activity_log_bytes)) }
+    }
 }
 
 /// Why a source failed.
@@ -47,6 +75,12 @@ pub(crate) enum SourceError {
     },
     #[error(transparent)]
     Plain(#[from] PlainError),
+    #[error("{name}")]
+    Drbd {
+        name: String,
+        #[source]
+        error: DrbdError,
+    },
 }
 
 impl Explained for SourceError {
@@ -54,6 +88,7 @@ impl Explained for SourceError {
         match self {
             Self::Stream { error, .. } => error.reason(),
             Self::Plain(error) => error.reason(),
+            Self::Drbd { error, .. } => error.reason(),
         }
     }
 }
@@ -76,6 +111,18 @@ pub(crate) fn open(place: &Place, overwrite: bool) -> anyhow::Result<AnySource> 
             Ok(stream(Box::new(input), 0))
         }
         Place::File(path) => Ok(AnySource::Plain(PlainVolume::open(path, overwrite)?)),
+        Place::Drbd { path, meta, index } => {
+            let name = place.to_string();
+            let open = |path: &Path| {
+                let disk =
+                    FileDisk::open_read(path).with_context(|| format!("cannot open {place}"))?;
+                Ok::<_, anyhow::Error>(Arc::new(disk) as Arc<dyn Volume + Send + Sync>)
+            };
+            let layout = index.map_or(Layout::External, Layout::Indexed);
+            let meta = meta.as_deref().map(open).transpose()?.map(|disk| (disk, layout));
+            let volume = DrbdVolume::open(open(path)?, meta).map_err(|e| in_drbd(&name, e))?;
+            Ok(AnySource::Drbd { name, volume: Box::new(volume.allow_full(overwrite)) })
+        }
         Place::Remote { .. } => bail!("{place} is remote: pull from it to a local target"),
     }
 }
@@ -90,6 +137,7 @@ pub(crate) fn job(
     let volume = match &source {
         AnySource::Stream { .. } => None,
         AnySource::Plain(plain) => Some(plain.volume() as Arc<dyn Volume + Send + Sync>),
+        AnySource::Drbd { volume, .. } => Some(volume.volume()),
     };
     Ok(SourceJob { source, volume, overwrite, compression })
 }
@@ -98,16 +146,20 @@ impl AnySource {
     /// The maps of all increments that the source holds, one after the other.
     pub(crate) fn maps(
         &mut self,
-        each: &mut dyn FnMut(ChangeMap) -> anyhow::Result<()>,
+        each: &mut dyn FnMut(Told) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         match self {
             Self::Stream { name, stream, .. } => {
                 while let Some(map) = stream.next_map().with_context(|| name.clone())? {
-                    each(map)?;
+                    each(map.into())?;
                 }
                 Ok(())
             }
-            Self::Plain(plain) => each(plain_map(plain.volume().as_ref())?),
+            Self::Plain(plain) => each(plain_map(plain.volume().as_ref())?.into()),
+            Self::Drbd { name, volume } => {
+                let maps = volume.maps().map_err(|error| in_drbd(name, error))?;
+                maps.into_iter().try_for_each(|map| each(map.into()))
+            }
         }
     }
 }
@@ -136,6 +188,14 @@ fn plain_map(volume: &impl Volume) -> io::Result<ChangeMap> {
 impl Source for AnySource {
     type Error = SourceError;
 
+    fn learn(&mut self, target: &TargetState) {
+        match self {
+            Self::Stream { stream, .. } => stream.learn(target),
+            Self::Plain(plain) => plain.learn(target),
+            Self::Drbd { volume, .. } => volume.learn(target),
+        }
+    }
+
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, SourceError> {
         match self {
             Self::Stream { name, len, stream } => {
@@ -144,6 +204,14 @@ impl Source for AnySource {
                 Ok(Plan { bytes_expected: *len, ..plan })
             }
             Self::Plain(plain) => Ok(plain.plan(base)?),
+            Self::Drbd { name, volume } => {
+                let plan = volume.plan(base).map_err(|error| in_drbd(name, error))?;
+                if let Some(reason) = plan.standing.reason() {
+                    let (source, reason) = (name.as_str(), reason.as_str());
+                    tracing::warn!(source, reason, "what changed is not proven: all is compared");
+                }
+                Ok(plan)
+            }
         }
     }
 
@@ -153,6 +221,9 @@ impl Source for AnySource {
                 stream.next_change(from).map_err(|error| in_stream(name, error))
             }
             Self::Plain(plain) => Ok(plain.next_change(from)?),
+            Self::Drbd { name, volume } => {
+                volume.next_change(from).map_err(|error| in_drbd(name, error))
+            }
         }
     }
 
@@ -162,6 +233,7 @@ impl Source for AnySource {
                 stream.finish().map_err(|error| in_stream(name, error))
             }
             Self::Plain(plain) => Ok(plain.finish()?),
+            Self::Drbd { name, volume } => volume.finish().map_err(|error| in_drbd(name, error)),
         }
     }
 
@@ -169,10 +241,15 @@ impl Source for AnySource {
         match self {
             Self::Stream { stream, .. } => stream.bytes_read(),
             Self::Plain(plain) => plain.bytes_read(),
+            Self::Drbd { volume, .. } => volume.bytes_read(),
         }
     }
 }
 
 fn in_stream(name: &str, error: StreamError) -> SourceError {
     SourceError::Stream { name: name.to_owned(), error }
+}
+
+fn in_drbd(name: &str, error: DrbdError) -> SourceError {
+    SourceError::Drbd { name: name.to_owned(), error }
 }

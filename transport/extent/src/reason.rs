@@ -33,6 +33,30 @@ pub enum Reason {
     Denied,
     /// Something failed that is no finding about the data: I/O, memory, configuration.
     Failed,
+    /// The volume has another size than the generation that the map would start from.
+    SizeChanged,
+    /// The metadata that kept the map was made anew or laid out anew since.
+    GeometryChanged,
+    /// What recorded the changes since the base was cleared since, or may have been.
+    SlotCleared,
+    /// The storage itself calls everything changed, and its record of changes incomplete.
+    FullSyncFlag,
+    /// Writes went by the activity log, so the map may lack the newest of them.
+    AlDisabled,
+    /// The activity log cannot be read as one that was cut off at any instant.
+    AlDamaged,
+    /// A tool has applied and emptied the activity log, and some of them leave a part out.
+    AlAlreadyApplied,
+    /// The device did not record the changes that came to it from its peer.
+    NotTracked,
+    /// Base and tip have the same name, which does not say that they are the same.
+    UuidUnchanged,
+    /// The device has no identity yet.
+    JustCreated,
+    /// The device was in the middle of being overwritten: this is no image of any time.
+    NotConsistent,
+    /// The metadata beside the volume is missing, damaged or contradicts itself.
+    MetadataDamaged,
 }
 
 /// Every reason with its wire code and its word. Codes are never reused.
@@ -50,6 +74,18 @@ const TABLE: &[(Reason, u16, &str)] = &[
     (Reason::VerifyFailed, 11, "verify-failed"),
     (Reason::Denied, 12, "denied"),
     (Reason::Failed, 13, "failed"),
+    (Reason::SizeChanged, 14, "size-changed"),
+    (Reason::GeometryChanged, 15, "geometry-changed"),
+    (Reason::SlotCleared, 16, "slot-cleared"),
+    (Reason::FullSyncFlag, 17, "full-sync-flag"),
+    (Reason::AlDisabled, 18, "al-disabled"),
+    (Reason::AlDamaged, 19, "al-damaged"),
+    (Reason::AlAlreadyApplied, 20, "al-already-applied"),
+    (Reason::NotTracked, 21, "not-tracked"),
+    (Reason::UuidUnchanged, 22, "uuid-unchanged"),
+    (Reason::JustCreated, 23, "just-created"),
+    (Reason::NotConsistent, 24, "not-consistent"),
+    (Reason::MetadataDamaged, 25, "metadata-damaged"),
 ];
 
 impl Reason {
@@ -97,12 +133,16 @@ mod tests {
                 Reason::TargetForeign | Reason::TargetBusy | Reason::TargetFull => {}
                 Reason::SourceMismatch | Reason::SourceChanged | Reason::StreamDamaged => {}
                 Reason::Unsupported | Reason::VerifyFailed | Reason::Denied | Reason::Failed => {}
+                Reason::SizeChanged | Reason::GeometryChanged | Reason::SlotCleared => {}
+                Reason::FullSyncFlag | Reason::AlDisabled | Reason::AlDamaged => {}
+                Reason::AlAlreadyApplied | Reason::NotTracked | Reason::UuidUnchanged => {}
+                Reason::JustCreated | Reason::NotConsistent | Reason::MetadataDamaged => {}
             }
             assert_eq!(Reason::from_code(reason.code()), Some(reason));
         }
-        assert_eq!(TABLE.len(), 13);
+        assert_eq!(TABLE.len(), 25);
         let codes: Vec<u16> = Reason::all().map(Reason::code).collect();
-        assert_eq!(codes, (1..=13).collect::<Vec<_>>());
+        assert_eq!(codes, (1..=25).collect::<Vec<_>>());
         assert_eq!(Reason::from_code(0), None);
         assert_eq!(Reason::BaseMismatch.to_string(), "base-mismatch");
     }

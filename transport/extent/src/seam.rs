@@ -34,9 +34,13 @@ pub struct Plan {
     pub kind: PlanKind,
     /// The source volume, where its storage has an identity for it.
     pub volume: Option<VolumeId>,
-    /// The generation that must be the target's. Set for `Incremental` only.
+    /// The generation that must be the target's. Set for `Incremental`, and for a `Scan`
+    /// where the source's storage says that its tip descends from it: such a scan goes over
+    /// it without the user's consent, as an increment would.
     pub base: Option<Generation>,
-    /// The generation that the target will hold, where it is known beforehand.
+    /// The generation that the target will hold, where it is known beforehand. An increment
+    /// that was cut off is gone on with only under the same tip, so a source leaves it out
+    /// where the name alone does not say that it is the same increment again.
     pub tip: Option<Generation>,
     /// Size of the volume at the tip, where it is known beforehand.
     pub size: Option<u64>,
@@ -70,6 +74,10 @@ pub struct Finish {
 pub trait Source {
     /// What can go wrong.
     type Error: Explained + Send + 'static;
+
+    /// Hears all of what the target holds, before each [`plan`](Self::plan). Only a source whose
+    /// maps depend on more than the base's name listens.
+    fn learn(&mut self, _target: &TargetState) {}
 
     /// Decides how to bring a target that holds `base` (nothing, if `None`) to the next
     /// generation this source can deliver. Called again after each commit, until it says

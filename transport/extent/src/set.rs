@@ -158,6 +158,12 @@ impl ExtentSet {
         self.extents.get(i).is_some_and(|e| e.contains(offset))
     }
 
+    /// The first extent at or after `at`, without what it has below `at`.
+    pub fn first_from(&self, at: u64) -> Option<Extent> {
+        let i = self.extents.partition_point(|e| e.end() <= at);
+        self.extents.get(i).and_then(|e| e.split_at(at).1)
+    }
+
     /// Whether every byte of `extent` is in the set.
     pub fn covers(&self, extent: &Extent) -> bool {
         let i = self.extents.partition_point(|e| e.end() <= extent.offset());

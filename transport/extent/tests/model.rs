@@ -113,6 +113,7 @@ proptest! {
         assert_canonical(&above);
         prop_assert_eq!(a.clamp(at), below.clone());
         prop_assert!(below.end() <= at && above.iter().all(|e| e.offset() >= at));
+        prop_assert_eq!(a.first_from(at), above.iter().next());
         prop_assert_eq!(below.union(&above), a);
     }
 

@@ -211,6 +211,10 @@ impl Codec for Generation {
                 out.u8(2);
                 root.encode(out);
             }
+            Self::Drbd(uuid) => {
+                out.u8(3);
+                out.u64(*uuid);
+            }
             other => unreachable!("the generation {other} has no encoding; a test says so"),
         }
     }
@@ -219,6 +223,11 @@ impl Codec for Generation {
         match from.u8("generation kind")? {
             1 => from.u64("guid").map(Self::Zfs),
             2 => Root::decode(from).map(Self::Content),
+            3 => match from.u64("DRBD UUID")? {
+                // Bit 0 is no part of the name, and one generation has one encoding.
+                uuid if uuid & 1 == 0 => Ok(Self::Drbd(uuid)),
+                _ => Err(DecodeError::Invalid { what: "DRBD UUID" }),
+            },
             value => Err(DecodeError::Unknown { what: "generation kind", value: value.into() }),
         }
     }

@@ -23,7 +23,11 @@ fn size() -> impl Strategy<Value = u64> {
 }
 
 fn generation() -> impl Strategy<Value = Generation> {
-    prop_oneof![any::<u64>().prop_map(Generation::Zfs), root().prop_map(Generation::Content)]
+    prop_oneof![
+        any::<u64>().prop_map(Generation::Zfs),
+        root().prop_map(Generation::Content),
+        any::<u64>().prop_map(Generation::drbd),
+    ]
 }
 
 fn reason() -> impl Strategy<Value = Reason> {
