@@ -75,10 +75,8 @@ pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Resu
     let state = match &place {
         Place::File(path) => {
             let state_dir = arguments.state.state_dir.as_deref();
-            let Some(inspection) = driftline_target::inspect(path, state_dir)? else {
-                bail!("{place} is no replica: nothing was ever pushed to it");
-            };
-            inspection.state
+            let inspection = driftline_target::inspect(path, state_dir)?;
+            inspection.map_or_else(TargetState::nothing, |inspection| inspection.state)
         }
         Place::Remote { volume, address } => {
             let progress = Arc::new(Progress::default());

@@ -210,6 +210,9 @@ pub(crate) fn state_json(state: &TargetState) -> Value {
 pub(crate) fn state(state: &TargetState) -> String {
     let mut text = match state.generation {
         Some(generation) => format!("generation {generation}\nsize       {}", bytes(state.size)),
+        None if *state == TargetState::nothing() => {
+            return "generation none: nothing was ever pushed here".to_owned();
+        }
         None => "generation none yet".to_owned(),
     };
     if let Some(root) = state.root {

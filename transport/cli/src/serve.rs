@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use driftline_extent::{Reason, Target};
+use driftline_extent::{Reason, TargetState};
 use driftline_target::{FileDisk, Options, Replica};
 use driftline_transport::{
     Connection, Failure, Listener, Progress, SourceJob, Summary, TransportError, answer, chain,
@@ -170,8 +170,7 @@ impl Server {
     ) -> Result<(&'static str, String, Summary), TransportError> {
         let (verb, volume) = receive_request(&mut connection).await?;
         if verb == Verb::Status {
-            let state = async { Ok(self.replica(key, verb, &volume, false).await?.state()) };
-            let (connection, state) = answer(connection, state).await?;
+            let (connection, state) = answer(connection, self.status(key, &volume)).await?;
             send_state(connection, state).await?;
             return Ok(("status", volume, Summary::default()));
         }
@@ -195,10 +194,23 @@ impl Server {
             }
             Volume::Target { .. } => {
                 let writer = self.writer(volume).await?;
-                let replica = self.replica(key, verb, volume, true).await?;
+                let replica = self.replica(key, verb, volume).await?;
                 Ok(Granted::Target(Box::new(replica), writer))
             }
         }
+    }
+
+    /// What a replica holds, also while a session writes it: a job asks before it knows
+    /// whether anything was ever pushed.
+    async fn status(&self, key: &PublicKey, volume: &str) -> Result<TargetState, Failure> {
+        let Volume::Target { path, state_dir, .. } =
+            self.authorise(key, Verb::Status, volume)?.clone()
+        else {
+            return Err(denied(volume));
+        };
+        let inspect = move || driftline_target::inspect(&path, state_dir.as_deref());
+        let inspection = blocking(inspect).await?.map_err(|error| Failure::from_error(&error))?;
+        Ok(inspection.map_or_else(TargetState::nothing, |inspection| inspection.state))
     }
 
     /// Waits until no other session writes the volume.
@@ -215,14 +227,13 @@ impl Server {
         key: &PublicKey,
         verb: Verb,
         volume: &str,
-        create: bool,
     ) -> Result<Replica<FileDisk>, Failure> {
         let Volume::Target { path, state_dir, overwrite } =
             self.authorise(key, verb, volume)?.clone()
         else {
             return Err(denied(volume));
         };
-        let options = Options { create, state_dir, forbid_overwrite: !overwrite };
+        let options = Options { create: true, state_dir, forbid_overwrite: !overwrite };
         let opened = blocking(move || driftline_target::open(&path, &options)).await?;
         opened.map_err(|error| Failure::from_error(&error))
     }

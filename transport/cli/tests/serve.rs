@@ -82,11 +82,17 @@ fn status_is_told_locally_and_over_the_network() {
     let pair = Pair::new();
     let server = pair.serve_vm();
     let target = format!("vm@{}", server.address);
-    json(pair.path(), 0, &pair.push(&zstream("lz4-16k.full.zs"), &target));
     let key = ["--key", "client.key", "--peer", &pair.server];
-    let remote = json(pair.path(), 0, &[&["status", &target][..], &key].concat());
-    let local = json(pair.path(), 0, &["status", "file:vm.img"]);
-    assert_eq!(remote, local);
+    let both = || {
+        let remote = json(pair.path(), 0, &[&["status", &target][..], &key].concat());
+        let local = json(pair.path(), 0, &["status", "file:vm.img"]);
+        assert_eq!(remote, local);
+        local
+    };
+    // A job asks before anything was ever pushed.
+    assert_eq!(both()["generation"], serde_json::Value::Null);
+    json(pair.path(), 0, &pair.push(&zstream("lz4-16k.full.zs"), &target));
+    let local = both();
     assert_eq!(local["generation"], "zfs:14672962806766498543");
     assert_eq!(local["size"], 16 << 20);
     assert_eq!(local["incomplete"], false);

@@ -148,6 +148,22 @@ pub struct TargetState {
     pub resume: Option<Resume>,
 }
 
+impl TargetState {
+    /// What is told of a place where nothing was ever begun.
+    pub const fn nothing() -> Self {
+        Self {
+            replica: ReplicaId([0; 16]),
+            chunk_key: [0; 32],
+            volume: None,
+            generation: None,
+            root: None,
+            size: 0,
+            incomplete: false,
+            resume: None,
+        }
+    }
+}
+
 /// The target's agreement to an offer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Begin {
