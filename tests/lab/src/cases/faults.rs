@@ -1,0 +1,155 @@
+//! Bad days of a replication: whatever ends in the middle, the next run goes on from there.
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    lab::{Lab, Role},
+    replication::{Replication, Report, exit},
+};
+
+/// Size of the increment that is cut, and how much of it has arrived by then.
+const INCREMENT_MIB: u32 = 24;
+const ARRIVED_MIB: u32 = 8;
+
+/// Slow enough to be cut where we want, and done soon enough where it is not.
+const RATE: &str = "2M";
+
+/// A replica at its first generation, and an increment that has arrived in part.
+fn in_the_middle(lab: &mut Lab, name: &'static str) -> Result<Replication> {
+    let pair = lab.pair()?;
+    let mut replication = Replication::new(&pair, name, "-V 64M")?;
+    replication.blocks(pair.source, "write", "1 0..1024")?;
+    replication.generation(&pair)?;
+    let blocks = INCREMENT_MIB * 256;
+    replication.blocks(pair.source, "write", &format!("2 512..{}", 512 + blocks))?;
+    replication.take_snapshot(pair.source)?;
+    replication.push_slowly(pair.source, RATE)?;
+    replication.has_arrived(pair.target, ARRIVED_MIB)?;
+    Ok(replication)
+}
+
+/// The next run must succeed.
+fn ends_well(lab: &mut Lab, replication: &mut Replication) -> Result<u64> {
+    let pair = lab.pair()?;
+    Ok(replication.arrives(&pair)?.sent())
+}
+
+/// The next run must succeed, and move only what had not arrived.
+fn goes_on(lab: &mut Lab, mut replication: Replication) -> Result<()> {
+    let sent = ends_well(lab, &mut replication)?;
+    let most = u64::from(INCREMENT_MIB - ARRIVED_MIB / 2) << 20;
+    ensure!(sent < most, "{sent} bytes were sent again, with {ARRIVED_MIB} MiB already there");
+    replication.remove(lab)
+}
+
+pub(super) fn kill_pusher(lab: &mut Lab) -> Result<()> {
+    let replication = in_the_middle(lab, "kill-pusher")?;
+    lab.source()?.sh("systemctl kill -s KILL push; ! systemctl is-active --quiet push")?;
+    goes_on(lab, replication)
+}
+
+pub(super) fn kill_target(lab: &mut Lab) -> Result<()> {
+    let replication = in_the_middle(lab, "kill-target")?;
+    let pair = lab.pair()?;
+    pair.target.sh("systemctl kill -s KILL driftline-serve")?;
+    // The pusher says that the connection failed, and that is how a timer job learns of it.
+    pair.source.until("! systemctl is-active --quiet push")?;
+    let code = pair.source.sh("systemctl show -p ExecMainStatus --value push")?;
+    ensure!(code == exit::CONNECTION.to_string(), "the pusher ended with {code}");
+    // Its unit starts it again.
+    pair.target.until("systemctl is-active --quiet driftline-serve")?;
+    goes_on(lab, replication)
+}
+
+pub(super) fn power_source(lab: &mut Lab) -> Result<()> {
+    let replication = in_the_middle(lab, "power-source")?;
+    lab.power_off(Role::Source)?;
+    goes_on(lab, replication)
+}
+
+pub(super) fn power_target(lab: &mut Lab) -> Result<()> {
+    let mut replication = in_the_middle(lab, "power-target")?;
+    lab.power_off(Role::Target)?;
+    // What had arrived lay in the target's memory: the checkpoint is further on.
+    ends_well(lab, &mut replication)?;
+    replication.remove(lab)
+}
+
+pub(super) fn power_first_copy(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    let mut replication = Replication::new(&pair, "power-first-copy", "-V 64M")?;
+    replication.blocks(pair.source, "write", "1 0..8192")?;
+    replication.take_snapshot(pair.source)?;
+    replication.push_slowly(pair.source, RATE)?;
+    pair.target.until("[ $(du -m /srv/power-first-copy.img | cut -f1) -ge 8 ]")?;
+    lab.power_off(Role::Target)?;
+    let pair = lab.pair()?;
+    // Half a copy is not a generation, and says so.
+    let status = pair.target.sh("driftline status --json file:/srv/power-first-copy.img")?;
+    ensure!(status.contains("\"incomplete\":true"), "{status}");
+    replication.arrives(&pair)?;
+    replication.remove(lab)
+}
+
+pub(super) fn cable_short(lab: &mut Lab) -> Result<()> {
+    let mut replication = in_the_middle(lab, "cable-short")?;
+    let pair = lab.pair()?;
+    pair.target.cable(0, false)?;
+    pair.source.sh("sleep 5")?;
+    pair.target.cable(0, true)?;
+    // TCP bridges it: the session that was cut is the one that ends well.
+    pair.source.until("! systemctl is-active --quiet push")?;
+    let result = pair.source.sh("systemctl show -p Result --value push")?;
+    ensure!(result == "success", "the push ended as {result}");
+    let report = Report::of(&replication.push(pair.source)?)?;
+    ensure!(report.sent() < 10_000, "{} bytes for nothing new", report.sent());
+    replication.arrives(&pair)?;
+    replication.remove(lab)
+}
+
+pub(super) fn cable_long(lab: &mut Lab) -> Result<()> {
+    let replication = in_the_middle(lab, "cable-long")?;
+    let pair = lab.pair()?;
+    pair.target.cable(0, false)?;
+    // Both sides give up by themselves, after a minute of silence.
+    pair.source.until("! systemctl is-active --quiet push")?;
+    let code = pair.source.sh("systemctl show -p ExecMainStatus --value push")?;
+    ensure!(code == exit::CONNECTION.to_string(), "the pusher ended with {code}");
+    pair.target.cable(0, true)?;
+    goes_on(lab, replication)
+}
+
+pub(super) fn target_full(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    pair.target.sh("truncate -s 64M /srv/small.ext4; mkfs.ext4 -q /srv/small.ext4
+         mkdir -p /srv/small; mount -o loop /srv/small.ext4 /srv/small")?;
+    let image = "/srv/small/target-full.img";
+    let mut replication = Replication::new_at(&pair, "target-full", "-V 48M", image)?;
+    replication.blocks(pair.source, "write", "1 0..4096")?;
+    replication.generation(&pair)?;
+    let before = pair.target.sh(&format!("driftline status file:{image}"))?;
+
+    pair.target.sh("fallocate -l 28M /srv/small/somebody-elses")?;
+    replication.blocks(pair.source, "write", "2 2048..6144")?;
+    replication.take_snapshot(pair.source)?;
+    let output = replication.push(pair.source)?;
+    ensure!(
+        output.code == exit::TARGET_FULL && output.stdout.contains("\"target-full\""),
+        "exit {}\n{}{}",
+        output.code,
+        output.stdout,
+        output.stderr
+    );
+    // The old generation stands, whole.
+    let after = pair.target.sh(&format!("driftline status file:{image} | grep -v resume"))?;
+    ensure!(before == after, "the replica's books changed:\n{before}\n{after}");
+    replication.is_equal(&pair, 1)?;
+
+    pair.target.sh("rm /srv/small/somebody-elses")?;
+    replication.arrives(&pair)?;
+    replication.remove(lab)?;
+    lab.pair()?
+        .target
+        .sh("systemctl stop driftline-serve; umount /srv/small; rm /srv/small.ext4")?;
+    Ok(())
+}

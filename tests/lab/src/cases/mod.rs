@@ -1,0 +1,140 @@
+//! The cases, by name, and what they share.
+
+mod drbd;
+mod faults;
+mod walk;
+mod zvol;
+
+use anyhow::Result;
+
+use self::drbd::Store;
+use crate::{lab::Lab, machine::Machine};
+
+/// One named test in real machines.
+pub(crate) struct Case {
+    /// Its name; `tests/lab/run WORD` runs those that begin with the word.
+    pub(crate) name: &'static str,
+    /// What it shows, in a few words.
+    pub(crate) shows: &'static str,
+    /// Whether it is of the short tier.
+    pub(crate) short: bool,
+    /// The case itself. It makes what it needs, and leaves nothing that another would trip on.
+    pub(crate) run: fn(&mut Lab) -> Result<()>,
+}
+
+/// Every case, in the order they run.
+pub(crate) const CASES: &[Case] = &[
+    case(
+        "zvol-increments",
+        "full and five increments under a running writer, equal at each generation",
+        SHORT,
+        zvol::increments,
+    ),
+    case("zvol-4k", "volblocksize 4k", LONG, |lab| zvol::shape(lab, "zvol-4k", "-V 64M -b 4k")),
+    case("zvol-16k", "volblocksize 16k", LONG, |lab| zvol::shape(lab, "zvol-16k", "-V 64M -b 16k")),
+    case("zvol-128k", "volblocksize 128k", LONG, |lab| {
+        zvol::shape(lab, "zvol-128k", "-V 64M -b 128k")
+    }),
+    case("zvol-1m", "volblocksize 1m", LONG, |lab| zvol::shape(lab, "zvol-1m", "-V 64M -b 1m")),
+    case("zvol-off", "compression=off", LONG, |lab| {
+        zvol::shape(lab, "zvol-off", "-V 64M -o compression=off")
+    }),
+    case("zvol-lz4", "compression=lz4", LONG, |lab| {
+        zvol::shape(lab, "zvol-lz4", "-V 64M -o compression=lz4")
+    }),
+    case("zvol-zstd", "compression=zstd", LONG, |lab| {
+        zvol::shape(lab, "zvol-zstd", "-V 64M -o compression=zstd")
+    }),
+    case("zvol-gzip", "compression=gzip", LONG, |lab| {
+        zvol::shape(lab, "zvol-gzip", "-V 64M -o compression=gzip")
+    }),
+    case("zvol-lzjb", "compression=lzjb", LONG, |lab| {
+        zvol::shape(lab, "zvol-lzjb", "-V 64M -o compression=lzjb")
+    }),
+    case("zvol-zle", "compression=zle", LONG, |lab| {
+        zvol::shape(lab, "zvol-zle", "-V 64M -o compression=zle")
+    }),
+    case("zvol-grow", "a zvol that grows, with and without a write", LONG, zvol::grow),
+    case(
+        "zvol-shrink",
+        "a zvol that shrinks, and grows again over what was cut off",
+        LONG,
+        zvol::shrink,
+    ),
+    case("zvol-discard", "discards become holes of the replica", SHORT, zvol::discard),
+    case(
+        "zvol-bookmark",
+        "an increment from a bookmark, its snapshot destroyed",
+        SHORT,
+        zvol::bookmark,
+    ),
+    case(
+        "zvol-rollback",
+        "a source that was rolled back is refused as base-mismatch",
+        SHORT,
+        zvol::rollback,
+    ),
+    case("kill-pusher", "kill -9 of the pusher in the middle", SHORT, faults::kill_pusher),
+    case("kill-target", "kill -9 of the target's service in the middle", LONG, faults::kill_target),
+    case("power-source", "power failure of the source in the middle", LONG, faults::power_source),
+    case("power-target", "power failure of the target in the middle", SHORT, faults::power_target),
+    case(
+        "power-first-copy",
+        "power failure of the target in the middle of the first copy",
+        LONG,
+        faults::power_first_copy,
+    ),
+    case("cable-short", "a network that is gone for seconds", LONG, faults::cable_short),
+    case(
+        "cable-long",
+        "a network that is gone for longer than either side waits",
+        LONG,
+        faults::cable_long,
+    ),
+    case("target-full", "the target's disk is full, and then is not", LONG, faults::target_full),
+    case(
+        "drbd-thin",
+        "a tracker on LVM thin: the map covers every change, the replica is equal",
+        SHORT,
+        |lab| drbd::tracker(lab, "drbd-thin", 1, Store::Thin),
+    ),
+    case("drbd-thick", "the same on thick LVM", LONG, |lab| {
+        drbd::tracker(lab, "drbd-thick", 2, Store::Thick)
+    }),
+    case("drbd-zvol", "the same on a zvol", LONG, |lab| {
+        drbd::tracker(lab, "drbd-zvol", 3, Store::Zvol)
+    }),
+    case(
+        "drbd-missed",
+        "an interval that never arrived is refused as base-mismatch",
+        LONG,
+        drbd::missed_interval,
+    ),
+    case("drbd-pair", "a connected pair, apart and together again", LONG, drbd::pair),
+    case(
+        "walk",
+        "every command of vagrant/README.md, on machines provisioned as there",
+        SHORT,
+        walk::walk,
+    ),
+    case("timer", "the testbed's timer fires and replicates", LONG, walk::timer),
+];
+
+const SHORT: bool = true;
+const LONG: bool = false;
+
+const fn case(
+    name: &'static str,
+    shows: &'static str,
+    short: bool,
+    run: fn(&mut Lab) -> Result<()>,
+) -> Case {
+    Case { name, shows, short, run }
+}
+
+/// Which kernel and modules a machine runs.
+pub(crate) fn versions(machine: &Machine) -> Result<String> {
+    machine.sh("modprobe drbd\n\
+         printf 'kernel %s, OpenZFS %s, DRBD %s' \"$(uname -r)\" \
+         \"$(cat /sys/module/zfs/version)\" \"$(cat /sys/module/drbd/version)\"")
+}

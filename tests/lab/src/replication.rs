@@ -1,0 +1,186 @@
+//! A zvol on the source and its replica on the target: what most cases are about.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    lab::{Lab, Pair, TARGET_ADDRESS},
+    machine::{Machine, Output},
+};
+
+/// Exit codes of `driftline`, as its README documents them.
+pub(crate) mod exit {
+    pub(crate) const REFUSED: i64 = 3;
+    pub(crate) const CONNECTION: i64 = 5;
+    pub(crate) const TARGET_FULL: i64 = 7;
+}
+
+/// The zvol `tank/NAME` and the replica of it. It holds no machine, as those come and go.
+pub(crate) struct Replication {
+    /// Name of the zvol and of the volume; the case's.
+    pub(crate) name: &'static str,
+    /// Where the replica is on the target.
+    pub(crate) replica: String,
+    /// Number of the newest snapshot, `@s1` and on; 0 is none.
+    snapshot: u32,
+    /// What the next stream starts from: nothing, `@s1` or `#b1`.
+    pub(crate) base: Option<String>,
+}
+
+/// What one push told on standard output.
+pub(crate) struct Report(Value);
+
+impl Report {
+    /// Reads what a successful push printed.
+    pub(crate) fn of(output: &Output) -> Result<Self> {
+        ensure!(output.code == 0, "push: exit {}\n{}", output.code, output.stderr);
+        let line = output.stdout.lines().last().unwrap_or_default();
+        Ok(Self(serde_json::from_str(line).with_context(|| format!("push printed {line:?}"))?))
+    }
+
+    /// Bytes that crossed the network.
+    pub(crate) fn sent(&self) -> u64 {
+        self.0["bytes"]["sent"].as_u64().unwrap_or(u64::MAX)
+    }
+
+    /// Kind of its last plan: `full`, `incremental`, `scan`.
+    pub(crate) fn kind(&self) -> &str {
+        self.last_plan("kind")
+    }
+
+    /// Why its last plan was not an increment.
+    pub(crate) fn reason(&self) -> &str {
+        self.last_plan("reason")
+    }
+
+    fn last_plan(&self, field: &str) -> &str {
+        let plans = self.0["increments"].as_array().and_then(|plans| plans.last());
+        plans.and_then(|plan| plan[field].as_str()).unwrap_or_default()
+    }
+}
+
+impl Replication {
+    /// Makes the zvol with `create`'s options of `zfs create`, and lets the source push it to
+    /// a file on the target.
+    pub(crate) fn new(pair: &Pair<'_>, name: &'static str, create: &str) -> Result<Self> {
+        Self::new_at(pair, name, create, &format!("/srv/{name}.img"))
+    }
+
+    /// The same with another place for the replica.
+    pub(crate) fn new_at(
+        pair: &Pair<'_>,
+        name: &'static str,
+        create: &str,
+        replica: &str,
+    ) -> Result<Self> {
+        pair.source.sh(&format!(
+            "zfs create -s -o snapdev=visible {create} tank/{name}; udevadm settle"
+        ))?;
+        allow_push(pair, name, replica)?;
+        Ok(Self { name, replica: replica.to_owned(), snapshot: 0, base: None })
+    }
+
+    /// The zvol's device.
+    pub(crate) fn device(&self) -> String {
+        format!("/dev/zvol/tank/{}", self.name)
+    }
+
+    /// Runs `blocks` on the zvol.
+    pub(crate) fn blocks(&self, source: &Machine, action: &str, rest: &str) -> Result<()> {
+        source.sh(&format!("/lab/blocks {action} {} {rest}", self.device()))?;
+        Ok(())
+    }
+
+    /// Takes the next snapshot.
+    pub(crate) fn take_snapshot(&mut self, source: &Machine) -> Result<()> {
+        self.snapshot += 1;
+        source.sh(&format!("zfs snapshot tank/{}@s{}", self.name, self.snapshot))?;
+        Ok(())
+    }
+
+    /// The command that pushes the newest snapshot.
+    pub(crate) fn push_command(&self, options: &str) -> String {
+        let (name, snapshot) = (self.name, self.snapshot);
+        let base = self.base.as_ref().map_or_else(String::new, |base| format!("-i '{base}'"));
+        format!(
+            "export DRIFTLINE_PEER=$(cat /lab/keys/target.pub)
+             zfs send -Lce {base} tank/{name}@s{snapshot} |
+                 driftline push --json {options} zstream:- {name}@{TARGET_ADDRESS}"
+        )
+    }
+
+    /// Pushes the newest snapshot, whatever comes of it.
+    pub(crate) fn push(&self, source: &Machine) -> Result<Output> {
+        source.run(&self.push_command("--quiet"))
+    }
+
+    /// Starts to push slowly, in the background, as the unit `push`.
+    pub(crate) fn push_slowly(&self, source: &Machine, rate: &str) -> Result<()> {
+        let script = self.push_command(&format!("--limit-rate {rate}"));
+        source.sh(&format!(
+            "cat > /run/push << 'END'\n{script}\nEND
+             systemctl reset-failed push 2> /dev/null || true
+             systemd-run -q --unit=push bash -euo pipefail /run/push"
+        ))?;
+        Ok(())
+    }
+
+    /// Pushes the newest snapshot and compares the replica with it. The next increment starts
+    /// there.
+    pub(crate) fn generation(&mut self, pair: &Pair<'_>) -> Result<Report> {
+        self.take_snapshot(pair.source)?;
+        self.arrives(pair)
+    }
+
+    /// Pushes the newest snapshot, which must arrive, and compares the replica with it.
+    pub(crate) fn arrives(&mut self, pair: &Pair<'_>) -> Result<Report> {
+        let report = Report::of(&self.push(pair.source)?)?;
+        self.is_equal(pair, self.snapshot)?;
+        self.base = Some(format!("@s{}", self.snapshot));
+        Ok(report)
+    }
+
+    /// Compares the replica with a snapshot's own device, byte for byte by their hashes.
+    pub(crate) fn is_equal(&self, pair: &Pair<'_>, snapshot: u32) -> Result<()> {
+        let expected = pair.source.sh(&format!("sha256sum < {}@s{snapshot}", self.device()))?;
+        let actual = pair.target.sh(&format!("sha256sum < {}", self.replica))?;
+        ensure!(expected == actual, "{}@s{snapshot}: the replica differs", self.name);
+        Ok(())
+    }
+
+    /// Waits until the target has taken in this much of an increment.
+    pub(crate) fn has_arrived(&self, target: &Machine, mib: u32) -> Result<()> {
+        target.until(&format!(
+            "[ $(du -m {}.driftline/journal 2> /dev/null | cut -f1) -ge {mib} ]",
+            self.replica
+        ))
+    }
+
+    /// Frees what the case took.
+    pub(crate) fn remove(self, lab: &mut Lab) -> Result<()> {
+        let pair = lab.pair()?;
+        pair.source.sh(&format!("zfs destroy -r tank/{}", self.name))?;
+        pair.target.sh(&format!("rm -rf {0} {0}.driftline", self.replica))?;
+        Ok(())
+    }
+}
+
+/// Lets the source push the volume `name`, and nothing else, to `replica`.
+pub(crate) fn allow_push(pair: &Pair<'_>, name: &str, replica: &str) -> Result<()> {
+    pair.target.sh(&format!(
+        "cat > /etc/driftline/driftline.toml << END
+version = 1
+listen = \"0.0.0.0:7420\"
+key = \"/etc/driftline/secret.key\"
+[[peer]]
+name = \"source\"
+key = \"$(cat /lab/keys/source.pub)\"
+push = [\"{name}\"]
+[[volume]]
+name = \"{name}\"
+target = \"file:{replica}\"
+END
+         systemctl restart driftline-serve"
+    ))?;
+    Ok(())
+}
