@@ -27,20 +27,25 @@ pub(crate) struct Replication {
     pub(crate) base: Option<String>,
 }
 
-/// What one push told on standard output.
+/// What one push or pull told on standard output.
 pub(crate) struct Report(Value);
 
 impl Report {
-    /// Reads what a successful push printed.
+    /// Reads what a successful run printed.
     pub(crate) fn of(output: &Output) -> Result<Self> {
-        ensure!(output.code == 0, "push: exit {}\n{}", output.code, output.stderr);
+        ensure!(output.code == 0, "exit {}\n{}", output.code, output.stderr);
         let line = output.stdout.lines().last().unwrap_or_default();
-        Ok(Self(serde_json::from_str(line).with_context(|| format!("push printed {line:?}"))?))
+        Ok(Self(serde_json::from_str(line).with_context(|| format!("it printed {line:?}"))?))
     }
 
-    /// Bytes that crossed the network.
+    /// Bytes that it put on the network.
     pub(crate) fn sent(&self) -> u64 {
         self.0["bytes"]["sent"].as_u64().unwrap_or(u64::MAX)
+    }
+
+    /// Bytes that it got from the network.
+    pub(crate) fn received(&self) -> u64 {
+        self.0["bytes"]["received"].as_u64().unwrap_or(u64::MAX)
     }
 
     /// Kind of its last plan: `full`, `incremental`, `scan`.

@@ -276,7 +276,7 @@ fn flags_and_kinds_that_nobody_knows_are_refused() {
     }
     let committed = Committed { generation: Generation::Zfs(1), root: Root([0; 32]), size: 0 };
     let committed = Message::Committed(committed);
-    for kind in (0..=u8::MAX).filter(|kind| !(1..3).contains(kind)) {
+    for kind in (0..=u8::MAX).filter(|kind| !(1..4).contains(kind)) {
         assert!(refused(&patched(&committed, 1, &[kind])), "generation kind {kind}");
     }
     let finish = Finish { tip: Generation::Zfs(1), size: None, root: None };

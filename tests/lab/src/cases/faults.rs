@@ -11,6 +11,9 @@ use crate::{
 const INCREMENT_MIB: u32 = 24;
 const ARRIVED_MIB: u32 = 8;
 
+/// What may move in the next run, in bytes: not all that had arrived again.
+const MOST_AGAIN: u64 = ((INCREMENT_MIB - ARRIVED_MIB / 2) as u64) << 20;
+
 /// Slow enough to be cut where we want, and done soon enough where it is not.
 const RATE: &str = "2M";
 
@@ -37,8 +40,7 @@ fn ends_well(lab: &mut Lab, replication: &mut Replication) -> Result<u64> {
 /// The next run must succeed, and move only what had not arrived.
 fn goes_on(lab: &mut Lab, mut replication: Replication) -> Result<()> {
     let sent = ends_well(lab, &mut replication)?;
-    let most = u64::from(INCREMENT_MIB - ARRIVED_MIB / 2) << 20;
-    ensure!(sent < most, "{sent} bytes were sent again, with {ARRIVED_MIB} MiB already there");
+    ensure!(sent < MOST_AGAIN, "{sent} bytes were sent, with {ARRIVED_MIB} MiB already there");
     replication.remove(lab)
 }
 
@@ -59,6 +61,63 @@ pub(super) fn kill_target(lab: &mut Lab) -> Result<()> {
     // Its unit starts it again.
     pair.target.until("systemctl is-active --quiet driftline-serve")?;
     goes_on(lab, replication)
+}
+
+/// The other direction: the target pulls, and the source's service is killed.
+pub(super) fn kill_server(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    let mut replication = Replication::new(&pair, "kill-server", "-V 64M")?;
+    replication.blocks(pair.source, "write", "1 0..1024")?;
+    pair.source.sh("cat > /run/serve.toml << END
+version = 1
+listen = \"0.0.0.0:7421\"
+key = \"/etc/driftline/secret.key\"
+[[peer]]
+name = \"target\"
+key = \"$(cat /lab/keys/target.pub)\"
+pull = [\"kill-server\"]
+[[volume]]
+name = \"kill-server\"
+source = \"zstream:/var/tmp/kill-server.zs\"
+END")?;
+    let serve = "systemctl reset-failed serve 2> /dev/null || true
+        systemd-run -q --unit=serve driftline serve --config /run/serve.toml";
+    let pull = |options: &str| {
+        format!(
+            "export DRIFTLINE_PEER=$(cat /lab/keys/source.pub)
+             driftline pull --json {options} kill-server@10.7.0.1:7421 file:{}",
+            replication.replica
+        )
+    };
+    let (at_once, slowly) = (pull("--quiet"), pull(&format!("--limit-rate {RATE}")));
+
+    replication.take_snapshot(pair.source)?;
+    pair.source.sh("zfs send -Lce tank/kill-server@s1 > /var/tmp/kill-server.zs")?;
+    pair.source.sh(serve)?;
+    pair.source.until("ss -Hltn sport = 7421 | grep -q .")?;
+    Report::of(&pair.target.run(&at_once)?)?;
+    replication.is_equal(&pair, 1)?;
+
+    let blocks = INCREMENT_MIB * 256;
+    replication.blocks(pair.source, "write", &format!("2 512..{}", 512 + blocks))?;
+    replication.take_snapshot(pair.source)?;
+    pair.source.sh("zfs send -Lce -i @s1 tank/kill-server@s2 > /var/tmp/kill-server.zs")?;
+    pair.target.sh(&format!(
+        "cat > /run/pull << 'END'\n{slowly}\nEND
+         systemd-run -q --unit=pull bash -euo pipefail /run/pull"
+    ))?;
+    replication.has_arrived(pair.target, ARRIVED_MIB)?;
+    pair.source.sh("systemctl kill -s KILL serve")?;
+    pair.target.until("! systemctl is-active --quiet pull")?;
+    let code = pair.target.sh("systemctl show -p ExecMainStatus --value pull")?;
+    ensure!(code == exit::CONNECTION.to_string(), "the puller ended with {code}");
+    pair.source.sh(serve)?;
+    pair.source.until("ss -Hltn sport = 7421 | grep -q .")?;
+    let received = Report::of(&pair.target.run(&at_once)?)?.received();
+    ensure!(received < MOST_AGAIN, "{received} bytes came again");
+    replication.is_equal(&pair, 2)?;
+    pair.source.sh("systemctl stop serve; rm /var/tmp/kill-server.zs")?;
+    replication.remove(lab)
 }
 
 pub(super) fn power_source(lab: &mut Lab) -> Result<()> {

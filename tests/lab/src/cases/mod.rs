@@ -76,6 +76,12 @@ pub(crate) const CASES: &[Case] = &[
     ),
     case("kill-pusher", "kill -9 of the pusher in the middle", SHORT, faults::kill_pusher),
     case("kill-target", "kill -9 of the target's service in the middle", LONG, faults::kill_target),
+    case(
+        "kill-server",
+        "kill -9 of the source's service while the target pulls",
+        LONG,
+        faults::kill_server,
+    ),
     case("power-source", "power failure of the source in the middle", LONG, faults::power_source),
     case("power-target", "power failure of the target in the middle", SHORT, faults::power_target),
     case(
