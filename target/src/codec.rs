@@ -1,8 +1,8 @@
 //! Fixed little-endian layouts: the few shapes that the state and the journal share.
 //!
 //! A generation takes 40 bytes: a tag (0 none, 1 ZFS guid, 2 content root, 3 DRBD UUID), 7
-//! bytes of zero, then 32 bytes of which a guid or UUID uses the first 8. An optional volume id takes 24: a tag
-//! (0 none, 1 some), 7 bytes of zero, 16 of id. Unused bytes are zero.
+//! bytes of zero, then 32 bytes of which a guid or UUID uses the first 8. An optional volume id
+//! takes 24: a tag (0 none, 1 some), 7 bytes of zero, 16 of id. Unused bytes are zero.
 
 use driftline_extent::{Generation, ReplicaId, Root, VolumeId};
 

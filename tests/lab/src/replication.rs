@@ -122,12 +122,7 @@ impl Replication {
     /// Starts to push slowly, in the background, as the unit `push`.
     pub(crate) fn push_slowly(&self, source: &Machine, rate: &str) -> Result<()> {
         let script = self.push_command(&format!("--limit-rate {rate}"));
-        source.sh(&format!(
-            "cat > /run/push << 'END'\n{script}\nEND
-             systemctl reset-failed push 2> /dev/null || true
-             systemd-run -q --unit=push bash -euo pipefail /run/push"
-        ))?;
-        Ok(())
+        start(source, "push", &script)
     }
 
     /// Pushes the newest snapshot and compares the replica with it. The next increment starts
@@ -172,20 +167,72 @@ impl Replication {
 
 /// Lets the source push the volume `name`, and nothing else, to `replica`.
 pub(crate) fn allow_push(pair: &Pair<'_>, name: &str, replica: &str) -> Result<()> {
-    pair.target.sh(&format!(
-        "cat > /etc/driftline/driftline.toml << END
+    let place = format!("target = \"file:{replica}\"");
+    configure(
+        pair.target,
+        "/etc/driftline/driftline.toml",
+        7420,
+        ("source", "push"),
+        name,
+        &place,
+    )?;
+    pair.target.sh("systemctl restart driftline-serve")?;
+    Ok(())
+}
+
+/// Writes a configuration in which one peer may do one thing with one volume.
+pub(crate) fn configure(
+    machine: &Machine,
+    path: &str,
+    port: u16,
+    (peer, verb): (&str, &str),
+    volume: &str,
+    place: &str,
+) -> Result<()> {
+    machine.sh(&format!(
+        "cat > {path} << END
 version = 1
-listen = \"0.0.0.0:7420\"
+listen = \"0.0.0.0:{port}\"
 key = \"/etc/driftline/secret.key\"
 [[peer]]
-name = \"source\"
-key = \"$(cat /lab/keys/source.pub)\"
-push = [\"{name}\"]
+name = \"{peer}\"
+key = \"$(cat /lab/keys/{peer}.pub)\"
+{verb} = [\"{volume}\"]
 [[volume]]
-name = \"{name}\"
-target = \"file:{replica}\"
-END
-         systemctl restart driftline-serve"
+name = \"{volume}\"
+{place}
+END"
     ))?;
+    Ok(())
+}
+
+/// Starts a script in the background, as the unit `unit`.
+pub(crate) fn start(machine: &Machine, unit: &str, script: &str) -> Result<()> {
+    machine.sh(&format!(
+        "cat > /run/{unit} << 'END'\n{script}\nEND
+         systemctl reset-failed {unit} 2> /dev/null || true
+         systemd-run -q --unit={unit} bash -euo pipefail /run/{unit}"
+    ))?;
+    Ok(())
+}
+
+/// Waits until `unit`, a push or a pull, has ended, and it must say that the connection failed:
+/// that is how a timer job learns of it.
+pub(crate) fn lost_connection(machine: &Machine, unit: &str) -> Result<()> {
+    machine.until(&format!("! systemctl is-active --quiet {unit}"))?;
+    let code = machine.sh(&format!("systemctl show -p ExecMainStatus --value {unit}"))?;
+    ensure!(code == exit::CONNECTION.to_string(), "the {unit} ended with {code}");
+    Ok(())
+}
+
+/// That a run ended with this exit code, and gave this reason.
+pub(crate) fn refused(output: &Output, code: i64, reason: &str) -> Result<()> {
+    ensure!(
+        output.code == code && output.stdout.contains(&format!("\"{reason}\"")),
+        "not refused as {reason}: exit {}\n{}{}",
+        output.code,
+        output.stdout,
+        output.stderr
+    );
     Ok(())
 }

@@ -97,7 +97,7 @@ impl Tracker {
         let minor = self.minor;
         let take_snapshot = self.store.take_snapshot(self.name, self.snapshot);
         source.sh(&format!(
-            "! pvs -a --noheadings -o pv_name | grep /dev/drbd
+            "if pvs -a --noheadings -o pv_name | grep /dev/drbd; then exit 1; fi
              systemd-run -q --collect --unit=resume-io --on-active=60 drbdsetup resume-io {minor}
              drbdsetup suspend-io {minor}
              until grep -A1 '^ *{minor}:' /proc/drbd | grep -q ' lo:0 '; do sleep 0.05; done

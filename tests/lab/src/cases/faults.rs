@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     lab::{Lab, Role},
-    replication::{Replication, Report, exit},
+    replication::{Replication, Report, configure, exit, lost_connection, refused, start},
 };
 
 /// Size of the increment that is cut, and how much of it has arrived by then.
@@ -54,10 +54,7 @@ pub(super) fn kill_target(lab: &mut Lab) -> Result<()> {
     let replication = in_the_middle(lab, "kill-target")?;
     let pair = lab.pair()?;
     pair.target.sh("systemctl kill -s KILL driftline-serve")?;
-    // The pusher says that the connection failed, and that is how a timer job learns of it.
-    pair.source.until("! systemctl is-active --quiet push")?;
-    let code = pair.source.sh("systemctl show -p ExecMainStatus --value push")?;
-    ensure!(code == exit::CONNECTION.to_string(), "the pusher ended with {code}");
+    lost_connection(pair.source, "push")?;
     // Its unit starts it again.
     pair.target.until("systemctl is-active --quiet driftline-serve")?;
     goes_on(lab, replication)
@@ -68,20 +65,13 @@ pub(super) fn kill_server(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
     let mut replication = Replication::new(&pair, "kill-server", "-V 64M")?;
     replication.blocks(pair.source, "write", "1 0..1024")?;
-    pair.source.sh("cat > /run/serve.toml << END
-version = 1
-listen = \"0.0.0.0:7421\"
-key = \"/etc/driftline/secret.key\"
-[[peer]]
-name = \"target\"
-key = \"$(cat /lab/keys/target.pub)\"
-pull = [\"kill-server\"]
-[[volume]]
-name = \"kill-server\"
-source = \"zstream:/var/tmp/kill-server.zs\"
-END")?;
-    let serve = "systemctl reset-failed serve 2> /dev/null || true
-        systemd-run -q --unit=serve driftline serve --config /run/serve.toml";
+    let stream = "source = \"zstream:/var/tmp/kill-server.zs\"";
+    let may = ("target", "pull");
+    configure(pair.source, "/run/serve.toml", 7421, may, "kill-server", stream)?;
+    let serve = || {
+        start(pair.source, "serve", "exec driftline serve --config /run/serve.toml")?;
+        pair.source.until("ss -Hltn sport = 7421 | grep -q .")
+    };
     let pull = |options: &str| {
         format!(
             "export DRIFTLINE_PEER=$(cat /lab/keys/source.pub)
@@ -93,8 +83,7 @@ END")?;
 
     replication.take_snapshot(pair.source)?;
     pair.source.sh("zfs send -Lce tank/kill-server@s1 > /var/tmp/kill-server.zs")?;
-    pair.source.sh(serve)?;
-    pair.source.until("ss -Hltn sport = 7421 | grep -q .")?;
+    serve()?;
     Report::of(&pair.target.run(&at_once)?)?;
     replication.is_equal(&pair, 1)?;
 
@@ -102,17 +91,11 @@ END")?;
     replication.blocks(pair.source, "write", &format!("2 512..{}", 512 + blocks))?;
     replication.take_snapshot(pair.source)?;
     pair.source.sh("zfs send -Lce -i @s1 tank/kill-server@s2 > /var/tmp/kill-server.zs")?;
-    pair.target.sh(&format!(
-        "cat > /run/pull << 'END'\n{slowly}\nEND
-         systemd-run -q --unit=pull bash -euo pipefail /run/pull"
-    ))?;
+    start(pair.target, "pull", &slowly)?;
     replication.has_arrived(pair.target, ARRIVED_MIB)?;
     pair.source.sh("systemctl kill -s KILL serve")?;
-    pair.target.until("! systemctl is-active --quiet pull")?;
-    let code = pair.target.sh("systemctl show -p ExecMainStatus --value pull")?;
-    ensure!(code == exit::CONNECTION.to_string(), "the puller ended with {code}");
-    pair.source.sh(serve)?;
-    pair.source.until("ss -Hltn sport = 7421 | grep -q .")?;
+    lost_connection(pair.target, "pull")?;
+    serve()?;
     let received = Report::of(&pair.target.run(&at_once)?)?.received();
     ensure!(received < MOST_AGAIN, "{received} bytes came again");
     replication.is_equal(&pair, 2)?;
@@ -171,9 +154,7 @@ pub(super) fn cable_long(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
     pair.target.cable(0, false)?;
     // Both sides give up by themselves, after a minute of silence.
-    pair.source.until("! systemctl is-active --quiet push")?;
-    let code = pair.source.sh("systemctl show -p ExecMainStatus --value push")?;
-    ensure!(code == exit::CONNECTION.to_string(), "the pusher ended with {code}");
+    lost_connection(pair.source, "push")?;
     pair.target.cable(0, true)?;
     goes_on(lab, replication)
 }
@@ -192,13 +173,7 @@ pub(super) fn target_full(lab: &mut Lab) -> Result<()> {
     replication.blocks(pair.source, "write", "2 2048..6144")?;
     replication.take_snapshot(pair.source)?;
     let output = replication.push(pair.source)?;
-    ensure!(
-        output.code == exit::TARGET_FULL && output.stdout.contains("\"target-full\""),
-        "exit {}\n{}{}",
-        output.code,
-        output.stdout,
-        output.stderr
-    );
+    refused(&output, exit::TARGET_FULL, "target-full")?;
     // The old generation stands, whole.
     let after = pair.target.sh(&format!("driftline status file:{image} | grep -v resume"))?;
     ensure!(before == after, "the replica's books changed:\n{before}\n{after}");
