@@ -15,6 +15,7 @@
 mod checksum;
 mod codec;
 mod error;
+mod name;
 mod nvlist;
 mod reader;
 mod record;
@@ -29,6 +30,7 @@ pub mod testing;
 pub use checksum::{ByteOrder, Fletcher4};
 pub use codec::{CodecError, Decoder};
 pub use error::{Fault, StreamError};
+pub use name::{DatasetName, NAME_LEN_MAX, NameError, PointKind, PointName};
 pub use nvlist::{Nvlist, NvlistError, Value};
 pub use reader::{BEGIN_PAYLOAD_MAX, RecordReader, Summary, Tally};
 pub use record::{
