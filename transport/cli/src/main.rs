@@ -5,6 +5,7 @@ mod args;
 mod config;
 mod exit;
 mod inspect;
+mod job;
 mod keyfile;
 mod place;
 mod plain;

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    args, keyfile,
+    args, job, keyfile,
     place::Place,
     progress::{Show, watch},
     report,
@@ -31,6 +31,12 @@ const LOCAL_PIPE_LEN: usize = 4 << 20;
 
 /// Compression levels of zstd that make sense on a link.
 const LEVELS: std::ops::RangeInclusive<i32> = -7..=19;
+
+/// The level where none is said: slower ones cost more than a fast link gains.
+pub(crate) const COMPRESSION: i32 = 1;
+
+/// Where our secret key is if nothing else is said.
+const KEY: &str = "/etc/driftline/secret.key";
 
 /// Which side dials. Both are the same for local places.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,10 +52,13 @@ pub(crate) async fn run(
     json: bool,
     show: Show,
 ) -> anyhow::Result<()> {
-    let (source, target): (Place, Place) = (arguments.source.parse()?, arguments.target.parse()?);
+    let mut arguments = arguments.clone();
+    job::fill(&mut arguments)?;
+    let place = |said: &Option<String>| said.as_deref().unwrap_or_default().parse::<Place>();
+    let (source, target) = (place(&arguments.source)?, place(&arguments.target)?);
     let job = Job {
         overwrite: arguments.full,
-        compression: parse_level(&arguments.compress)?,
+        compression: arguments.compress.as_deref().map_or(Ok(Some(COMPRESSION)), parse_level)?,
         limit: arguments.limit_rate.as_deref().map(parse_rate).transpose()?,
         state_dir: arguments.state.state_dir.clone(),
     };
@@ -201,7 +210,7 @@ pub(crate) async fn connect(
         bail!("{address} is remote: say with --peer which public key it has");
     };
     let key: PublicKey = key.parse().context("--peer")?;
-    let local = keyfile::read(&peer.key)?;
+    let local = keyfile::read(peer.key.as_deref().unwrap_or(Path::new(KEY)))?;
     let connection = dial(address, local, key, progress).await;
     connection.with_context(|| format!("cannot reach {address}"))
 }

@@ -20,7 +20,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{Config, Volume},
-    keyfile, report,
+    keyfile,
+    replicate::COMPRESSION,
+    report,
     source::{self, AnySource},
 };
 
@@ -30,9 +32,6 @@ const WAITING_MAX: usize = 64;
 /// How long a session waits for another one of the same volume. A session whose peer is gone
 /// ends after a minute of silence, so a peer that comes back after a cut is served then.
 const SAME_VOLUME_WAIT_MAX: Duration = Duration::from_millis(SILENCE_MS_MAX + 15_000);
-
-/// The zstd level for what peers pull from here.
-const COMPRESSION: i32 = 1;
 
 /// Runs until it is told to stop.
 pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
