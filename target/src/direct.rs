@@ -21,6 +21,8 @@ use crate::{
 pub(crate) struct Direct {
     /// Size of the volume, if the plan said it.
     size: Option<u64>,
+    /// Chunks below this were received in an earlier session.
+    began: u64,
     /// Chunks below this were received.
     next: u64,
     /// Chunks below this are durable and were read back.
@@ -56,6 +58,7 @@ impl<D: Disk> Replica<D> {
         self.ids.truncate(from)?;
         self.session = Session::Direct(Direct {
             size: plan.size,
+            began: from,
             next: from,
             proven: from,
             unproven_bytes: 0,
@@ -194,7 +197,10 @@ impl<D: Disk> Replica<D> {
         direct: Direct,
         finish: &Finish,
     ) -> Result<Committed, Problem> {
-        let expected = finish.root.ok_or(Problem::MissingRoot)?;
+        // A source that has not seen what an earlier session delivered cannot know the root.
+        if finish.root.is_none() && direct.began == 0 {
+            return Err(Problem::MissingRoot);
+        }
         let size = finish.size.or(direct.size);
         let size = size.ok_or(Problem::Malformed("a whole copy ended without its size"))?;
         self.check_room(size)?;
@@ -206,7 +212,7 @@ impl<D: Disk> Replica<D> {
             return Err(Problem::BeyondEnd { size });
         }
         let found = self.ids.root(&self.key, size)?;
-        if found != expected {
+        if let Some(expected) = finish.root.filter(|expected| *expected != found) {
             // Something below the watermark may be of another time: the next copy starts over.
             self.state.status = Status::Direct { tip: None, watermark: 0 };
             self.slots.commit(&self.state)?;

@@ -13,7 +13,10 @@ use driftline_wire::{
     limits::{BATCH_DATA_MAX, BATCH_ITEMS_MAX},
 };
 
-use crate::{Failure, Progress, scan::Scanner};
+use crate::{
+    Failure, Progress,
+    scan::{Scanner, root_of},
+};
 
 /// Spans that are announced before the first is compared: both sides hash at the same time.
 const OPEN_SPANS_MAX: usize = 2;
@@ -84,8 +87,10 @@ pub fn deliver<S: Source>(
 
 fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, Failure> {
     let Delivery { plan, begin, key, outlet, progress } = delivery;
-    // The root over a whole volume needs all of it, also what an earlier session delivered.
+    // The root over a whole volume needs all of it, also what an earlier session delivered. A
+    // source that need not read that again leaves the root to the target.
     let (scope, from) = match plan.kind {
+        PlanKind::Full if begin.from > 0 && source.seeks() => (Scope::Rest, begin.from * CHUNK_LEN),
         PlanKind::Full => (Scope::Whole, 0),
         _ => (Scope::Increment, begin.from * CHUNK_LEN),
     };
@@ -99,13 +104,24 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
     }
     let named = named_by(source, plan)?;
     let size = named.as_ref().and_then(|finish| finish.size).or(plan.size);
-    if scope == Scope::Whole && size.is_none() {
+    if scope != Scope::Increment && size.is_none() {
         return Err(Failure::new(Reason::StreamDamaged, "the source does not say how large it is"));
     }
-    let root = chunker.finish(size).map_err(damaged)?;
+    let mut root = chunker.finish(size).map_err(damaged)?;
     batcher.drain(&mut chunker)?;
     batcher.flush()?;
     progress.set_read(source.bytes_read());
+    if let Some(volume) = source.read_back().map_err(|e| Failure::from_error(&e))? {
+        let shown = root_of(volume.as_ref(), key)?;
+        if root.is_some_and(|root| root != shown) {
+            return Err(Failure::new(
+                Reason::VerifyFailed,
+                "what the stream says is not what the snapshot's device holds: nothing was \
+                 committed",
+            ));
+        }
+        root = Some(shown);
+    }
     let tip = match (&named, root) {
         (Some(finish), _) => finish.tip,
         (None, Some(root)) => Generation::Content(root),

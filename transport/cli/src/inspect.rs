@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use driftline_extent::{Reason, Target, TargetState};
 use driftline_manifest::ChunkKey;
 use driftline_target::Options;
-use driftline_transport::{Failure, Progress, receive_state, request, scan::Scanner};
+use driftline_transport::{Failure, Progress, receive_state, request, scan::root_of};
 use driftline_wire::Verb;
 
 use crate::{args, place::Place, plain::PlainVolume, replicate, report, source};
@@ -59,10 +59,8 @@ pub(crate) fn verify(arguments: &args::Verify, json: bool) -> anyhow::Result<()>
 /// Compares all of a plain volume with what a replica holds, by root.
 fn compare(source: &Path, state: &TargetState) -> anyhow::Result<()> {
     let plain = PlainVolume::open(source, false)?.volume();
-    let mut scanner = Scanner::new(plain.as_ref(), &ChunkKey::new(&state.chunk_key), u64::MAX);
-    let name = || source.display().to_string();
-    while scanner.next_span().with_context(name)?.is_some() {}
-    if Some(scanner.into_root()) == state.root {
+    let root = root_of(plain.as_ref(), &ChunkKey::new(&state.chunk_key));
+    if Some(root.with_context(|| source.display().to_string())?) == state.root {
         return Ok(());
     }
     let detail = format!("{} and the replica differ", source.display());

@@ -210,7 +210,7 @@ pub(crate) async fn connect(
         bail!("{address} is remote: say with --peer which public key it has");
     };
     let key: PublicKey = key.parse().context("--peer")?;
-    let local = keyfile::read(peer.key.as_deref().unwrap_or(Path::new(KEY)))?;
+    let local = keyfile::read(peer.key.as_deref().unwrap_or_else(|| Path::new(KEY)))?;
     let connection = dial(address, local, key, progress).await;
     connection.with_context(|| format!("cannot reach {address}"))
 }

@@ -84,6 +84,12 @@ pub trait Source {
     /// [`PlanKind::UpToDate`]: a source may hold several increments in a row.
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, Self::Error>;
 
+    /// Whether an increment can be begun in the middle without reading what lies below. The
+    /// root over a whole volume is then unknown to the source.
+    fn seeks(&self) -> bool {
+        false
+    }
+
     /// The next change of the planned increment, in ascending order of offset; `None` once
     /// it is complete, and only if the storage vouches for that (END record, exit status).
     ///
@@ -92,6 +98,12 @@ pub trait Source {
 
     /// What the increment led to. Valid after [`next_change`](Self::next_change) said `None`.
     fn finish(&mut self) -> Result<Finish, Self::Error>;
+
+    /// The volume at the tip as its storage shows it, where the user wants the root over all of
+    /// it compared with the target's. Valid as [`finish`](Self::finish) is.
+    fn read_back(&mut self) -> Result<Option<Box<dyn Volume>>, Self::Error> {
+        Ok(None)
+    }
 
     /// How many bytes were read from the storage so far, for progress.
     fn bytes_read(&self) -> u64;

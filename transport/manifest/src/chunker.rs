@@ -16,6 +16,9 @@ pub enum Scope {
     /// A whole volume: anything not mentioned is zero. Every chunk becomes an item, and the
     /// root over all of them is known at the end.
     Whole,
+    /// A whole volume from some chunk on, where the source does not repeat what lies below: as
+    /// [`Whole`](Self::Whole), but the root stays unknown.
+    Rest,
 }
 
 /// An item, and the bytes of its data blocks in ascending order.
@@ -106,7 +109,7 @@ impl Chunker {
             scope,
             from,
             open: None,
-            next: 0,
+            next: if scope == Scope::Rest { from } else { 0 },
             end: 0,
             data_end: 0,
             tree,
@@ -135,7 +138,7 @@ impl Chunker {
                 self.data_end = extent.end();
                 self.push_data(extent, bytes);
             }
-            Change::Zero(_) if self.scope == Scope::Whole => {}
+            Change::Zero(_) if self.scope != Scope::Increment => {}
             Change::Zero(_) => {
                 if let Some(extent) = extent.clamp(VOLUME_LEN_MAX) {
                     self.push_zero(extent);
@@ -152,7 +155,7 @@ impl Chunker {
         if let Some(size) = size.filter(|size| self.data_end > *size) {
             return Err(OutOfOrder::BeyondEnd { end: self.data_end, size });
         }
-        let Some(size) = size.filter(|_| self.scope == Scope::Whole) else { return Ok(None) };
+        let Some(size) = size.filter(|_| self.scope != Scope::Increment) else { return Ok(None) };
         self.skip_to(chunk_count(size));
         Ok(self.tree.take().map(|tree| tree.into_root(size)))
     }
@@ -217,7 +220,7 @@ impl Chunker {
         self.next = chunk.index + 1;
         let wanted = chunk.index >= self.from;
         match self.scope {
-            Scope::Whole => {
+            Scope::Whole | Scope::Rest => {
                 let id = self.key.id(&chunk.bytes);
                 if let Some(tree) = &mut self.tree {
                     tree.push(id);
@@ -238,8 +241,11 @@ impl Chunker {
     /// In a whole volume, everything below chunk `index` that was not mentioned is zero.
     fn skip_to(&mut self, index: u64) {
         let next = mem::replace(&mut self.next, index);
-        if let (Some(tree), Some(count)) = (&mut self.tree, index.checked_sub(next)) {
+        let Some(count) = index.checked_sub(next) else { return };
+        if let Some(tree) = &mut self.tree {
             tree.push_zeros(count);
+        }
+        if self.scope != Scope::Increment {
             self.emit_zeros(next, count);
         }
     }
@@ -408,6 +414,14 @@ mod tests {
             let mut tree = TreeHasher::new(&key());
             expected.chunks(CHUNK_LEN as usize).for_each(|chunk| tree.push(key().id(chunk)));
             prop_assert_eq!(root, Some(tree.into_root(SIZE)));
+
+            // A source that repeats nothing below announces the same.
+            let rest: Vec<_> = changes
+                .iter()
+                .filter(|change| change.extent().unwrap().end() > from * CHUNK_LEN)
+                .cloned()
+                .collect();
+            prop_assert_eq!(run(Scope::Rest, &rest, from), (items, None));
         }
     }
 
