@@ -159,7 +159,8 @@ impl Replication {
     /// Frees what the case took.
     pub(crate) fn remove(self, lab: &mut Lab) -> Result<()> {
         let pair = lab.pair()?;
-        pair.source.sh(&format!("zfs destroy -r tank/{}", self.name))?;
+        // udev may still be looking at a device that was just closed.
+        pair.source.until(&format!("zfs destroy -r tank/{}", self.name))?;
         pair.target.sh(&format!("rm -rf {0} {0}.driftline", self.replica))?;
         Ok(())
     }
