@@ -261,6 +261,13 @@ impl Error for StreamError {
     }
 }
 
+impl StreamError {
+    /// Whether it is only that there was no more to read: whoever wrote it may know why.
+    pub const fn is_about_the_end(&self) -> bool {
+        matches!(self.fault, Fault::Empty | Fault::Truncated | Fault::Read(_))
+    }
+}
+
 impl Explained for StreamError {
     fn reason(&self) -> Reason {
         self.fault.reason()

@@ -168,6 +168,11 @@ impl<R: Read> RecordReader<R> {
         self.offset
     }
 
+    /// The input, read as far as it was.
+    pub fn into_inner(self) -> R {
+        self.input.into_inner()
+    }
+
     /// How many bytes of the stream have been read.
     pub const fn bytes_read(&self) -> u64 {
         self.taken
