@@ -1,13 +1,16 @@
-//! Reader of ZFS send streams: from bytes to the changed extents of a volume.
+//! ZFS: from the bytes of a send stream to the changed extents of a volume, and the handle on
+//! a real ZFS.
 //!
-//! Everything here is synchronous and reads any [`std::io::Read`] once, from front to back,
-//! in bounded memory. Nothing is believed before its checksum has been seen to match.
+//! Everything here is synchronous. Streams are read once, from front to back, in bounded
+//! memory, from any [`std::io::Read`]. Nothing is believed before its checksum has been seen
+//! to match.
 //!
 //! * [`ZvolStream`]: a stream of one volume as a [`driftline_extent::Source`].
 //! * [`RecordReader`]: the records of any stream, checked, with their payloads.
 //! * [`Record`], [`Begin`], [`Features`]: what a record says.
 //! * [`Nvlist`]: the name-value lists inside BEGIN records.
 //! * [`Fletcher4`]: the checksum of a stream.
+//! * [`host::Zfs`]: snapshots, bookmarks, holds and streams of a ZFS that is there.
 //!
 //! All offsets and lengths are in bytes.
 #![deny(unsafe_code)]
@@ -15,6 +18,7 @@
 mod checksum;
 mod codec;
 mod error;
+pub mod host;
 mod name;
 mod nvlist;
 mod reader;
