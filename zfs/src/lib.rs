@@ -20,6 +20,7 @@ mod nvlist;
 mod reader;
 mod record;
 mod source;
+mod token;
 mod zvol;
 
 #[doc(hidden)]
@@ -38,3 +39,4 @@ pub use record::{
     RecordKind, Spill, Write, WriteByref, WriteEmbedded,
 };
 pub use source::{MAP_EXTENTS_MAX, ZvolStream};
+pub use token::{ResumeToken, TOKEN_LEN_MAX, TokenError};
