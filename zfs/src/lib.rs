@@ -15,12 +15,14 @@
 mod checksum;
 mod codec;
 mod error;
+mod listing;
 mod name;
 mod nvlist;
 mod reader;
 mod record;
 mod source;
 mod token;
+mod version;
 mod zvol;
 
 #[doc(hidden)]
@@ -31,6 +33,11 @@ pub mod testing;
 pub use checksum::{ByteOrder, Fletcher4};
 pub use codec::{CodecError, Decoder};
 pub use error::{Fault, StreamError};
+pub use listing::{
+    DATASET_COLUMNS, DATASET_PROPERTIES, DATASET_PROPERTIES_V23, Dataset, DatasetKind, KeyStatus,
+    ListingError, POINT_COLUMNS, POINT_PROPERTIES, Point, parse_datasets, parse_datasets_got,
+    parse_points, parse_points_got,
+};
 pub use name::{DatasetName, NAME_LEN_MAX, NameError, PointKind, PointName};
 pub use nvlist::{Nvlist, NvlistError, Value};
 pub use reader::{BEGIN_PAYLOAD_MAX, RecordReader, Summary, Tally};
@@ -40,3 +47,4 @@ pub use record::{
 };
 pub use source::{MAP_EXTENTS_MAX, ZvolStream};
 pub use token::{ResumeToken, TOKEN_LEN_MAX, TokenError};
+pub use version::{Version, VersionError, Warning, parse_versions, warnings};
