@@ -4,7 +4,7 @@ use driftline_extent::{Change, Generation, PlanKind, Source};
 
 use crate::{
     BLOCK_MAX, ByteOrder, Decoder, Fletcher4, HEADER_LEN, Nvlist, Record, RecordKind, RecordReader,
-    ZvolStream,
+    ResumeToken, ZvolStream,
     record::{CHECKSUM_AT, order_of_begin},
     testing::Header,
 };
@@ -145,6 +145,15 @@ fn changes<R: std::io::Read>(mut stream: ZvolStream<R>, mut base: Option<Generat
 pub fn nvlist(data: &[u8]) {
     if let Ok(list) = Nvlist::decode(data) {
         assert!(list.0.len() <= data.len(), "no pair takes less than a byte");
+    }
+}
+
+/// Reads `data` as a resume token, and what it holds as one whose checksum is mended.
+pub fn token(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let token = text.parse::<ResumeToken>().or_else(|_| crate::token::mended(text).parse());
+    if let Ok(token) = token {
+        assert_eq!(token.to_string().parse(), Ok(token), "a token says what it says");
     }
 }
 

@@ -17,13 +17,18 @@
 
 mod checksum;
 mod codec;
+mod device;
 mod error;
 pub mod host;
+mod listing;
+mod live;
 mod name;
 mod nvlist;
 mod reader;
 mod record;
 mod source;
+mod token;
+mod version;
 mod zvol;
 
 #[doc(hidden)]
@@ -33,7 +38,13 @@ pub mod testing;
 
 pub use checksum::{ByteOrder, Fletcher4};
 pub use codec::{CodecError, Decoder};
+pub use device::{DeviceError, SnapshotDevice};
 pub use error::{Fault, StreamError};
+pub use listing::{
+    DATASET_COLUMNS, DATASET_PROPERTIES, DATASET_PROPERTIES_V23, Dataset, DatasetKind, KeyStatus,
+    ListingError, POINT_COLUMNS, POINT_PROPERTIES, Point, parse_datasets, parse_datasets_got,
+    parse_points, parse_points_got,
+};
 pub use name::{DatasetName, NAME_LEN_MAX, NameError, PointKind, PointName};
 pub use nvlist::{Nvlist, NvlistError, Value};
 pub use reader::{BEGIN_PAYLOAD_MAX, RecordReader, Summary, Tally};
@@ -42,3 +53,5 @@ pub use record::{
     RecordKind, Spill, Write, WriteByref, WriteEmbedded,
 };
 pub use source::{MAP_EXTENTS_MAX, ZvolStream};
+pub use token::{ResumeToken, TOKEN_LEN_MAX, TokenError};
+pub use version::{Version, VersionError, Warning, parse_versions, warnings};
