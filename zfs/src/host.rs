@@ -9,6 +9,7 @@ mod command;
 mod error;
 mod hold;
 mod library;
+mod list;
 mod receive;
 mod send;
 mod versions;

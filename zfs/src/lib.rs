@@ -26,6 +26,7 @@ mod name;
 mod nvlist;
 mod reader;
 mod record;
+pub mod select;
 mod source;
 mod token;
 mod version;
@@ -45,6 +46,7 @@ pub use listing::{
     ListingError, POINT_COLUMNS, POINT_PROPERTIES, Point, parse_datasets, parse_datasets_got,
     parse_points, parse_points_got,
 };
+pub use live::{LiveError, LiveOptions, LiveVolume, Pick, ReadBack};
 pub use name::{DatasetName, NAME_LEN_MAX, NameError, PointKind, PointName};
 pub use nvlist::{Nvlist, NvlistError, Value};
 pub use reader::{BEGIN_PAYLOAD_MAX, RecordReader, Summary, Tally};

@@ -13,9 +13,10 @@ use driftline_extent::{
 use thiserror::Error;
 
 use crate::{
-    Dataset, DatasetKind, DatasetName, DeviceError, Hold, KeyStatus, NameError, Point, PointName,
-    ResumeToken, SendRequest, Sending, SnapshotDevice, StreamError, Zfs, ZfsError, ZvolStream,
-    select::{Base, BaseError, Owner, Request, TipError, choose_base, choose_tip, prune},
+    Dataset, DatasetKind, DatasetName, DeviceError, KeyStatus, NameError, Point, PointName,
+    ResumeToken, SnapshotDevice, StreamError, ZvolStream,
+    host::{Hold, SendRequest, Sending, Zfs, ZfsError},
+    select::{Base, BaseError, OwnNames, Request, TipError, choose_base, choose_tip, prune},
 };
 
 /// Which snapshot is replicated.
@@ -45,9 +46,9 @@ pub enum ReadBack {
 pub struct LiveOptions {
     /// Which snapshot.
     pub pick: Pick,
-    /// Whose snapshots and bookmarks are made and removed.
-    pub owner: Owner,
-    /// How many snapshots of the owner's that have arrived are kept.
+    /// The names of the snapshots and bookmarks that are made and removed.
+    pub names: OwnNames,
+    /// How many of these snapshots are kept after they arrived, besides the newest.
     pub keep: usize,
     /// Whether the user has agreed to a full copy over another generation.
     pub allow_full: bool,
@@ -167,15 +168,7 @@ struct Increment {
 impl LiveVolume {
     /// The volume of this name. Nothing is looked at yet.
     pub const fn new(zfs: Zfs, name: DatasetName, options: LiveOptions) -> Self {
-        Self {
-            zfs,
-            name,
-            options,
-            taken: None,
-            resume_tip: None,
-            increment: None,
-            bytes_read: 0,
-        }
+        Self { zfs, name, options, taken: None, resume_tip: None, increment: None, bytes_read: 0 }
     }
 
     fn look(&self) -> Result<Dataset, LiveError> {
@@ -191,9 +184,9 @@ impl LiveVolume {
     /// What increment is sent next: the one that was cut off, if its snapshot is still there.
     fn choose_tip(&mut self, points: &[Point]) -> Result<Point, LiveError> {
         let cut = self.resume_tip.take();
-        let cut = points.iter().find(|point| {
-            point.is_snapshot() && cut == Some(Generation::Zfs(point.guid))
-        });
+        let cut = points
+            .iter()
+            .find(|point| point.is_snapshot() && cut == Some(Generation::Zfs(point.guid)));
         if let Some(point) = cut {
             return Ok(point.clone());
         }
@@ -210,7 +203,7 @@ impl LiveVolume {
     /// The snapshot of this run, taken when it is first asked for.
     fn take_snapshot(&mut self) -> Result<Point, LiveError> {
         if self.taken.is_none() {
-            let name = self.options.owner.snapshot(&self.name, self.options.now_ms)?;
+            let name = self.name.snapshot(&self.options.names.snapshot(self.options.now_ms))?;
             self.zfs.snapshot(std::slice::from_ref(&name))?;
             self.taken = Some(name);
         }
@@ -221,19 +214,20 @@ impl LiveVolume {
 
     /// Sees to what the target holds by now: it is bookmarked, and what is older goes.
     fn arrived(&self, points: &[Point], guid: u64) {
-        let owner = &self.options.owner;
+        let LiveOptions { names, keep, .. } = &self.options;
         let Some(held) = points.iter().find(|point| point.guid == guid) else { return };
         let marked = points.iter().any(|point| point.guid == guid && !point.is_snapshot());
         if !marked {
-            let bookmark = owner.bookmark(&self.name, guid).map_err(LiveError::from);
-            let made = bookmark.and_then(|bookmark| Ok(self.zfs.bookmark(&held.name, &bookmark)?));
+            let bookmark = self.name.bookmark(&names.bookmark(guid)).map_err(LiveError::from);
+            let made =
+                bookmark.and_then(|bookmark| Ok(self.zfs.bookmark(&held.name, &bookmark)?));
             if let Err(error) = made {
                 // The snapshot stays what the next increment starts from.
                 tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
                 return;
             }
         }
-        let gone = prune(points, owner, guid, self.options.keep);
+        let gone = prune(points, names, guid, *keep);
         if let Err(error) = self.zfs.destroy(&gone) {
             tracing::warn!(volume = %self.name, %error, "what is not needed any more stays");
         }
@@ -367,7 +361,9 @@ impl Source for LiveVolume {
                 Ok(Some(change))
             }
             Ok(None) => {
-                stream.finish().map_err(|error| LiveError::Stream { snapshot: snapshot(), error })?;
+                stream
+                    .finish()
+                    .map_err(|error| LiveError::Stream { snapshot: snapshot(), error })?;
                 if let Some(stream) = increment.stream.take() {
                     stream.into_inner().finish()?;
                 }

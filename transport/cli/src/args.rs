@@ -142,8 +142,8 @@ pub(crate) struct Zfs {
     /// What the snapshots and bookmarks that are made begin with [default: driftline].
     #[arg(long, value_name = "NAME")]
     pub(crate) prefix: Option<String>,
-    /// How many of the snapshots that were made and have arrived are kept [default: 1]. The
-    /// bookmark that is left of them is enough for the next increment.
+    /// How many of the snapshots that were made are kept after they arrived, besides the newest
+    /// [default: 0].
     #[arg(long, value_name = "COUNT")]
     pub(crate) keep: Option<usize>,
     /// Compare what is sent with the snapshot's device, which a stream can fall short of on

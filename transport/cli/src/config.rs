@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use driftline_wire::{PublicKey, Verb, limits::NAME_LEN_MAX};
 use serde::Deserialize;
 
-use crate::place::Place;
+use crate::{args, place::Place};
 
 /// The configuration as it is written. Unknown keys are errors: a misspelt one would
 /// otherwise silently not apply.
@@ -52,6 +52,7 @@ struct WrittenVolume {
     state_dir: Option<PathBuf>,
     #[serde(default)]
     overwrite: bool,
+    zfs: Option<args::Zfs>,
 }
 
 /// A configuration that makes sense.
@@ -81,7 +82,11 @@ pub(crate) struct Peer {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Volume {
     /// Peers pull it from here.
-    Source(Place),
+    Source {
+        place: Place,
+        /// How it is replicated, if it is ZFS's.
+        zfs: args::Zfs,
+    },
     /// Peers push it to here.
     Target {
         path: PathBuf,
@@ -163,11 +168,18 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
             bail!("state_dir and overwrite are said of targets, and it is a source")
         }
         (Some(source), None) => match source.parse()? {
-            Place::Remote { .. } | Place::StandardInput => {
-                bail!("a source here is zstream:FILE, file:PATH or drbdmeta:PATH, not {source}")
+            Place::Remote { .. } | Place::StandardInput | Place::Zvol(_) => bail!(
+                "a source here is zfs:POOL/NAME, zstream:FILE, file:PATH or drbdmeta:PATH, not \
+                 {source}"
+            ),
+            place if volume.zfs.is_some() && !matches!(place, Place::Zfs(_)) => {
+                bail!("zfs is said of zfs: sources, and it is {source}")
             }
-            place => Ok(Volume::Source(place)),
+            place => Ok(Volume::Source { place, zfs: volume.zfs.unwrap_or_default() }),
         },
+        (None, Some(_)) if volume.zfs.is_some() => {
+            bail!("zfs is said of sources, and it is a target")
+        }
         (None, Some(target)) => match target.parse()? {
             Place::File(path) => {
                 let WrittenVolume { state_dir, overwrite, .. } = volume;
@@ -186,7 +198,7 @@ fn check_peer(peer: WrittenPeer, volumes: &BTreeMap<String, Volume>) -> anyhow::
         }
     }
     for name in &peer.pull {
-        if !matches!(volumes.get(name), Some(Volume::Source(_))) {
+        if !matches!(volumes.get(name), Some(Volume::Source { .. })) {
             bail!("it may pull {name:?}, but there is no volume of that name with a source");
         }
     }

@@ -13,13 +13,20 @@ use driftline_target::Options;
 use driftline_transport::{Failure, Progress, receive_state, request, scan::root_of};
 use driftline_wire::Verb;
 
-use crate::{args, place::Place, plain::PlainVolume, replicate, report, source};
+use crate::{
+    args,
+    place::Place,
+    plain::PlainVolume,
+    replicate, report,
+    source::{self, Terms},
+};
 
 /// Prints the change maps of a source.
 pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
     let place: Place = arguments.source.parse()?;
     let mut out = BufWriter::new(stdout().lock());
-    source::open(&place, true)?.maps(&mut |map| {
+    let terms = Terms { overwrite: true, zfs: &args::Zfs::default(), to: "" };
+    source::open(&place, terms)?.maps(&mut |map| {
         if json {
             report::write_map_json(&map, &mut out)?;
         } else {
@@ -84,7 +91,11 @@ pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Resu
             connection.close().await?;
             state
         }
-        Place::Stream(_) | Place::StandardInput | Place::Drbd { .. } => {
+        Place::Zfs(_)
+        | Place::Zvol(_)
+        | Place::Stream(_)
+        | Place::StandardInput
+        | Place::Drbd { .. } => {
             bail!("{place} is no replica: write file:PATH or NAME@HOST:PORT")
         }
     };

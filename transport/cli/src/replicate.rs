@@ -23,7 +23,7 @@ use crate::{
     place::Place,
     progress::{Show, watch},
     report,
-    source::{self, AnySource},
+    source::{self, AnySource, Terms},
 };
 
 /// Bytes in flight between the two ends of a local replication.
@@ -61,6 +61,7 @@ pub(crate) async fn run(
         compression: arguments.compress.as_deref().map_or(Ok(Some(COMPRESSION)), parse_level)?,
         limit: arguments.limit_rate.as_deref().map(parse_rate).transpose()?,
         state_dir: arguments.state.state_dir.clone(),
+        zfs: arguments.zfs.clone(),
     };
     let started = Instant::now();
     let progress = Arc::new(Progress::default());
@@ -88,6 +89,7 @@ struct Job {
     compression: Option<i32>,
     limit: Option<u64>,
     state_dir: Option<PathBuf>,
+    zfs: args::Zfs,
 }
 
 impl Job {
@@ -104,7 +106,7 @@ impl Job {
                 bail!("one of {source} and {target} must be local")
             }
             (_, Place::Remote { volume, address }, Direction::Push) => {
-                let job = source::job(source, self.overwrite, self.compression)?;
+                let job = self.source(source, target)?;
                 let mut connection = self.dial(address, peer, progress).await?;
                 request(&mut connection, Verb::Push, volume).await?;
                 Ok(serve_source(connection, job).await?)
@@ -125,13 +127,26 @@ impl Job {
                 Ok(serve_target(connection, replica).await.0?)
             }
             (_, Place::File(path), _) => {
-                let job = source::job(source, self.overwrite, self.compression)?;
+                let job = self.source(source, target)?;
                 self.local(job, self.open(path).await?, progress).await
             }
-            (_, Place::Stream(_) | Place::StandardInput | Place::Drbd { .. }, _) => {
+            (
+                _,
+                Place::Zfs(_)
+                | Place::Zvol(_)
+                | Place::Stream(_)
+                | Place::StandardInput
+                | Place::Drbd { .. },
+                _,
+            ) => {
                 bail!("{target} is no target: write file:PATH or NAME@HOST:PORT")
             }
         }
+    }
+
+    fn source(&self, source: &Place, target: &Place) -> anyhow::Result<SourceJob<AnySource>> {
+        let terms = Terms { overwrite: self.overwrite, zfs: &self.zfs, to: &target.to_string() };
+        source::job(source, terms, self.compression)
     }
 
     /// Opening recovers, which can take a while.

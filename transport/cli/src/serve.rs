@@ -23,7 +23,7 @@ use crate::{
     keyfile,
     replicate::COMPRESSION,
     report,
-    source::{self, AnySource},
+    source::{self, AnySource, Terms},
 };
 
 /// How many connections may be in their handshake, or wait for a free session.
@@ -185,9 +185,14 @@ impl Server {
 
     async fn grant(&self, key: &PublicKey, verb: Verb, volume: &str) -> Result<Granted, Failure> {
         match self.authorise(key, verb, volume)? {
-            Volume::Source(place) => {
-                let place = place.clone();
-                let open = move || source::job(&place, false, Some(COMPRESSION));
+            Volume::Source { place, zfs } => {
+                let (place, zfs) = (place.clone(), zfs.clone());
+                // One volume may be pulled to several places.
+                let to = format!("{volume}@{key}");
+                let open = move || {
+                    let terms = Terms { overwrite: false, zfs: &zfs, to: &to };
+                    source::job(&place, terms, Some(COMPRESSION))
+                };
                 let job = blocking(open).await?;
                 Ok(Granted::Source(Box::new(job.map_err(hidden)?)))
             }

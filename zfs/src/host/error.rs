@@ -19,6 +19,9 @@ pub enum ZfsError {
         /// Why there is no library, where it could have helped.
         library: Option<String>,
     },
+    /// What the command printed makes no sense.
+    #[error(transparent)]
+    Listing(#[from] crate::ListingError),
     /// The command could not be started.
     #[error("{command}: {} cannot be started: {error}", program.display())]
     Start {

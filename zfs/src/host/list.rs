@@ -2,11 +2,8 @@
 
 use super::{Name, Zfs, ZfsError};
 use crate::{
-    DatasetName, PointName,
-    listing::{
-        DATASET_COLUMNS, DATASET_PROPERTIES_V23, Dataset, POINT_COLUMNS, POINT_PROPERTIES, Point,
-        parse_datasets, parse_datasets_got, parse_points, parse_points_got,
-    },
+    DATASET_COLUMNS, DATASET_PROPERTIES_V23, Dataset, DatasetName, POINT_COLUMNS, POINT_PROPERTIES,
+    Point, PointName, parse_datasets, parse_datasets_got, parse_points, parse_points_got,
 };
 
 impl Zfs {
