@@ -6,11 +6,17 @@
 //! to match.
 //!
 //! * [`ZvolStream`]: a stream of one volume as a [`driftline_extent::Source`].
+//! * [`LiveVolume`]: a volume of the ZFS on this machine as one.
 //! * [`RecordReader`]: the records of any stream, checked, with their payloads.
 //! * [`Record`], [`Begin`], [`Features`]: what a record says.
 //! * [`Nvlist`]: the name-value lists inside BEGIN records.
 //! * [`Fletcher4`]: the checksum of a stream.
 //! * [`host::Zfs`]: snapshots, bookmarks, holds and streams of a ZFS that is there.
+//! * [`DatasetName`], [`PointName`]: names, as ZFS allows them.
+//! * [`Point`], [`Dataset`]: what `zfs list` and `zfs get` tell of snapshots and data sets.
+//! * [`select`]: what to send, from where, and what may go.
+//! * [`ResumeToken`]: where an interrupted send goes on.
+//! * [`warnings`]: what is known to be wrong with a version of ZFS.
 //!
 //! All offsets and lengths are in bytes.
 #![deny(unsafe_code)]
