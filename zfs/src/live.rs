@@ -72,7 +72,7 @@ pub enum LiveError {
         snapshot: PointName,
         /// What is wrong with it.
         #[source]
-        error: StreamError,
+        error: Box<StreamError>,
     },
     /// There is no such volume.
     #[error("there is no {0}: see `zfs list`")]
@@ -216,11 +216,16 @@ impl LiveVolume {
     fn arrived(&self, points: &[Point], guid: u64) {
         let LiveOptions { names, keep, .. } = &self.options;
         let Some(held) = points.iter().find(|point| point.guid == guid) else { return };
-        let marked = points.iter().any(|point| point.guid == guid && !point.is_snapshot());
-        if !marked {
-            let bookmark = self.name.bookmark(&names.bookmark(guid)).map_err(LiveError::from);
-            let made =
-                bookmark.and_then(|bookmark| Ok(self.zfs.bookmark(&held.name, &bookmark)?));
+        // Another owner's bookmark of it goes when that one needs it no more.
+        let bookmark = match self.name.bookmark(&names.bookmark(guid)) {
+            Ok(bookmark) => bookmark,
+            Err(error) => {
+                tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
+                return;
+            }
+        };
+        if !points.iter().any(|point| point.name == bookmark && point.guid == guid) {
+            let made = self.zfs.bookmark(&held.name, &bookmark);
             if let Err(error) = made {
                 // The snapshot stays what the next increment starts from.
                 tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
@@ -262,7 +267,7 @@ impl LiveVolume {
 fn failed(stream: ZvolStream<Sending>, snapshot: PointName, error: StreamError) -> LiveError {
     match stream.into_inner().finish() {
         Err(sender) if error.is_about_the_end() => LiveError::Zfs(sender),
-        _ => LiveError::Stream { snapshot, error },
+        _ => LiveError::Stream { snapshot, error: error.into() },
     }
 }
 
@@ -363,7 +368,7 @@ impl Source for LiveVolume {
             Ok(None) => {
                 stream
                     .finish()
-                    .map_err(|error| LiveError::Stream { snapshot: snapshot(), error })?;
+                    .map_err(|error| LiveError::Stream { snapshot: snapshot(), error: error.into() })?;
                 if let Some(stream) = increment.stream.take() {
                     stream.into_inner().finish()?;
                 }
