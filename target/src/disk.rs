@@ -172,6 +172,9 @@ impl<D: Disk> Store<D> {
 
     pub(crate) fn reopen(&mut self, writable: bool) -> Result<(), Problem> {
         let reopened = self.disk.reopen(writable);
+        if reopened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
+            return Err(Problem::InUse);
+        }
         self.say(reopened)
     }
 

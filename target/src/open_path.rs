@@ -159,8 +159,8 @@ fn open_disks(
             FileDisk::create(path, true)
         }
     };
-    let volume = volume.map_err(|source| match Errno::from_io_error(&source) {
-        Some(Errno::BUSY) => Problem::InUse,
+    let volume = volume.map_err(|source| match source.kind() {
+        io::ErrorKind::ResourceBusy => Problem::InUse,
         _ => Problem::Open { path: path.to_owned(), source },
     })?;
     // The kernel itself keeps a block device to one writer.

@@ -44,7 +44,7 @@ use driftline_target::Disk;
 
 mod keeper;
 
-pub use keeper::{FakeKeeper, KeptDevice};
+pub use keeper::{FakeKeeper, Flaw, KeptDevice};
 use keeper::{Keeping, Opened};
 
 const PAGE_LEN: u64 = 4096;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use driftline_extent::{Committed, Generation};
+use driftline_extent::{Committed, Extent, Generation};
 use driftline_target::{Keeper, Kept};
 
 use super::{DiskState, FakeDisk, Image, World, stopped};
@@ -15,6 +15,8 @@ pub(super) struct Keeping {
     locked: bool,
     pub(super) written: bool,
     writers: u32,
+    resizes: u64,
+    flaw: Option<Flaw>,
     violations: Vec<&'static str>,
     snapshots: Vec<(Generation, Image)>,
 }
@@ -25,6 +27,17 @@ impl Keeping {
             self.violations.push(rule);
         }
     }
+}
+
+/// How a keeper does not do what it should.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flaw {
+    /// What it adds to a device is not zeros.
+    GrowsByJunk,
+    /// It says that it kept a snapshot and did not.
+    KeepsNothing,
+    /// It says that it locked the device and did not.
+    LocksNothing,
 }
 
 /// How a handle was opened.
@@ -98,6 +111,8 @@ pub struct KeptDevice {
     pub locked: bool,
     /// Whether it was written since the newest snapshot.
     pub written: bool,
+    /// How often its length changed.
+    pub resizes: u64,
     /// Generation and content of each snapshot, oldest first.
     pub snapshots: Vec<(Generation, Vec<u8>)>,
     /// Every rule that was broken: written while locked, locked or resized under a writer, …
@@ -114,6 +129,8 @@ impl World {
             locked: false,
             written: false,
             writers: 0,
+            resizes: 0,
+            flaw: None,
             violations: Vec::new(),
             snapshots: Vec::new(),
         };
@@ -144,9 +161,18 @@ impl World {
             exists: keeping.exists,
             locked: keeping.locked,
             written: keeping.written,
+            resizes: keeping.resizes,
             snapshots: snapshots.map(|(generation, image)| (*generation, content(image))).collect(),
             violations: keeping.violations.clone(),
         })
+    }
+
+    /// From now on the keeper of this device has a flaw.
+    pub fn spoil_keeper(&self, name: &str, flaw: Flaw) {
+        let mut inner = self.lock();
+        if let Some(keeping) = inner.disks.get_mut(name).and_then(|disk| disk.keeping.as_mut()) {
+            keeping.flaw = Some(flaw);
+        }
     }
 
     /// Somebody else unlocks a device with a keeper, if it is locked, and writes to it.
@@ -227,7 +253,14 @@ impl Keeper for FakeKeeper {
             let len = size.max(1).next_multiple_of(keeping.unit);
             if len != was {
                 keeping.written = true;
+                keeping.resizes += 1;
+                let junk = keeping.flaw == Some(Flaw::GrowsByJunk);
                 disk.set_device_len(len);
+                if let Some(grown) = Extent::from_bounds(was, len).filter(|_| junk) {
+                    let junk = vec![0xa5; grown.len() as usize];
+                    disk.cache.write(was, &junk);
+                    disk.durable.write(was, &junk);
+                }
             }
             Ok(())
         })
@@ -248,7 +281,7 @@ impl Keeper for FakeKeeper {
             let keeping = disk.keeping()?;
             keeping.holds("a device is not locked under a writer", keeping.writers == 0);
             keeping.holds("nothing is locked out that was not synced", synced);
-            keeping.locked = true;
+            keeping.locked = keeping.flaw != Some(Flaw::LocksNothing);
             Ok(())
         })
     }
@@ -259,7 +292,8 @@ impl Keeper for FakeKeeper {
             let keeping = disk.keeping()?;
             keeping.holds("only what is locked is kept", keeping.locked);
             let newest = keeping.snapshots.last().map(|(generation, _)| *generation);
-            if newest != Some(committed.generation) || keeping.written {
+            let needed = newest != Some(committed.generation) || keeping.written;
+            if needed && keeping.flaw != Some(Flaw::KeepsNothing) {
                 keeping.snapshots.push((committed.generation, image));
                 keeping.written = false;
             }

@@ -1,6 +1,8 @@
 //! Runs one scenario against a fault at every operation, and says whether the replica is
 //! where it must be.
 
+pub(crate) mod scenarios;
+
 use std::io;
 
 use driftline_extent::{
