@@ -137,9 +137,11 @@ impl<D: Disk> Drop for VolumeStore<D> {
         }
         // What was not proven comes again, so nothing is lost if it cannot be synced; the
         // device must not stay writable for that.
-        let closed = self.store.sync().and(self.store.reopen(false));
+        let synced = self.store.sync();
+        let closed = self.store.reopen(false);
         let locked = self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.lock());
-        if let Err(problem) = closed.and(told("made read-only", locked)) {
+        let locked = told("made read-only", locked);
+        for problem in [synced, closed, locked].into_iter().filter_map(Result::err) {
             tracing::warn!(%problem, "a volume may have stayed writable");
         }
     }
