@@ -6,6 +6,8 @@
 //!   at, the next [`open`] finds generation N or N + 1, never something between.
 //! * [`Disk`]: the whole boundary between a replica and storage, so that a test can own it.
 //! * [`FileDisk`]: real files and block devices behind that boundary.
+//! * [`Keeper`]: makes, resizes, locks and snapshots a device that its storage manages, so that
+//!   every generation is kept and nothing else can write to the newest one.
 //!
 //! # Beside the volume
 //!
@@ -35,15 +37,18 @@ pub mod fuzzing;
 mod ids;
 mod journal;
 mod journaled;
+mod keeper;
 mod open_path;
 mod redo;
 mod replica;
 mod state;
 mod verify;
+mod volume;
 
 pub use device::FileDisk;
 pub use disk::{Disk, Part};
 pub use error::{Problem, TargetError};
-pub use open_path::{Inspection, Options, inspect, open, state_dir_of};
+pub use keeper::{Keeper, Kept};
+pub use open_path::{Inspection, Options, inspect, open, open_kept, state_dir_of};
 pub use replica::{Disks, Replica};
 pub use verify::VerifyReport;
