@@ -214,28 +214,26 @@ impl LiveVolume {
 
     /// Sees to what the target holds by now: it is bookmarked, and what is older goes.
     fn arrived(&self, points: &[Point], guid: u64) {
-        let LiveOptions { names, keep, .. } = &self.options;
         let Some(held) = points.iter().find(|point| point.guid == guid) else { return };
-        // Another owner's bookmark of it goes when that one needs it no more.
-        let bookmark = match self.name.bookmark(&names.bookmark(guid)) {
-            Ok(bookmark) => bookmark,
-            Err(error) => {
-                tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
-                return;
-            }
-        };
-        if !points.iter().any(|point| point.name == bookmark && point.guid == guid) {
-            let made = self.zfs.bookmark(&held.name, &bookmark);
-            if let Err(error) = made {
-                // The snapshot stays what the next increment starts from.
-                tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
-                return;
-            }
+        if let Err(error) = self.mark(points, held) {
+            // The snapshot stays what the next increment starts from.
+            tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
+            return;
         }
-        let gone = prune(points, names, guid, *keep);
+        let gone = prune(points, &self.options.names, guid, self.options.keep);
         if let Err(error) = self.zfs.destroy(&gone) {
             tracing::warn!(volume = %self.name, %error, "what is not needed any more stays");
         }
+    }
+
+    /// Bookmarks what the target holds. Another owner's bookmark of it is not enough: it goes
+    /// when that one needs it no more.
+    fn mark(&self, points: &[Point], held: &Point) -> Result<(), LiveError> {
+        let bookmark = self.name.bookmark(&self.options.names.bookmark(held.guid))?;
+        if points.iter().any(|point| point.name == bookmark && point.guid == held.guid) {
+            return Ok(());
+        }
+        Ok(self.zfs.bookmark(&held.name, &bookmark)?)
     }
 
     fn start(&mut self, from: u64) -> Result<(), LiveError> {
