@@ -67,6 +67,7 @@ impl Image {
                     self.0[extent.offset() as usize..extent.end() as usize].fill(0);
                 }
             }
+            Change::Part(_) => panic!("a volume has no parts"),
         }
     }
 
@@ -262,6 +263,7 @@ fn a_sparse_terabyte_moves_one_block_and_counts_one_block() {
                 Change::Zero(extent) => {
                     blocks.retain(|offset, _| !extent.contains(*offset));
                 }
+                Change::Part(_) => panic!("a volume has no parts"),
             }
         }
         let finish = stream.finish().expect("the increment was read to its end");
@@ -302,6 +304,7 @@ fn a_change_map_is_what_the_changes_cover() {
             match change {
                 Change::Data { .. } => changed.insert(extent),
                 Change::Zero(_) => zero.insert(extent),
+                Change::Part(_) => panic!("a volume has no parts"),
             }
         }
         let size = stream.finish().expect("it was read to its end").size;
