@@ -6,6 +6,7 @@
 //!   at, the next [`open`] finds generation N or N + 1, never something between.
 //! * [`Disk`]: the whole boundary between a replica and storage, so that a test can own it.
 //! * [`FileDisk`]: real files and block devices behind that boundary.
+//! * [`StreamTarget`] and [`Sink`]: opaque streams, into a storage that applies them itself.
 //!
 //! # Beside the volume
 //!
@@ -39,11 +40,14 @@ mod open_path;
 mod redo;
 mod replica;
 mod state;
+mod stream;
 mod verify;
+mod window;
 
 pub use device::FileDisk;
 pub use disk::{Disk, Part};
 pub use error::{Problem, TargetError};
 pub use open_path::{Inspection, Options, inspect, open, state_dir_of};
 pub use replica::{Disks, Replica};
+pub use stream::{Sink, SinkState, StreamProblem, StreamTarget, StreamTargetError};
 pub use verify::VerifyReport;

@@ -2,8 +2,8 @@
 
 use driftline_extent::{
     Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, Item, Offer, PART_LEN_MAX,
-    POINTS_MAX, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Standing, Takes,
-    TargetState, VOLUME_LEN_MAX, VolumeId,
+    POINT_NAME_LEN_MAX, POINTS_MAX, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root,
+    Standing, TOKEN_LEN_MAX, Takes, TargetState, VOLUME_LEN_MAX, VolumeId,
 };
 use driftline_wire::{Batch, Message, Verb, limits::BATCH_DATA_MAX};
 use proptest::{collection::vec, option, prelude::*};
@@ -45,11 +45,16 @@ fn resume() -> impl Strategy<Value = Resume> {
 }
 
 fn takes() -> impl Strategy<Value = Takes> {
-    let point = (any::<u64>(), "[ -~]{1,20}|\\PC{1,60}|[a-z]{255}")
-        .prop_map(|(guid, name)| Point { guid, name });
-    let token = option::of("[0-9a-zA-Z][0-9a-zA-Z-]{0,600}|[0-9a-f]{8192}");
-    let points = prop_oneof![vec(point.clone(), 0..4), vec(point, POINTS_MAX as usize)];
-    let stream = (token, points).prop_map(|(token, points)| Takes::Stream { token, points });
+    let point =
+        (any::<u64>(), "[ -~]{1,9}|\\PC{1,9}").prop_map(|(guid, name)| Point { guid, name });
+    let most = any::<u64>().prop_map(|guid| {
+        vec![Point { guid, name: "n".repeat(POINT_NAME_LEN_MAX.into()) }; POINTS_MAX.into()]
+    });
+    let points = prop_oneof![9 => vec(point, 0..4), 1 => most];
+    let longest = Just("e".repeat(TOKEN_LEN_MAX.into()));
+    let token = prop_oneof!["[0-9a-zA-Z][0-9a-zA-Z-]{0,40}", longest];
+    let stream =
+        (option::of(token), points).prop_map(|(token, points)| Takes::Stream { token, points });
     prop_oneof![Just(Takes::Volume), stream]
 }
 
