@@ -10,11 +10,12 @@ use std::{collections::BTreeMap, fmt::Write as _, fs};
 use driftline_extent::{
     Change, Explained, ExtentSet, Finish, Generation, PlanKind, Reason, Source,
 };
+use driftline_tests::samples::{all_samples, data, sample};
 use driftline_zfs::{
     Fault, Features, Nvlist, Record, RecordReader, StreamError, Value, ZvolStream, fuzzing,
 };
 use sha2::{Digest, Sha256};
-use zfs_support::{Rewrite, all_samples, data, rewritten, sample};
+use zfs_support::{Rewrite, rewritten};
 
 /// Volumes of which each snapshot's hash is known.
 const FAMILIES: [&str; 3] = ["lz4-16k", "zstd-8k", "lz4-1M"];
