@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use driftline_extent::ChunkId;
+use driftline_extent::{ChunkId, PART_OWN_MIN};
 
 /// Bytes of parts that are kept, pinned ones included.
 pub(crate) const WINDOW_LEN: usize = 64 << 20;
@@ -13,9 +13,8 @@ pub(crate) const WINDOW_LEN: usize = 64 << 20;
 /// Bytes of parts that may be pinned. What remains has room for any part that arrives.
 const PINNED_MAX: usize = WINDOW_LEN / 2;
 
-/// The shortest part that is kept. Shorter ones are headers of records, of which no two are
-/// equal: each has a checksum over all that precedes it.
-const KEPT_MIN: u32 = 4096;
+/// The shortest part that is kept, as announced lengths are counted.
+const KEPT_MIN: u32 = PART_OWN_MIN as u32;
 
 /// What is to be done for a part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,7 +5,7 @@ mod wire_support;
 
 use std::{cell::RefCell, collections::HashSet, rc::Rc};
 
-use driftline_extent::{Generation, Reason, Source, Target};
+use driftline_extent::{Generation, PART_OWN_MIN, Reason, Source, Target};
 use driftline_target::{Options, StreamTarget, open};
 use driftline_tests::{
     link::{Damage, Delivery, Fault, Random},
@@ -15,7 +15,7 @@ use driftline_tests::{
 };
 use driftline_transport::TransportError;
 use driftline_wire::SessionError;
-use driftline_zfs::{OWN_PART_MIN, OpaqueStream, RecordReader};
+use driftline_zfs::{OpaqueStream, RecordReader};
 use wire_support::{full_copy, push_links};
 
 type Shared = Rc<RefCell<DataSet>>;
@@ -59,7 +59,7 @@ fn read(streams: &[u8]) -> (u64, Option<Generation>) {
     while source.open().expect("the stream is sound").is_some() {
         while let Some(part) = source.next_part().expect("the stream is sound") {
             let zero = part.iter().all(|byte| *byte == 0);
-            if zero || part.len() >= OWN_PART_MIN && seen.contains(&part) {
+            if zero || part.len() as u64 >= PART_OWN_MIN && seen.contains(&part) {
                 repeated += part.len() as u64;
             }
             seen.insert(part);

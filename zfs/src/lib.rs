@@ -35,7 +35,7 @@ pub use codec::{CodecError, Decoder};
 pub use error::{Fault, StreamError};
 pub use name::{DatasetName, NAME_LEN_MAX, NameError, PointKind, PointName};
 pub use nvlist::{Nvlist, NvlistError, Value};
-pub use opaque::{Ends, OWN_PART_MIN, OpaqueStream};
+pub use opaque::{Ends, OpaqueStream};
 pub use reader::{BEGIN_PAYLOAD_MAX, RecordReader, Summary, Tally};
 pub use record::{
     BLOCK_MAX, Begin, End, Features, Free, FreeObjects, HEADER_LEN, Object, ObjectRange, Record,

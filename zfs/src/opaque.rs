@@ -3,7 +3,8 @@
 use std::{collections::VecDeque, fmt, io::Read, mem};
 
 use driftline_extent::{
-    Change, Finish, Generation, PART_LEN_MAX, Plan, PlanKind, Source, Standing, Takes, TargetState,
+    Change, Finish, Generation, PART_LEN_MAX, PART_OWN_MIN, Plan, PlanKind, Source, Standing,
+    Takes, TargetState,
 };
 
 use crate::{
@@ -12,12 +13,9 @@ use crate::{
     record::{Begin, Features, HEADER_LEN, Record},
 };
 
-/// A payload from here on is a part of its own, so that an equal block is an equal part. What is
-/// shorter costs more to name than it saves.
-pub const OWN_PART_MIN: usize = 4096;
-
-/// The longest part, as a length in memory.
+/// The longest part, and the shortest payload that is a part of its own, as lengths in memory.
 const PART_MAX: usize = PART_LEN_MAX as usize;
+const OWN_MIN: usize = PART_OWN_MIN as usize;
 
 /// Where a stream starts and where it leads, by the guids of snapshots. For a package of several
 /// data sets (`-R`) these are those of the data set that it is named after.
@@ -333,11 +331,11 @@ struct Cutter {
 impl Cutter {
     /// Takes the next record.
     fn push(&mut self, header: &[u8; HEADER_LEN], payload: Vec<u8>) {
-        if self.gathered.len() + HEADER_LEN + OWN_PART_MIN > PART_MAX {
+        if self.gathered.len() + HEADER_LEN + OWN_MIN > PART_MAX {
             self.flush();
         }
         self.gathered.extend_from_slice(header);
-        if payload.len() < OWN_PART_MIN {
+        if payload.len() < OWN_MIN {
             self.gathered.extend_from_slice(&payload);
             return;
         }

@@ -25,6 +25,11 @@ pub const VOLUME_LEN_MAX: u64 = 1 << 60;
 /// found where only a piece of it does; smaller parts would cost more to name than to send.
 pub const PART_LEN_MAX: u64 = 256 * 1024;
 
+/// A block of a stream from here on is a part of its own, and looked for among those that came
+/// before. Shorter parts are headers of records and small blocks, gathered: of those no two are
+/// equal, and naming one costs more than it could save.
+pub const PART_OWN_MIN: u64 = 4096;
+
 /// How many chunks a volume of `size` bytes has; the last one may be partial.
 pub const fn chunk_count(size: u64) -> u64 {
     size.div_ceil(CHUNK_LEN)

@@ -28,8 +28,8 @@ mod set;
 
 pub use change::{Change, ChangeMap, Standing};
 pub use chunk::{
-    BLOCK_LEN, BLOCKS_PER_CHUNK, BlockMask, CHUNK_LEN, ChunkId, Item, PART_LEN_MAX, Root,
-    VOLUME_LEN_MAX, chunk_count,
+    BLOCK_LEN, BLOCKS_PER_CHUNK, BlockMask, CHUNK_LEN, ChunkId, Item, PART_LEN_MAX, PART_OWN_MIN,
+    Root, VOLUME_LEN_MAX, chunk_count,
 };
 pub use extent::Extent;
 pub use generation::{Generation, VolumeId};

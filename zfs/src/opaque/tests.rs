@@ -159,7 +159,7 @@ fn what_is_gathered_is_bounded() {
     let bytes = writer.end().into_bytes();
     let (parts, _) = cut(&bytes);
     assert!(parts.concat() == bytes);
-    assert_eq!(parts.len(), bytes.len().div_ceil(PART_MAX - HEADER_LEN - OWN_PART_MIN));
+    assert_eq!(parts.len(), bytes.len().div_ceil(PART_MAX - HEADER_LEN - OWN_MIN));
 }
 
 #[test]
