@@ -2,8 +2,8 @@
 
 use driftline_extent::{
     Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, Item, Offer, PART_LEN_MAX,
-    POINT_NAME_LEN_MAX, POINTS_MAX, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root,
-    Standing, TOKEN_LEN_MAX, Takes, TargetState, VOLUME_LEN_MAX, VolumeId,
+    Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Standing, Takes, TargetState,
+    VOLUME_LEN_MAX, VolumeId,
 };
 use driftline_wire::{Batch, Message, Verb, limits::BATCH_DATA_MAX};
 use proptest::{collection::vec, option, prelude::*};
@@ -44,17 +44,13 @@ fn resume() -> impl Strategy<Value = Resume> {
         .prop_map(|(base, tip, from)| Resume { base, tip, from })
 }
 
+/// Few points and short tokens: a test reads every prefix of a message. Another is about limits.
 fn takes() -> impl Strategy<Value = Takes> {
     let point =
         (any::<u64>(), "[ -~]{1,9}|\\PC{1,9}").prop_map(|(guid, name)| Point { guid, name });
-    let most = any::<u64>().prop_map(|guid| {
-        vec![Point { guid, name: "n".repeat(POINT_NAME_LEN_MAX.into()) }; POINTS_MAX.into()]
-    });
-    let points = prop_oneof![9 => vec(point, 0..4), 1 => most];
-    let longest = Just("e".repeat(TOKEN_LEN_MAX.into()));
-    let token = prop_oneof!["[0-9a-zA-Z][0-9a-zA-Z-]{0,40}", longest];
+    let token = option::of("[0-9a-zA-Z][0-9a-zA-Z-]{0,40}");
     let stream =
-        (option::of(token), points).prop_map(|(token, points)| Takes::Stream { token, points });
+        (token, vec(point, 0..4)).prop_map(|(token, points)| Takes::Stream { token, points });
     prop_oneof![Just(Takes::Volume), stream]
 }
 
