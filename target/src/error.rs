@@ -196,6 +196,12 @@ pub enum Problem {
         /// Which volume was offered.
         offered: VolumeId,
     },
+    /// An opaque stream was offered.
+    #[error(
+        "a file system or a raw encrypted stream can only be received by ZFS: push it to \
+         zfs:POOL/DATASET"
+    )]
+    Opaque,
     /// The device cannot hold the volume.
     #[error("the volume needs {needed} bytes, the device has {available}; use a larger one")]
     TooSmall {
@@ -318,7 +324,7 @@ impl Problem {
             | Self::MissingRoot
             | Self::Uncovered { .. } => Reason::VerifyFailed,
             Self::BeyondEnd { .. } | Self::Malformed(_) => Reason::StreamDamaged,
-            Self::UnknownGeneration(_) | Self::Newer { .. } => Reason::Unsupported,
+            Self::UnknownGeneration(_) | Self::Newer { .. } | Self::Opaque => Reason::Unsupported,
         }
     }
 }

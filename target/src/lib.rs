@@ -8,6 +8,7 @@
 //! * [`FileDisk`]: real files and block devices behind that boundary.
 //! * [`Keeper`]: makes, resizes, locks and snapshots a device that its storage manages, so that
 //!   every generation is kept and nothing else can write to the newest one.
+//! * [`StreamTarget`] and [`Sink`]: opaque streams, into a storage that applies them itself.
 //!
 //! # Beside the volume
 //!
@@ -42,8 +43,10 @@ mod open_path;
 mod redo;
 mod replica;
 mod state;
+mod stream;
 mod verify;
 mod volume;
+mod window;
 
 pub use device::FileDisk;
 pub use disk::{Disk, Part};
@@ -51,4 +54,5 @@ pub use error::{Problem, TargetError};
 pub use keeper::{Keeper, Kept};
 pub use open_path::{Inspection, Options, inspect, open, open_kept, state_dir_of};
 pub use replica::{Disks, Replica};
+pub use stream::{Sink, SinkState, StreamProblem, StreamTarget, StreamTargetError};
 pub use verify::VerifyReport;

@@ -292,6 +292,7 @@ impl<D: Disk> Replica<D> {
         let resumes = self.unsealed.as_ref().is_some_and(|unsealed| unsealed.is_of(plan));
         match (plan.kind, self.state.status) {
             (PlanKind::UpToDate, _) => Err(Problem::Malformed("nothing is to be done")),
+            (PlanKind::Stream, _) => Err(Problem::Opaque),
             (PlanKind::Incremental, Status::Complete { generation, .. })
                 if plan.base == Some(generation) =>
             {

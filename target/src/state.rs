@@ -24,7 +24,7 @@
 //! | 4064 | 32 | BLAKE3 of bytes 0 to 4064 |
 
 use driftline_extent::{
-    Generation, ReplicaId, Resume, Root, TargetState, VOLUME_LEN_MAX, VolumeId, chunk_count,
+    Generation, ReplicaId, Resume, Root, Takes, TargetState, VOLUME_LEN_MAX, VolumeId, chunk_count,
 };
 
 use crate::{
@@ -91,6 +91,7 @@ impl State {
             size: self.size,
             incomplete: !matches!(self.status, Status::Complete { .. }),
             resume,
+            takes: Takes::Volume,
         }
     }
 

@@ -4,8 +4,8 @@
 use std::{fmt, mem};
 
 use driftline_extent::{
-    Begin, CHUNK_LEN, Finish, Generation, Item, Offer, Plan, PlanKind, Reason, Source, TargetState,
-    Volume,
+    Begin, CHUNK_LEN, Change, Finish, Generation, Item, Offer, PART_LEN_MAX, Plan, PlanKind,
+    Reason, Source, TargetState, Volume,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope};
 use driftline_wire::{
@@ -81,7 +81,10 @@ pub fn deliver<S: Source>(
         (PlanKind::Scan, None) => {
             Err(Failure::new(Reason::Unsupported, "this source cannot be read at random"))
         }
-        _ => changes(source, delivery),
+        (PlanKind::Stream, _) => parts(source, delivery),
+        (PlanKind::UpToDate | PlanKind::Incremental | PlanKind::Full, _) => {
+            changes(source, delivery)
+        }
     }
 }
 
@@ -96,7 +99,7 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
     };
     let damaged = |error| Failure::new(Reason::StreamDamaged, format!("{error}"));
     let mut chunker = Chunker::new(key, scope, begin.from);
-    let mut batcher = Batcher { outlet, progress, items: Vec::new(), data_len: 0 };
+    let mut batcher = Batcher::new(outlet, progress);
     while let Some(change) = source.next_change(from).map_err(|e| Failure::from_error(&e))? {
         progress.set_read(source.bytes_read());
         chunker.push(&change).map_err(damaged)?;
@@ -139,6 +142,33 @@ fn named_by<S: Source>(source: &mut S, plan: &Plan) -> Result<Option<Finish>, Fa
     names.then(|| source.finish().map_err(|e| Failure::from_error(&e))).transpose()
 }
 
+/// Carries an opaque stream part by part, and names the whole of it.
+fn parts<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, Failure> {
+    let Delivery { key, outlet, progress, .. } = delivery;
+    let mut batcher = Batcher::new(outlet, progress);
+    let mut hasher = key.stream();
+    let mut index = 0;
+    while let Some(change) = source.next_change(0).map_err(|e| Failure::from_error(&e))? {
+        progress.set_read(source.bytes_read());
+        let bytes = match change {
+            Change::Part(bytes) if (1..=PART_LEN_MAX).contains(&(bytes.len() as u64)) => bytes,
+            _ => {
+                let detail = "the source of a stream yields something else than parts of it; \
+                              this is a defect in Driftline";
+                return Err(Failure::new(Reason::Failed, detail));
+            }
+        };
+        hasher.update(&bytes);
+        let item = Item::Part { index, len: bytes.len() as u32, id: key.id(&bytes) };
+        batcher.push(Announced { item, payload: Payload::Held(bytes) })?;
+        index += 1;
+    }
+    batcher.flush()?;
+    progress.set_read(source.bytes_read());
+    let Finish { tip, .. } = source.finish().map_err(|e| Failure::from_error(&e))?;
+    Ok(Finish { tip, size: Some(hasher.byte_count()), root: Some(hasher.root()) })
+}
+
 fn scan<S: Source>(
     source: &mut S,
     volume: &dyn Volume,
@@ -146,7 +176,7 @@ fn scan<S: Source>(
 ) -> Result<Finish, Failure> {
     let Delivery { plan, begin, key, outlet, progress } = delivery;
     let mut scanner = Scanner::new(volume, key, begin.from);
-    let mut batcher = Batcher { outlet, progress, items: Vec::new(), data_len: 0 };
+    let mut batcher = Batcher::new(outlet, progress);
     let mut done = false;
     loop {
         while !done && scanner.open_spans() < OPEN_SPANS_MAX {
@@ -181,7 +211,11 @@ struct Batcher<'a> {
     data_len: u64,
 }
 
-impl Batcher<'_> {
+impl<'a> Batcher<'a> {
+    const fn new(outlet: &'a mut dyn Outlet, progress: &'a Progress) -> Self {
+        Self { outlet, progress, items: Vec::new(), data_len: 0 }
+    }
+
     fn drain(&mut self, chunker: &mut Chunker) -> Result<(), Failure> {
         while let Some(Chunked { item, data }) = chunker.poll() {
             self.push(Announced { item, payload: Payload::Held(data) })?;

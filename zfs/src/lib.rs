@@ -1,5 +1,5 @@
-//! ZFS: from the bytes of a send stream to the changed extents of a volume, and the handle on
-//! a real ZFS.
+//! ZFS: from the bytes of a send stream to the changed extents of a volume, or to checked parts
+//! of a stream that is carried as it is; and the handle on a real ZFS.
 //!
 //! Everything here is synchronous. Streams are read once, from front to back, in bounded
 //! memory, from any [`std::io::Read`]. Nothing is believed before its checksum has been seen
@@ -7,6 +7,7 @@
 //!
 //! * [`ZvolStream`]: a stream of one volume as a [`driftline_extent::Source`].
 //! * [`LiveVolume`]: a volume of the ZFS on this machine as one.
+//! * [`OpaqueStream`]: any stream as it is, in parts, for a target that is ZFS itself.
 //! * [`RecordReader`]: the records of any stream, checked, with their payloads.
 //! * [`Record`], [`Begin`], [`Features`]: what a record says.
 //! * [`Nvlist`]: the name-value lists inside BEGIN records.
@@ -30,6 +31,7 @@ mod listing;
 mod live;
 mod name;
 mod nvlist;
+mod opaque;
 mod reader;
 mod record;
 pub mod select;
@@ -55,6 +57,7 @@ pub use listing::{
 pub use live::{LiveError, LiveOptions, LiveVolume, Pick, ReadBack};
 pub use name::{DatasetName, NAME_LEN_MAX, NameError, PointKind, PointName};
 pub use nvlist::{Nvlist, NvlistError, Value};
+pub use opaque::{Ends, OpaqueStream};
 pub use reader::{BEGIN_PAYLOAD_MAX, RecordReader, Summary, Tally};
 pub use record::{
     BLOCK_MAX, Begin, End, Features, Free, FreeObjects, HEADER_LEN, Object, ObjectRange, Record,

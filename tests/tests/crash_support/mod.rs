@@ -93,6 +93,7 @@ pub(crate) fn changed(base: &[u8], changes: &[Change], size: usize) -> Vec<u8> {
         match change {
             Change::Data { bytes, .. } => tip[start..end].copy_from_slice(bytes),
             Change::Zero(_) => tip[start..end].fill(0),
+            Change::Part(_) => panic!("a volume has no parts"),
         }
     }
     tip.truncate(size);

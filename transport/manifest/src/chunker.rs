@@ -52,6 +52,8 @@ pub enum OutOfOrder {
         /// The size of the volume.
         size: u64,
     },
+    /// The change is a part of an opaque stream, and so none of a volume.
+    Opaque,
 }
 
 impl fmt::Display for OutOfOrder {
@@ -67,6 +69,7 @@ impl fmt::Display for OutOfOrder {
             Self::BeyondEnd { end, size } => {
                 write!(f, "data up to {end} lies beyond the end of the volume of {size} bytes")
             }
+            Self::Opaque => f.write_str("a part of an opaque stream says nothing of a volume"),
         }
     }
 }
@@ -119,6 +122,9 @@ impl Chunker {
 
     /// Takes the next change.
     pub fn push(&mut self, change: &Change) -> Result<(), OutOfOrder> {
+        if matches!(change, Change::Part(_)) {
+            return Err(OutOfOrder::Opaque);
+        }
         let Some(extent) = change.extent() else { return Ok(()) };
         if extent.offset() < self.end {
             let (offset, previous_end) = (extent.offset(), self.end);
@@ -139,7 +145,7 @@ impl Chunker {
                 self.push_data(extent, bytes);
             }
             Change::Zero(_) if self.scope != Scope::Increment => {}
-            Change::Zero(_) => {
+            Change::Zero(_) | Change::Part(_) => {
                 if let Some(extent) = extent.clamp(VOLUME_LEN_MAX) {
                     self.push_zero(extent);
                 }
@@ -333,6 +339,7 @@ mod tests {
         match change {
             Change::Data { bytes, .. } => volume[range].copy_from_slice(bytes),
             Change::Zero(_) => volume[range].fill(0),
+            Change::Part(_) => unreachable!("a volume has no parts"),
         }
     }
 
@@ -355,7 +362,7 @@ mod tests {
                 let range = index * CHUNK_LEN..(index + count) * CHUNK_LEN;
                 volume[range.start as usize..range.end as usize].fill(0);
             }
-            Item::Span { .. } => unreachable!("a chunker announces no spans"),
+            Item::Span { .. } | Item::Part { .. } => unreachable!("a chunker announces no such"),
         }
     }
 
@@ -436,6 +443,7 @@ mod tests {
         // The end of a volume may lie within a block, but then nothing follows in that block.
         chunker.push(&data(2048, 5)).unwrap();
         assert_eq!(chunker.push(&data(2053, 5)), Err(OutOfOrder::Unaligned { offset: 2053 }));
+        assert_eq!(chunker.push(&Change::Part(vec![1])), Err(OutOfOrder::Opaque));
         let beyond = OutOfOrder::BeyondEnd { end: 2053, size: 2052 };
         assert_eq!(chunker.finish(Some(2052)), Err(beyond));
         let huge = data(VOLUME_LEN_MAX, 512);
