@@ -364,9 +364,10 @@ impl Source for LiveVolume {
                 Ok(Some(change))
             }
             Ok(None) => {
-                stream
-                    .finish()
-                    .map_err(|error| LiveError::Stream { snapshot: snapshot(), error: error.into() })?;
+                stream.finish().map_err(|error| LiveError::Stream {
+                    snapshot: snapshot(),
+                    error: error.into(),
+                })?;
                 if let Some(stream) = increment.stream.take() {
                     stream.into_inner().finish()?;
                 }

@@ -164,7 +164,8 @@ fn two_targets_keep_apart_what_they_need() {
     let fake = Fake::new(&[]);
     fake.arrives(&[], 1);
     let of_first = fake.points();
-    let mut again = command(fake.0.path(), &["push", "zfs:tank/vm 1", "file:other.img", "--latest"]);
+    let mut again =
+        command(fake.0.path(), &["push", "zfs:tank/vm 1", "file:other.img", "--latest"]);
     let output = again.env("DRIFTLINE_ZFS", fake.path("zfs")).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     // The second one's bookmark came, and nothing of the first one's went.
