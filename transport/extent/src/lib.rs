@@ -32,7 +32,7 @@ pub use chunk::{
     Root, VOLUME_LEN_MAX, chunk_count,
 };
 pub use extent::Extent;
-pub use generation::{Generation, VolumeId};
+pub use generation::{Generation, NoGeneration, VolumeId};
 pub use reason::Reason;
 pub use seam::{
     Begin, Committed, Explained, Finish, Offer, POINT_NAME_LEN_MAX, POINTS_MAX, Plan, PlanKind,
