@@ -225,17 +225,11 @@ impl Zfs {
         let text = call.text();
         // Without the module it fails, but tells its own version before.
         let (stdout, end) = call.output_and_end()?;
-        match stdout.parse() {
-            Ok(versions) => Ok(versions),
-            Err(()) => {
-                end?;
-                Err(ZfsError::Failed {
-                    command: text,
-                    status: "exit status: 0".to_owned(),
-                    stderr: format!("it printed no version but {stdout:?}"),
-                })
-            }
-        }
+        let Ok(versions) = stdout.parse() else {
+            let output = stdout.chars().take(200).collect();
+            return end.and(Err(ZfsError::NotUnderstood { command: text, output }));
+        };
+        Ok(versions)
     }
 
     /// A call of the command, not started.

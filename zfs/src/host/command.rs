@@ -1,7 +1,6 @@
 //! One call of the `zfs` command as a child process.
 
 use std::{
-    ffi::OsString,
     io::{self, Read},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio},
@@ -35,7 +34,7 @@ impl Call {
 
     /// How it would be typed.
     pub(super) fn text(&self) -> String {
-        let program = OsString::from(self.program.file_name().unwrap_or(self.program.as_os_str()));
+        let program = self.program.file_name().unwrap_or(self.program.as_os_str());
         let mut text = program.to_string_lossy().into_owned();
         for arg in &self.args {
             text.push(' ');
@@ -144,7 +143,8 @@ impl Drop for Running {
         // It fails only if the child ended by itself.
         let _ = child.kill();
         let (ended, end) = mpsc::channel();
-        thread::spawn(move || {
+        // Without a thread nobody waits for it, and `recv_timeout` returns at once.
+        let _ = thread::Builder::new().name("zfs end".to_owned()).spawn(move || {
             let _ = child.wait();
             let _ = ended.send(());
         });

@@ -60,6 +60,14 @@ pub enum ZfsError {
         /// The most bytes that are read.
         limit: u64,
     },
+    /// The command wrote something else than it should.
+    #[error("{command} printed what is not understood: {output:?}; is it the zfs of OpenZFS?")]
+    NotUnderstood {
+        /// How it would be typed.
+        command: String,
+        /// The beginning of what it wrote.
+        output: String,
+    },
     /// libzfs_core refused.
     #[error("ZFS could not {task}: {}", listed(causes))]
     Refused {

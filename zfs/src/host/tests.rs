@@ -281,7 +281,7 @@ fn versions_are_known_without_a_module() {
     let old = Fake::new("echo \"unrecognized command '$1'\" >&2; exit 2");
     assert!(old.zfs.versions().unwrap_err().to_string().contains("unrecognized command"));
     let odd = Fake::new("echo 7");
-    assert!(odd.zfs.versions().unwrap_err().to_string().contains("no version but"));
+    assert!(odd.zfs.versions().unwrap_err().to_string().contains("not understood: \"7\\n\""));
 }
 
 #[test]

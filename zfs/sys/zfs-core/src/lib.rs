@@ -1,7 +1,7 @@
 //! libzfs_core, loaded at run time, in the place of the crate of this name that links it.
 //!
 //! libzetta calls what is here as if it were linked. [`available`] says whether the library is
-//! there, and why not; without it the functions fail with [`ENOTSUP`](nvpair_sys::ENOTSUP) and
+//! there, and why not; without it the functions fail with [`ENOTSUP`] and
 //! nothing exists. All of them but [`libzfs_core_init`] want that one to have succeeded before.
 //! A result is 0, an errno, or a `ZFS_ERR_…` of `sys/fs/zfs.h`, from 1024 on.
 //!
