@@ -12,7 +12,6 @@ mod library;
 mod list;
 mod receive;
 mod send;
-mod versions;
 
 use std::{
     env,
@@ -21,14 +20,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{DatasetName, PointKind, PointName};
+use crate::{DatasetName, PointKind, PointName, Version, parse_versions};
 use command::Call;
 pub use error::{Cause, Errno, ZfsError};
 pub use hold::Hold;
 use library::Engine;
 pub use receive::{ReceiveRequest, Receiving};
 pub use send::{Package, SendRequest, Sending};
-pub use versions::Versions;
 
 /// Names the `zfs` command where it is not in a usual place. Only the command is used then,
 /// as the library may be of another ZFS.
@@ -215,19 +213,19 @@ impl Zfs {
         }
     }
 
-    /// The versions of the command and of the kernel module.
+    /// The versions of the command, and of the kernel module where that is loaded.
     ///
     /// # Errors
     ///
     /// That of the command, which before OpenZFS 0.8 does not know its version.
-    pub fn versions(&self) -> Result<Versions, ZfsError> {
+    pub fn versions(&self) -> Result<(Version, Option<Version>), ZfsError> {
         let call = self.call(["version"])?;
-        let text = call.text();
+        let command = call.text();
         // Without the module it fails, but tells its own version before.
         let (stdout, end) = call.output_and_end()?;
-        let Ok(versions) = stdout.parse() else {
+        let Ok(versions) = parse_versions(&stdout) else {
             let output = stdout.chars().take(200).collect();
-            return end.and(Err(ZfsError::NotUnderstood { command: text, output }));
+            return end.and(Err(ZfsError::NotUnderstood { command, output }));
         };
         Ok(versions)
     }

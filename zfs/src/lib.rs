@@ -6,7 +6,7 @@
 //! to match.
 //!
 //! * [`ZvolStream`]: a stream of one volume as a [`driftline_extent::Source`].
-//! * [`LiveVolume`]: a volume of the ZFS on this machine as one.
+//! * [`LiveSource`]: a data set of the ZFS on this machine as one.
 //! * [`OpaqueStream`]: any stream as it is, in parts, for a target that is ZFS itself.
 //! * [`RecordReader`]: the records of any stream, checked, with their payloads.
 //! * [`Record`], [`Begin`], [`Features`]: what a record says.
@@ -54,7 +54,7 @@ pub use listing::{
     ListingError, POINT_COLUMNS, POINT_PROPERTIES, Point, parse_datasets, parse_datasets_got,
     parse_points, parse_points_got,
 };
-pub use live::{LiveError, LiveOptions, LiveVolume, Pick, ReadBack};
+pub use live::{LiveError, LiveOptions, LiveSource, Pick, ReadBack};
 pub use name::{DatasetName, NAME_LEN_MAX, NameError, PointKind, PointName};
 pub use nvlist::{Nvlist, NvlistError, Value};
 pub use opaque::{Ends, OpaqueStream};

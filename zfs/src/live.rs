@@ -1,23 +1,26 @@
-//! A volume of the ZFS on this machine as a source.
+//! A data set of the ZFS on this machine as a source.
 //!
-//! It takes or picks a snapshot, sends what changed since the generation that the target holds,
-//! and goes on in the middle of what was cut off. What the target has committed is bookmarked,
-//! and only snapshots and bookmarks whose names say that this job made them are destroyed.
+//! To a target of volumes, a volume is sent as its changes; to one that is ZFS itself, any data
+//! set is sent as the stream that it is. It takes or picks a snapshot, sends what changed since
+//! the generation that the target holds, and goes on in the middle of what was cut off. What
+//! the target has committed is bookmarked, and only snapshots and bookmarks whose names say that
+//! they were made for this are destroyed.
+
+mod error;
 
 use std::{fmt, num::NonZeroU64};
 
 use driftline_extent::{
-    Change, Explained, Finish, Generation, Plan, PlanKind, Reason, Source, Standing, TargetState,
-    Volume,
+    Change, Finish, Generation, Plan, PlanKind, Source, Standing, Takes, TargetState, Volume,
 };
-use thiserror::Error;
 
 use crate::{
-    Dataset, DatasetKind, DatasetName, DeviceError, KeyStatus, NameError, Point, PointName,
-    ResumeToken, SnapshotDevice, StreamError, ZvolStream,
-    host::{Hold, SendRequest, Sending, Zfs, ZfsError},
-    select::{Base, BaseError, OwnNames, Request, TipError, choose_base, choose_tip, prune},
+    Dataset, DatasetKind, DatasetName, KeyStatus, OpaqueStream, Point, PointName, ResumeToken,
+    SnapshotDevice, StreamError, ZvolStream,
+    host::{Hold, Package, SendRequest, Sending, Zfs},
+    select::{Base, BaseError, OwnNames, Request, choose_base, choose_tip, newest_common, prune},
 };
+pub use error::LiveError;
 
 /// Which snapshot is replicated.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,7 +44,7 @@ pub enum ReadBack {
     All,
 }
 
-/// How a volume is replicated.
+/// How a data set is replicated.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LiveOptions {
     /// Which snapshot.
@@ -50,104 +53,29 @@ pub struct LiveOptions {
     pub names: OwnNames,
     /// How many of these snapshots are kept after they arrived, besides the newest.
     pub keep: usize,
-    /// Whether the user has agreed to a full copy over another generation.
+    /// Whether the user has agreed to a full copy over another generation of a volume.
     pub allow_full: bool,
-    /// What is compared with the snapshot's device.
+    /// What is compared with the snapshot's device, of a volume.
     pub read_back: ReadBack,
+    /// To another ZFS: as it is on disk, encrypted if it is encrypted there.
+    pub raw: bool,
+    /// To another ZFS: what goes with it.
+    pub package: Package,
     /// The time that a snapshot is named after, in milliseconds since 1970.
     pub now_ms: u64,
 }
 
-/// Why a volume cannot be replicated.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum LiveError {
-    /// ZFS failed, or refused.
-    #[error(transparent)]
-    Zfs(#[from] ZfsError),
-    /// What `zfs send` wrote cannot be used.
-    #[error("{snapshot}")]
-    Stream {
-        /// What was sent.
-        snapshot: PointName,
-        /// What is wrong with it.
-        #[source]
-        error: Box<StreamError>,
-    },
-    /// There is no such volume.
-    #[error("there is no {0}: see `zfs list`")]
-    NotFound(DatasetName),
-    /// It is a file system.
-    #[error(
-        "{0} is a file system, of which only ZFS can make a copy: replicate it to zfs:POOL/DATASET"
-    )]
-    FileSystem(DatasetName),
-    /// Its content cannot be read.
-    #[error("the key of {0} is not loaded, so it cannot be read: `zfs load-key {0}`")]
-    KeyNotLoaded(DatasetName),
-    /// There is no such snapshot.
-    #[error(transparent)]
-    Tip(#[from] TipError),
-    /// A name that is made of what the user said cannot be one.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// There is nothing to start an increment from.
-    #[error(transparent)]
-    Base(#[from] BaseError),
-    /// The target holds what is no snapshot of ZFS.
-    #[error("the target holds {0}, which is no generation of a ZFS volume")]
-    Foreign(Generation),
-    /// The device of the snapshot cannot be read.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// The device could be opened and not read.
-    #[error("the device of {snapshot} cannot be read")]
-    Read {
-        /// Which.
-        snapshot: PointName,
-        /// Why.
-        #[source]
-        error: std::io::Error,
-    },
-    /// What was sent is not what the snapshot holds.
-    #[error(
-        "at offset {offset} the stream of {snapshot} has other bytes than its device: nothing was \
-         committed; look at `zpool status`, and replicate the device as file:PATH"
-    )]
-    Differs {
-        /// Which.
-        snapshot: PointName,
-        /// Where the extent starts.
-        offset: u64,
-    },
-    /// A call that does not fit what came before.
-    #[error("nothing was planned")]
-    Unplanned,
-}
-
-impl Explained for LiveError {
-    fn reason(&self) -> Reason {
-        match self {
-            Self::Stream { error, .. } => error.reason(),
-            Self::Base(error) => error.reason(),
-            Self::Tip(error) => error.reason(),
-            Self::Foreign(_) => Reason::BaseMismatch,
-            Self::FileSystem(_) => Reason::Unsupported,
-            Self::Differs { .. } => Reason::VerifyFailed,
-            _ => Reason::Failed,
-        }
-    }
-}
-
-/// A volume, and what is being replicated of it.
-pub struct LiveVolume {
+/// A data set, and what is being replicated of it.
+pub struct LiveSource {
     zfs: Zfs,
     name: DatasetName,
     options: LiveOptions,
     /// The snapshot that was taken in this run.
     taken: Option<PointName>,
-    /// The snapshot that an increment which was cut off led to.
-    resume_tip: Option<Generation>,
+    /// What the target can take in.
+    takes: Takes,
+    /// The snapshot that an increment of a volume which was cut off led to.
+    cut: Option<Generation>,
     increment: Option<Increment>,
     bytes_read: u64,
 }
@@ -156,34 +84,103 @@ pub struct LiveVolume {
 struct Increment {
     tip: Point,
     base: Option<Point>,
-    size: u64,
-    block_len: NonZeroU64,
-    stream: Option<ZvolStream<Sending>>,
+    /// What a stream goes on from, where one was cut off.
+    token: Option<ResumeToken>,
+    /// Of a volume that is sent as its changes.
+    shape: Option<Shape>,
+    stream: Option<Stream>,
     device: Option<SnapshotDevice>,
-    done: bool,
+    /// What it led to, once it was sent whole.
+    finish: Option<Finish>,
     /// Nobody destroys the snapshot before it has arrived.
     _hold: Hold,
 }
 
-impl LiveVolume {
-    /// The volume of this name. Nothing is looked at yet.
+#[derive(Clone, Copy)]
+struct Shape {
+    size: u64,
+    block_len: NonZeroU64,
+}
+
+/// What `zfs send` writes, as it is read.
+enum Stream {
+    Volume(ZvolStream<Sending>),
+    Opaque(OpaqueStream<Sending>),
+}
+
+impl Stream {
+    fn source(&mut self) -> &mut dyn Source<Error = StreamError> {
+        match self {
+            Self::Volume(stream) => stream,
+            Self::Opaque(stream) => stream,
+        }
+    }
+
+    /// Why it came to its end: what the sender says of it is nearer to the cause.
+    fn failed(self, snapshot: &PointName, error: StreamError) -> LiveError {
+        match self.into_sending().finish() {
+            Err(sender) if error.is_about_the_end() => LiveError::Zfs(sender),
+            _ => LiveError::Stream { snapshot: snapshot.clone(), error: error.into() },
+        }
+    }
+
+    fn into_sending(self) -> Sending {
+        match self {
+            Self::Volume(stream) => stream.into_inner(),
+            Self::Opaque(stream) => stream.into_inner(),
+        }
+    }
+}
+
+impl LiveSource {
+    /// The data set of this name. Nothing is looked at yet.
     pub const fn new(zfs: Zfs, name: DatasetName, options: LiveOptions) -> Self {
-        Self { zfs, name, options, taken: None, resume_tip: None, increment: None, bytes_read: 0 }
+        Self {
+            zfs,
+            name,
+            options,
+            taken: None,
+            takes: Takes::Volume,
+            cut: None,
+            increment: None,
+            bytes_read: 0,
+        }
     }
 
     fn look(&self) -> Result<Dataset, LiveError> {
         let dataset = self.zfs.dataset(&self.name)?;
         let dataset = dataset.ok_or_else(|| LiveError::NotFound(self.name.clone()))?;
+        let as_volume = self.takes == Takes::Volume;
         match (dataset.kind, dataset.key) {
-            (DatasetKind::FileSystem, _) => Err(LiveError::FileSystem(self.name.clone())),
-            (_, KeyStatus::Unavailable) => Err(LiveError::KeyNotLoaded(self.name.clone())),
+            (DatasetKind::FileSystem, _) if as_volume => {
+                Err(LiveError::FileSystem(self.name.clone()))
+            }
+            (_, KeyStatus::Unavailable) if as_volume || !self.options.raw => {
+                Err(LiveError::KeyNotLoaded(self.name.clone()))
+            }
             _ => Ok(dataset),
         }
     }
 
-    /// What increment is sent next: the one that was cut off, if its snapshot is still there.
+    /// The snapshot that a resume token leads to, and what it starts from.
+    fn go_on(&self, token: &str, points: &[Point]) -> Result<(Point, ResumeToken), LiveError> {
+        let stale = |why: String| LiveError::Token { why };
+        let mut token: ResumeToken = token.parse().map_err(|e| stale(format!("{e}")))?;
+        let tip = points.iter().find(|point| point.is_snapshot() && point.guid == token.toguid);
+        let Some(tip) = tip else {
+            return Err(stale(format!(
+                "{} is no snapshot of {} any more",
+                token.toname, self.name
+            )));
+        };
+        // By its present name, as ZFS looks for it under that.
+        token.toname = tip.name.clone();
+        Ok((tip.clone(), token))
+    }
+
+    /// What is sent next, unless something is to be gone on with.
     fn choose_tip(&mut self, points: &[Point]) -> Result<Point, LiveError> {
-        let cut = self.resume_tip.take();
+        let cut = self.cut.take();
         let cut = points
             .iter()
             .find(|point| point.is_snapshot() && cut == Some(Generation::Zfs(point.guid)));
@@ -212,6 +209,46 @@ impl LiveVolume {
         Ok(choose_tip(&points, Request::Named(taken))?.clone())
     }
 
+    /// Which point the increment to `tip` starts from.
+    fn choose_base<'a>(
+        &self,
+        points: &'a [Point],
+        tip: &Point,
+        held: Option<&Generation>,
+    ) -> Result<Base<'a>, LiveError> {
+        let consent = self.options.allow_full && self.takes == Takes::Volume;
+        let held = match held {
+            None => None,
+            Some(Generation::Zfs(guid)) => Some(*guid),
+            Some(_) if consent => None,
+            Some(other) => return Err(LiveError::Foreign(*other)),
+        };
+        match choose_base(points, tip, held) {
+            Ok(base) => Ok(base),
+            Err(BaseError::Unknown { .. }) if consent => Ok(Base::Nothing),
+            Err(error) => {
+                self.check_common(points)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Names what a target that is a data set itself has beyond what both have.
+    fn check_common(&self, points: &[Point]) -> Result<(), LiveError> {
+        let Takes::Stream { points: theirs, .. } = &self.takes else { return Ok(()) };
+        // They are told newest first.
+        let numbered = theirs.iter().rev().zip(1..);
+        let theirs: Vec<Point> = numbered
+            .filter_map(|(point, createtxg)| {
+                let name = point.name.parse().ok()?;
+                Some(Point { name, guid: point.guid, createtxg, creation: 0, user_refs: None })
+            })
+            .collect();
+        let Some(newest) = theirs.last() else { return Ok(()) };
+        newest_common(points, &theirs, newest.name.dataset(), false)?;
+        Ok(())
+    }
+
     /// Sees to what the target holds by now: it is bookmarked, and what is older goes.
     fn arrived(&self, points: &[Point], guid: u64) {
         let Some(held) = points.iter().find(|point| point.guid == guid) else { return };
@@ -222,7 +259,7 @@ impl LiveVolume {
         }
         let gone = prune(points, &self.options.names, guid, self.options.keep);
         if let Err(error) = self.zfs.destroy(&gone) {
-            tracing::warn!(volume = %self.name, %error, "what is not needed any more stays");
+            tracing::warn!(dataset = %self.name, %error, "what is not needed any more stays");
         }
     }
 
@@ -238,101 +275,126 @@ impl LiveVolume {
 
     fn start(&mut self, from: u64) -> Result<(), LiveError> {
         let Some(increment) = &mut self.increment else { return Err(LiveError::Unplanned) };
-        let Increment { tip, base, block_len, .. } = increment;
-        let snapshot = tip.name.clone();
-        let sending = if from >= block_len.get() {
-            let fromguid = base.as_ref().map(|base| base.guid);
-            let token =
-                ResumeToken::for_volume(tip.guid, tip.name.clone(), fromguid, from, *block_len);
-            self.zfs.resume(&token.to_string())?
-        } else {
-            let base = base.as_ref().map(|base| base.name.clone());
-            self.zfs.send(&SendRequest { base, ..SendRequest::full(tip.name.clone()) })?
+        let Increment { tip, base, token, shape, .. } = &*increment;
+        let block_len = shape.map(|shape| shape.block_len);
+        let token = match (token, block_len) {
+            (Some(token), _) => Some(token.clone()),
+            (None, Some(block_len)) if from >= block_len.get() => {
+                let fromguid = base.as_ref().map(|base| base.guid);
+                let name = tip.name.clone();
+                Some(ResumeToken::for_volume(tip.guid, name, fromguid, from, block_len))
+            }
+            _ => None,
+        };
+        let sending = match token {
+            Some(token) => self.zfs.resume(&token.to_string())?,
+            None => self.zfs.send(&request(&self.options, increment))?,
         };
         let held = base.as_ref().map(|base| Generation::Zfs(base.guid));
-        let mut stream = ZvolStream::new(sending);
-        match stream.plan(held.as_ref()) {
+        let mut stream = match shape {
+            Some(_) => Stream::Volume(ZvolStream::new(sending)),
+            None => Stream::Opaque(OpaqueStream::new(sending)),
+        };
+        match stream.source().plan(held.as_ref()) {
             Ok(_) => {
                 increment.stream = Some(stream);
                 Ok(())
             }
-            Err(error) => Err(failed(stream, snapshot, error)),
+            Err(error) => Err(stream.failed(&tip.name, error)),
         }
     }
 }
 
-/// Why a stream came to its end: what the sender says of it is nearer to the cause.
-fn failed(stream: ZvolStream<Sending>, snapshot: PointName, error: StreamError) -> LiveError {
-    match stream.into_inner().finish() {
-        Err(sender) if error.is_about_the_end() => LiveError::Zfs(sender),
-        _ => LiveError::Stream { snapshot, error: error.into() },
+/// What is asked of `zfs send` for an increment that starts at its beginning.
+fn request(options: &LiveOptions, increment: &Increment) -> SendRequest {
+    let base = increment.base.as_ref().map(|base| base.name.clone());
+    let request = SendRequest { base, ..SendRequest::full(increment.tip.name.clone()) };
+    match increment.shape {
+        Some(_) => request,
+        None => SendRequest { raw: options.raw, package: options.package, ..request },
     }
 }
 
-impl Source for LiveVolume {
+impl Source for LiveSource {
     type Error = LiveError;
 
     fn learn(&mut self, target: &TargetState) {
-        self.resume_tip = target.resume.as_ref().and_then(|resume| resume.tip);
+        self.takes = target.takes.clone();
+        self.cut = target.resume.as_ref().and_then(|resume| resume.tip);
     }
 
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, LiveError> {
         self.increment = None;
         let dataset = self.look()?;
-        let mut points = self.zfs.points(&self.name)?;
+        let points = self.zfs.points(&self.name)?;
         if let Some(Generation::Zfs(guid)) = base {
             self.arrived(&points, *guid);
         }
-        let tip = self.choose_tip(&points)?;
-        points = self.zfs.points(&self.name)?;
-        let generation = Generation::Zfs(tip.guid);
+        let token = match &self.takes {
+            Takes::Stream { token: Some(token), .. } => Some(self.go_on(token, &points)?),
+            _ => None,
+        };
+        let (tip, token) = match token {
+            Some((tip, token)) => (tip, Some(token)),
+            None => (self.choose_tip(&points)?, None),
+        };
+        let points = self.zfs.points(&self.name)?;
         let mut plan = Plan {
             kind: PlanKind::UpToDate,
             volume: None,
             base: None,
-            tip: Some(generation),
+            tip: Some(Generation::Zfs(tip.guid)),
             size: None,
             standing: Standing::Proven,
             bytes_expected: 0,
         };
-        let held = match base {
-            None => None,
-            Some(Generation::Zfs(guid)) => Some(*guid),
-            Some(_) if self.options.allow_full => None,
-            Some(other) => return Err(LiveError::Foreign(*other)),
-        };
-        let from = match choose_base(&points, &tip, held) {
-            Ok(Base::UpToDate) => return Ok(plan),
-            Ok(Base::Nothing) => None,
-            Ok(Base::Since(point)) => Some(point.clone()),
-            Err(BaseError::Unknown { .. }) if self.options.allow_full => None,
-            Err(error) => return Err(error.into()),
+        let from = match self.choose_base(&points, &tip, base)? {
+            Base::UpToDate => return Ok(plan),
+            Base::Nothing => None,
+            Base::Since(point) => Some(point.clone()),
         };
         let hold = self.zfs.hold(std::slice::from_ref(&tip.name))?;
-        let size = self.zfs.volsize(&tip.name)?;
-        let request = SendRequest {
-            base: from.as_ref().map(|point| point.name.clone()),
-            ..SendRequest::full(tip.name.clone())
-        };
-        plan.kind = if from.is_some() { PlanKind::Incremental } else { PlanKind::Full };
         plan.base = from.as_ref().map(|point| Generation::Zfs(point.guid));
-        plan.size = Some(size);
-        plan.bytes_expected = self.zfs.send_len(&request)?.unwrap_or(0);
-        let device = match self.options.read_back {
-            ReadBack::Nothing => None,
-            _ => Some(SnapshotDevice::open(&tip.name, size)?),
+        let shape = match self.takes {
+            Takes::Stream { .. } => None,
+            Takes::Volume => Some(Shape {
+                size: self.zfs.volsize(&tip.name)?,
+                block_len: dataset
+                    .volblocksize
+                    .and_then(NonZeroU64::new)
+                    .unwrap_or(NonZeroU64::MIN),
+            }),
         };
-        let block_len = dataset.volblocksize.and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN);
-        self.increment = Some(Increment {
+        plan.size = shape.map(|shape| shape.size);
+        plan.kind = match (shape, &from) {
+            (None, _) => PlanKind::Stream,
+            (Some(_), Some(_)) => PlanKind::Incremental,
+            (Some(_), None) => PlanKind::Full,
+        };
+        let device = match (shape, self.options.read_back) {
+            (None, _) | (_, ReadBack::Nothing) => None,
+            (Some(shape), _) => Some(SnapshotDevice::open(&tip.name, shape.size)?),
+        };
+        let increment = Increment {
             tip,
             base: from,
-            size,
-            block_len,
+            token,
+            shape,
             stream: None,
             device,
-            done: false,
+            finish: None,
             _hold: hold,
-        });
+        };
+        // Of a package ZFS says where it leads only at its end; what is left of a stream that
+        // was cut off it does not estimate well.
+        if self.options.package == Package::Replicate && shape.is_none() {
+            plan.tip = None;
+        }
+        if increment.token.is_none() {
+            let request = request(&self.options, &increment);
+            plan.bytes_expected = self.zfs.send_len(&request)?.unwrap_or(0);
+        }
+        self.increment = Some(increment);
         Ok(plan)
     }
 
@@ -341,53 +403,53 @@ impl Source for LiveVolume {
     }
 
     fn next_change(&mut self, from: u64) -> Result<Option<Change>, LiveError> {
-        if self.increment.as_ref().is_some_and(|increment| increment.stream.is_none()) {
+        let is_new =
+            |increment: &Increment| increment.stream.is_none() && increment.finish.is_none();
+        if self.increment.as_ref().is_some_and(is_new) {
             self.start(from)?;
         }
         let Some(increment) = &mut self.increment else { return Err(LiveError::Unplanned) };
-        let snapshot = || increment.tip.name.clone();
-        let Some(stream) = &mut increment.stream else { return Ok(None) };
-        let next = stream.next_change(from);
-        self.bytes_read = stream.bytes_read();
-        match next {
-            // The stream of a volume that kept its size does not say where it ends.
-            Ok(Some(Change::Zero(hole))) => match hole.clamp(increment.size) {
-                Some(hole) => Ok(Some(Change::Zero(hole))),
-                None => self.next_change(from),
-            },
-            Ok(Some(change)) => {
-                if let (ReadBack::Changed, Some(device)) =
-                    (self.options.read_back, &increment.device)
-                {
-                    compare(device, &change, &increment.tip.name)?;
+        loop {
+            let Some(stream) = &mut increment.stream else { return Ok(None) };
+            let next = stream.source().next_change(from);
+            self.bytes_read = stream.source().bytes_read();
+            let snapshot = &increment.tip.name;
+            match (next, increment.shape, increment.stream.take()) {
+                // The stream of a volume that kept its size does not say where it ends.
+                (Ok(Some(Change::Zero(hole))), Some(shape), stream) => {
+                    increment.stream = stream;
+                    if let Some(hole) = hole.clamp(shape.size) {
+                        return Ok(Some(Change::Zero(hole)));
+                    }
                 }
-                Ok(Some(change))
-            }
-            Ok(None) => {
-                stream.finish().map_err(|error| LiveError::Stream {
-                    snapshot: snapshot(),
-                    error: error.into(),
-                })?;
-                if let Some(stream) = increment.stream.take() {
-                    stream.into_inner().finish()?;
+                (Ok(Some(change)), _, stream) => {
+                    increment.stream = stream;
+                    if let (ReadBack::Changed, Some(device)) =
+                        (self.options.read_back, &increment.device)
+                    {
+                        compare(device, &change, snapshot)?;
+                    }
+                    return Ok(Some(change));
                 }
-                increment.done = true;
-                Ok(None)
+                (Ok(None), shape, Some(mut stream)) => {
+                    let finish = match stream.source().finish() {
+                        Ok(finish) => finish,
+                        Err(error) => return Err(stream.failed(snapshot, error)),
+                    };
+                    stream.into_sending().finish()?;
+                    let size = shape.map(|shape| shape.size);
+                    increment.finish = Some(Finish { size, ..finish });
+                    return Ok(None);
+                }
+                (Err(error), _, Some(stream)) => return Err(stream.failed(snapshot, error)),
+                (_, _, None) => return Err(LiveError::Unplanned),
             }
-            Err(error) => Err(match increment.stream.take() {
-                Some(stream) => failed(stream, increment.tip.name.clone(), error),
-                None => LiveError::Unplanned,
-            }),
         }
     }
 
     fn finish(&mut self) -> Result<Finish, LiveError> {
-        match &self.increment {
-            Some(Increment { tip, size, done: true, .. }) => {
-                Ok(Finish { tip: Generation::Zfs(tip.guid), size: Some(*size), root: None })
-            }
-            _ => Err(LiveError::Unplanned),
-        }
+        let finish = self.increment.as_ref().and_then(|increment| increment.finish.clone());
+        finish.ok_or(LiveError::Unplanned)
     }
 
     fn read_back(&mut self) -> Result<Option<Box<dyn Volume>>, LiveError> {
@@ -404,6 +466,7 @@ impl Source for LiveVolume {
     }
 }
 
+/// Compares what is sent with what the snapshot's device shows.
 fn compare(
     device: &SnapshotDevice,
     change: &Change,
@@ -419,8 +482,8 @@ fn compare(
     Err(LiveError::Differs { snapshot: snapshot.clone(), offset: *offset })
 }
 
-impl fmt::Debug for LiveVolume {
+impl fmt::Debug for LiveSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LiveVolume").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("LiveSource").field("name", &self.name).finish_non_exhaustive()
     }
 }

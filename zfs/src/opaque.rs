@@ -87,6 +87,11 @@ impl<R: Read> OpaqueStream<R> {
         }
     }
 
+    /// The input, read as far as it was.
+    pub fn into_inner(self) -> R {
+        self.reader.into_inner()
+    }
+
     /// Reads up to where the next stream says from where to where it leads, whatever that is,
     /// and before it what is left of the one that is open; `None` at the end of the input.
     ///

@@ -151,6 +151,24 @@ pub(crate) struct Zfs {
     /// `zfs set snapdev=visible` on the volume.
     #[arg(long, value_name = "WHAT")]
     pub(crate) read_back: Option<ReadBack>,
+    /// From ZFS to ZFS: send as it is on disk, which keeps encrypted data encrypted. Needs no
+    /// loaded key on either side.
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// From ZFS to ZFS: send the data set's properties as well, or all of the tree below it in
+    /// one stream, with its properties, snapshots and clones.
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) with: Option<With>,
+}
+
+/// What goes with a data set from ZFS to ZFS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum With {
+    /// Its properties (`zfs send -p`).
+    Properties,
+    /// All below it (`zfs send -R`). A stream that is cut off starts anew.
+    Tree,
 }
 
 /// How much of a volume is compared with its snapshot's device.

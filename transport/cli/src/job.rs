@@ -73,6 +73,8 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     or(&mut zfs.prefix, written.zfs.prefix);
     zfs.keep = zfs.keep.or(written.zfs.keep);
     zfs.read_back = zfs.read_back.or(written.zfs.read_back);
+    zfs.raw |= written.zfs.raw;
+    zfs.with = zfs.with.or(written.zfs.with);
     Ok(())
 }
 

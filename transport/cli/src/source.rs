@@ -17,8 +17,9 @@ use driftline_extent::{
 use driftline_target::FileDisk;
 use driftline_transport::SourceJob;
 use driftline_zfs::{
-    DatasetName, LiveError, LiveOptions, LiveVolume, Pick, ReadBack, StreamError, ZvolStream,
-    host::Zfs, select::OwnNames,
+    DatasetName, LiveError, LiveOptions, LiveSource, Pick, ReadBack, StreamError, ZvolStream,
+    host::{Package, Zfs},
+    select::OwnNames,
 };
 
 use crate::{
@@ -35,8 +36,8 @@ const PREFIX: &str = "driftline";
 
 /// A source of any kind.
 pub(crate) enum AnySource {
-    /// A volume of the ZFS on this machine.
-    Live(Box<LiveVolume>),
+    /// A data set of the ZFS on this machine.
+    Live(Box<LiveSource>),
     /// A `zfs send` stream.
     Stream {
         /// Its name, for messages.
@@ -157,7 +158,7 @@ pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource>
     }
 }
 
-fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveVolume> {
+fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
     let Terms { overwrite, zfs: wanted, to } = terms;
     let prefix = wanted.prefix.as_deref().unwrap_or(PREFIX);
     let [a, b, c, d, ..] = *blake3::hash(to.as_bytes()).as_bytes();
@@ -176,9 +177,15 @@ fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveVolume> {
             Some(args::ReadBack::Changed) => ReadBack::Changed,
             Some(args::ReadBack::All) => ReadBack::All,
         },
+        raw: wanted.raw,
+        package: match wanted.with {
+            None => Package::One,
+            Some(args::With::Properties) => Package::Properties,
+            Some(args::With::Tree) => Package::Replicate,
+        },
         now_ms: now.as_millis() as u64,
     };
-    Ok(LiveVolume::new(Zfs::find()?, name.clone(), options))
+    Ok(LiveSource::new(Zfs::find()?, name.clone(), options))
 }
 
 /// Opens a local source for a session.

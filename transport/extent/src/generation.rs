@@ -94,13 +94,28 @@ mod tests {
     #[test]
     fn what_is_written_can_be_read() {
         let root = Root([0xab; 32]);
-        for generation in
-            [Generation::Zfs(0), Generation::Zfs(u64::MAX), Generation::drbd(9), Generation::Content(root)]
-        {
+        for generation in [
+            Generation::Zfs(0),
+            Generation::Zfs(u64::MAX),
+            Generation::drbd(9),
+            Generation::Content(root),
+        ] {
             assert_eq!(generation.to_string().parse(), Ok(generation));
         }
         let text = format!("content:{root}");
-        for bad in ["", "zfs", "zfs:", "zfs:+1", "zfs:01", "drbd:9", "drbd:0000000000000001", "Zfs:1", &text[1..], &text[..70], &text.to_uppercase()] {
+        for bad in [
+            "",
+            "zfs",
+            "zfs:",
+            "zfs:+1",
+            "zfs:01",
+            "drbd:9",
+            "drbd:0000000000000001",
+            "Zfs:1",
+            &text[1..],
+            &text[..70],
+            &text.to_uppercase(),
+        ] {
             assert_eq!(bad.parse::<Generation>(), Err(NoGeneration), "{bad}");
         }
     }

@@ -273,11 +273,11 @@ fn estimates_come_from_a_dry_run() {
 #[test]
 fn versions_are_known_without_a_module() {
     let fake = Fake::new("echo zfs-2.3.2-2; echo zfs-kmod-2.3.1-1");
-    let versions = fake.zfs.versions().unwrap();
-    assert_eq!(versions.kernel.as_deref(), Some("2.3.1-1"));
+    let (_, kernel) = fake.zfs.versions().unwrap();
+    assert_eq!(kernel.unwrap().to_string(), "2.3.1-1");
     let fake = Fake::new("echo zfs-2.3.2-2; echo 'zfs_version_kernel() failed' >&2; exit 1");
-    let versions = fake.zfs.versions().unwrap();
-    assert_eq!((versions.userland.as_str(), versions.kernel), ("2.3.2-2", None));
+    let (userland, kernel) = fake.zfs.versions().unwrap();
+    assert_eq!((userland.to_string().as_str(), kernel), ("2.3.2-2", None));
     let old = Fake::new("echo \"unrecognized command '$1'\" >&2; exit 2");
     assert!(old.zfs.versions().unwrap_err().to_string().contains("unrecognized command"));
     let odd = Fake::new("echo 7");
