@@ -124,6 +124,8 @@ pub(crate) struct Replicate {
     #[command(flatten)]
     pub(crate) zfs: Zfs,
     #[command(flatten)]
+    pub(crate) receive: Receive,
+    #[command(flatten)]
     pub(crate) peer: Peer,
     #[command(flatten)]
     pub(crate) state: StateDir,
@@ -181,6 +183,47 @@ pub(crate) enum ReadBack {
     All,
 }
 
+/// What a `zfs:` target does with the properties in a stream.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Receive {
+    /// Into a zfs: target, leave this property of the stream out (`zfs receive -x`). May be said
+    /// again.
+    #[arg(long = "exclude-property", value_name = "NAME")]
+    #[serde(rename = "exclude_properties")]
+    pub(crate) exclude: Vec<String>,
+    /// Into a zfs: target, set this property (`zfs receive -o`), as in readonly=on. May be said
+    /// again.
+    #[arg(long = "set-property", value_name = "NAME=VALUE", value_parser = property)]
+    #[serde(rename = "set_properties")]
+    pub(crate) set: Vec<Property>,
+}
+
+/// A property and its value.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Property(pub(crate) String, pub(crate) String);
+
+impl TryFrom<String> for Property {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        property(&text)
+    }
+}
+
+fn property(text: &str) -> Result<Property, String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is no NAME=VALUE"))?;
+    Ok(Property(name.to_owned(), value.to_owned()))
+}
+
+impl Receive {
+    /// The properties that are set.
+    pub(crate) fn overrides(&self) -> Vec<(String, String)> {
+        self.set.iter().map(|Property(name, value)| (name.clone(), value.clone())).collect()
+    }
+}
+
 /// How to reach and know a remote side.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Peer {
@@ -196,7 +239,7 @@ pub(crate) struct Peer {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StateDir {
     /// Directory for the replica's journal and state. A file's default is PATH.driftline
-    /// beside it; a block device needs one.
+    /// beside it, a zvol's /var/lib/driftline/zvol/POOL/NAME; a block device needs one.
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 }
@@ -209,7 +252,7 @@ pub(crate) struct Map {
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// file:PATH
+    /// file:PATH or zvol:POOL/NAME.
     pub(crate) target: String,
     /// Compare with this file or block device as well: file:PATH.
     #[arg(long, value_name = "SOURCE")]
@@ -220,7 +263,7 @@ pub(crate) struct Verify {
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// file:PATH or NAME@HOST:PORT.
+    /// file:PATH, zvol:POOL/NAME, zfs:POOL/NAME or NAME@HOST:PORT.
     pub(crate) target: String,
     #[command(flatten)]
     pub(crate) peer: Peer,

@@ -10,7 +10,11 @@ use anyhow::{Context, bail};
 use driftline_wire::{PublicKey, Verb, limits::NAME_LEN_MAX};
 use serde::Deserialize;
 
-use crate::{args, place::Place};
+use crate::{
+    args,
+    place::Place,
+    target::{TargetPlace, TargetTerms},
+};
 
 /// The configuration as it is written. Unknown keys are errors: a misspelt one would
 /// otherwise silently not apply.
@@ -53,6 +57,7 @@ struct WrittenVolume {
     #[serde(default)]
     overwrite: bool,
     zfs: Option<args::Zfs>,
+    receive: Option<args::Receive>,
 }
 
 /// A configuration that makes sense.
@@ -88,12 +93,7 @@ pub(crate) enum Volume {
         zfs: args::Zfs,
     },
     /// Peers push it to here.
-    Target {
-        path: PathBuf,
-        state_dir: Option<PathBuf>,
-        /// Whether `push --full` may replace what it holds.
-        overwrite: bool,
-    },
+    Target { place: TargetPlace, terms: TargetTerms },
 }
 
 impl Config {
@@ -164,8 +164,10 @@ impl Config {
 
 fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
     match (&volume.source, &volume.target) {
-        (Some(_), None) if volume.state_dir.is_some() || volume.overwrite => {
-            bail!("state_dir and overwrite are said of targets, and it is a source")
+        (Some(_), None)
+            if volume.state_dir.is_some() || volume.overwrite || volume.receive.is_some() =>
+        {
+            bail!("state_dir, overwrite and receive are said of targets, and it is a source")
         }
         (Some(source), None) => match source.parse()? {
             Place::Remote { .. } | Place::StandardInput | Place::Zvol(_) => bail!(
@@ -180,13 +182,20 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
         (None, Some(_)) if volume.zfs.is_some() => {
             bail!("zfs is said of sources, and it is a target")
         }
-        (None, Some(target)) => match target.parse()? {
-            Place::File(path) => {
-                let WrittenVolume { state_dir, overwrite, .. } = volume;
-                Ok(Volume::Target { path, state_dir, overwrite })
+        (None, Some(target)) => {
+            let place = TargetPlace::of(&target.parse()?)?;
+            let is_zfs = matches!(place, TargetPlace::Zfs(_));
+            if is_zfs && (volume.state_dir.is_some() || volume.overwrite) {
+                bail!("state_dir and overwrite are said of replicas, and {target} is kept by ZFS");
             }
-            _ => bail!("a target here is file:PATH, not {target}"),
-        },
+            if !is_zfs && volume.receive.is_some() {
+                bail!("receive is said of zfs: targets, and it is {target}");
+            }
+            let WrittenVolume { state_dir, overwrite, receive, .. } = volume;
+            let (forbid_overwrite, receive) = (!overwrite, receive.unwrap_or_default());
+            let terms = TargetTerms { state_dir, forbid_overwrite, receive };
+            Ok(Volume::Target { place, terms })
+        }
         _ => bail!("it has either a source, to be pulled, or a target, to be pushed to"),
     }
 }

@@ -9,7 +9,6 @@ use std::{
 use anyhow::{Context, bail};
 use driftline_extent::{Reason, Target, TargetState};
 use driftline_manifest::ChunkKey;
-use driftline_target::Options;
 use driftline_transport::{Failure, Progress, receive_state, request, scan::root_of};
 use driftline_wire::Verb;
 
@@ -19,6 +18,7 @@ use crate::{
     plain::PlainVolume,
     replicate, report,
     source::{self, Terms},
+    target::{TargetPlace, TargetTerms},
 };
 
 /// Prints the change maps of a source.
@@ -39,10 +39,10 @@ pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
 
 /// Reads a replica again.
 pub(crate) fn verify(arguments: &args::Verify, json: bool) -> anyhow::Result<()> {
-    let path = local(&arguments.target)?;
+    let place = TargetPlace::of(&arguments.target.parse()?)?;
     let state_dir = arguments.state.state_dir.clone();
-    let options = Options { state_dir, ..Options::default() };
-    let mut replica = driftline_target::open(&path, &options)?;
+    let terms = TargetTerms { state_dir, ..TargetTerms::default() };
+    let mut replica = place.open_replica(false, &terms)?;
     let report = replica.verify(&mut |_| {})?;
     if json {
         println!("{}", report::verify_json(&report));
@@ -53,7 +53,7 @@ pub(crate) fn verify(arguments: &args::Verify, json: bool) -> anyhow::Result<()>
         let detail = format!(
             "{} is not what was committed to it: push with --full to mend it from its source, or \
              restore it from elsewhere",
-            path.display()
+            arguments.target
         );
         return Err(Failure::new(Reason::TargetModified, detail).into());
     }
@@ -78,11 +78,6 @@ fn compare(source: &Path, state: &TargetState) -> anyhow::Result<()> {
 pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Result<()> {
     let place: Place = arguments.target.parse()?;
     let state = match &place {
-        Place::File(path) => {
-            let state_dir = arguments.state.state_dir.as_deref();
-            let inspection = driftline_target::inspect(path, state_dir)?;
-            inspection.map_or_else(TargetState::nothing, |inspection| inspection.state)
-        }
         Place::Remote { volume, address } => {
             let progress = Arc::new(Progress::default());
             let mut connection = replicate::connect(address, &arguments.peer, progress).await?;
@@ -91,12 +86,10 @@ pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Resu
             connection.close().await?;
             state
         }
-        Place::Zfs(_)
-        | Place::Zvol(_)
-        | Place::Stream(_)
-        | Place::StandardInput
-        | Place::Drbd { .. } => {
-            bail!("{place} is no replica: write file:PATH or NAME@HOST:PORT")
+        _ => {
+            let state_dir = arguments.state.state_dir.clone();
+            let terms = TargetTerms { state_dir, ..TargetTerms::default() };
+            TargetPlace::of(&place)?.state(&terms)?
         }
     };
     if json {

@@ -30,6 +30,8 @@ struct Written {
     limit_rate: Option<String>,
     #[serde(default)]
     zfs: args::Zfs,
+    #[serde(default)]
+    receive: args::Receive,
 }
 
 /// Fills in what the command line leaves to the job file that it names.
@@ -57,7 +59,8 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     if written.zfs.latest && written.zfs.snapshot.is_some() {
         bail!("snapshot and latest exclude each other");
     }
-    let args::Replicate { source, target, compress, limit_rate, zfs, peer, state, .. } = arguments;
+    let args::Replicate { source, target, compress, limit_rate, zfs, receive, peer, state, .. } =
+        arguments;
     *source = Some(written.source);
     *target = Some(written.target);
     let or = |said: &mut Option<String>, written| *said = said.take().or(written);
@@ -75,6 +78,8 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     zfs.read_back = zfs.read_back.or(written.zfs.read_back);
     zfs.raw |= written.zfs.raw;
     zfs.with = zfs.with.or(written.zfs.with);
+    receive.exclude.extend(written.receive.exclude);
+    receive.set.extend(written.receive.set);
     Ok(())
 }
 

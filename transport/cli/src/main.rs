@@ -10,10 +10,13 @@ mod keyfile;
 mod place;
 mod plain;
 mod progress;
+mod receive;
 mod replicate;
 mod report;
 mod serve;
 mod source;
+mod target;
+mod zvol;
 
 use std::{
     io::{IsTerminal, stderr},

@@ -2,6 +2,7 @@
 
 use std::{fmt, io, path::PathBuf};
 
+use driftline_extent::{Explained, Reason};
 use rustix::io::Errno as Unix;
 
 /// Why ZFS did not do what it was asked for.
@@ -191,6 +192,21 @@ impl fmt::Display for Errno {
         match SYSTEM.iter().find(|(errno, _)| errno.raw_os_error() == self.0) {
             Some((_, meaning)) => write!(f, "{meaning} (errno {})", self.0),
             None => io::Error::from_raw_os_error(self.0).fmt(f),
+        }
+    }
+}
+
+impl Explained for ZfsError {
+    /// By what ZFS says: its command has one exit status for all.
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Failed { stderr, .. } if stderr.contains("out of space") => Reason::TargetFull,
+            Self::Refused { causes, .. }
+                if causes.iter().any(|c| c.errno == Errno(Unix::NOSPC.raw_os_error())) =>
+            {
+                Reason::TargetFull
+            }
+            _ => Reason::Failed,
         }
     }
 }
