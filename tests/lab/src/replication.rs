@@ -12,6 +12,7 @@ use crate::{
 pub(crate) mod exit {
     pub(crate) const REFUSED: i64 = 3;
     pub(crate) const CONNECTION: i64 = 5;
+    pub(crate) const TARGET_MODIFIED: i64 = 6;
     pub(crate) const TARGET_FULL: i64 = 7;
 }
 

@@ -2,6 +2,7 @@
 
 mod drbd;
 mod faults;
+mod receive;
 mod walk;
 mod zvol;
 
@@ -98,6 +99,37 @@ pub(crate) const CASES: &[Case] = &[
         faults::cable_long,
     ),
     case("target-full", "the target's disk is full, and then is not", LONG, faults::target_full),
+    case(
+        "zvol-replica",
+        "a replica on a zvol: grown, cut, kept at each generation, read-only",
+        SHORT,
+        receive::zvol,
+    ),
+    case(
+        "zvol-modified",
+        "a replica on a zvol that was written is refused, and mended by consent",
+        LONG,
+        receive::zvol_modified,
+    ),
+    case(
+        "zvol-power",
+        "power failure of a target whose replica is a zvol",
+        LONG,
+        receive::zvol_power,
+    ),
+    case(
+        "files",
+        "a file system from ZFS to ZFS: resumed by its token, refused where it diverged",
+        SHORT,
+        receive::files,
+    ),
+    case(
+        "raw",
+        "an encrypted volume from ZFS to ZFS, its key never loaded there",
+        LONG,
+        receive::raw,
+    ),
+    case("tree", "a tree in one stream, with its properties by policy", LONG, receive::tree),
     case(
         "drbd-thin",
         "a tracker on LVM thin: the map covers every change, the replica is equal",
