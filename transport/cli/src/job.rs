@@ -130,6 +130,27 @@ mod tests {
         assert!(path_of("").is_err() && path_of("..").is_err());
     }
 
+    #[test]
+    fn the_units_of_push_and_pull_differ_in_the_verb_alone() {
+        let settings = |unit: &str| {
+            let lines = unit.lines().filter(|line| !line.starts_with('#'));
+            lines.map(|line| line.replace("pull", "push") + "\n").collect::<String>()
+        };
+        for (push, pull) in [
+            (
+                include_str!("../dist/systemd/driftline-push@.service"),
+                include_str!("../dist/systemd/driftline-pull@.service"),
+            ),
+            (
+                include_str!("../dist/systemd/driftline-push@.timer"),
+                include_str!("../dist/systemd/driftline-pull@.timer"),
+            ),
+        ] {
+            assert_eq!(settings(push), settings(pull));
+            assert_ne!(push, pull);
+        }
+    }
+
     /// Each replacement breaks the sample in one way, and the message says which.
     #[test]
     fn what_makes_no_sense_is_refused_by_name() {

@@ -155,7 +155,8 @@ pub(crate) const CASES: &[Case] = &[
         SHORT,
         walk::walk,
     ),
-    case("timer", "the testbed's timer fires and replicates", LONG, walk::timer),
+    case("timer", "the testbed's timer fires, catches up and replicates", LONG, walk::timer),
+    case("timer-pull", "a timer on the target fires and pulls", LONG, walk::timer_pull),
 ];
 
 const SHORT: bool = true;
