@@ -16,9 +16,10 @@ use driftline_extent::{
 
 use crate::{
     Dataset, DatasetKind, DatasetName, KeyStatus, OpaqueStream, Point, PointName, ResumeToken,
-    SnapshotDevice, StreamError, ZvolStream,
+    SnapshotDevice, StreamError, Warning, ZvolStream,
     host::{Hold, Package, SendRequest, Sending, Zfs},
     select::{Base, BaseError, OwnNames, Request, choose_base, choose_tip, newest_common, prune},
+    warnings,
 };
 pub use error::LiveError;
 
@@ -78,6 +79,8 @@ pub struct LiveSource {
     cut: Option<Generation>,
     increment: Option<Increment>,
     bytes_read: u64,
+    /// Whether what is known to be wrong with this ZFS was said.
+    warned: bool,
 }
 
 /// What is being sent.
@@ -144,6 +147,21 @@ impl LiveSource {
             cut: None,
             increment: None,
             bytes_read: 0,
+            warned: false,
+        }
+    }
+
+    /// Says what is known to be wrong with this version of ZFS, once.
+    fn warn(&mut self, dataset: &Dataset) {
+        if std::mem::replace(&mut self.warned, true) {
+            return;
+        }
+        // Those before 0.8 do not know their version.
+        let Ok((userland, kernel)) = self.zfs.versions() else { return };
+        let encrypted = dataset.encryption.is_some();
+        for known in warnings(&userland, kernel.as_ref(), encrypted, self.options.raw) {
+            let Warning { word, version, means, advice } = known;
+            tracing::warn!(warning = word, %version, "{means}; {advice}");
         }
     }
 
@@ -326,6 +344,7 @@ impl Source for LiveSource {
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, LiveError> {
         self.increment = None;
         let dataset = self.look()?;
+        self.warn(&dataset);
         let points = self.zfs.points(&self.name)?;
         if let Some(Generation::Zfs(guid)) = base {
             self.arrived(&points, *guid);

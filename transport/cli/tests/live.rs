@@ -38,6 +38,7 @@ case "$*" in
 "destroy "*) grep -v "^$last$tab" points > rest; mv rest points ;;
 hold*|release*) ;;
 "get -Hp -o value volsize "*) cat "size.$(guid_of "$last")" ;;
+version) cat version ;;
 "send -nvP"*) printf 'full\t%s\t1000000\nsize\t1000000\n' "$last" ;;
 "send "*)
     base=0; [ "$5" != -i ] || base=$(guid_of "$6")
@@ -56,6 +57,7 @@ impl Fake {
     fn new(points: &[(&str, u64, u64)]) -> Self {
         let fake = Self(TempDir::new().unwrap());
         fake.write("zfs", FAKE);
+        fake.write("version", "zfs-2.3.9-1\nzfs-kmod-2.3.9-1\n");
         fs::set_permissions(fake.path("zfs"), PermissionsExt::from_mode(0o755)).unwrap();
         fake.write("dataset", &format!("tank/vm 1\t{}\n", COLUMNS.replace("SIZE", "25165824")));
         let lines = points.iter().map(|(name, guid, txg)| {
@@ -242,6 +244,17 @@ fn what_cannot_be_read_is_refused_before_a_snapshot_is_taken() {
     assert!(text(&output).contains("there is no tank/none"), "{}", text(&output));
     assert!(!fake.calls().contains("snapshot tank"), "{}", fake.calls());
     assert!(!exists(&fake.path("vm.img")), "a refused push left a file");
+}
+
+#[test]
+fn a_zfs_that_is_known_to_lose_data_is_named() {
+    let fake = Fake::new(&[]);
+    let output = fake.push(&[]);
+    assert!(!text(&output).contains("zeroed-chunks"), "{}", text(&output));
+    fake.write("version", "zfs-2.2.1-1\nzfs-kmod-2.2.1-1\n");
+    let output = fake.push(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(text(&output).contains("zeroed-chunks"), "{}", text(&output));
 }
 
 #[test]
