@@ -21,8 +21,16 @@ impl Copy {
     fn new(pair: &Pair<'_>, name: &'static str, kind: &str, create: &str) -> Result<Self> {
         pair.source
             .sh(&format!("zfs create -o snapdev=visible {create} tank/{name}; udevadm settle"))?;
+        // What the unit says of volumes of ZFS.
         pair.target.sh("truncate -s 3G /srv/back.pool
-             zpool create -f -O snapdev=visible -m none back /srv/back.pool")?;
+             zpool create -f -O snapdev=visible -m none back /srv/back.pool
+             mkdir -p /etc/systemd/system/driftline-serve.service.d
+             cat > /etc/systemd/system/driftline-serve.service.d/zfs.conf << END
+[Service]
+DeviceAllow=/dev/zfs rw
+CapabilityBoundingSet=CAP_SYS_ADMIN
+END
+             systemctl daemon-reload")?;
         let copy = Self { name, place: format!("{kind}:back/{name}") };
         copy.serve(pair, "")?;
         Ok(copy)
@@ -103,7 +111,8 @@ impl Copy {
         let pair = lab.pair()?;
         pair.target.sh("systemctl stop driftline-serve")?;
         pair.target.until("zpool destroy -f back")?;
-        pair.target.sh("rm -rf /srv/back.pool /var/lib/driftline/zvol/back")?;
+        pair.target.sh("rm -r /srv/back.pool /etc/systemd/system/driftline-serve.service.d
+             rm -rf /var/lib/driftline/zvol/back; systemctl daemon-reload")?;
         pair.source.until(&format!("zfs destroy -r tank/{}", self.name))
     }
 }
