@@ -196,8 +196,12 @@ impl LiveSource {
         Ok((tip.clone(), token))
     }
 
-    /// What is sent next, unless something is to be gone on with.
-    fn choose_tip(&mut self, points: &[Point]) -> Result<Point, LiveError> {
+    /// What is sent next to a target that holds `held`.
+    fn choose_tip(
+        &mut self,
+        points: &[Point],
+        held: Option<&Generation>,
+    ) -> Result<Point, LiveError> {
         let cut = self.cut.take();
         let cut = points
             .iter()
@@ -211,16 +215,24 @@ impl LiveSource {
                 Ok(choose_tip(points, Request::Named(&wanted))?.clone())
             }
             Pick::Latest => Ok(choose_tip(points, Request::Latest(&self.name))?.clone()),
-            Pick::New => self.take_snapshot(),
+            Pick::New => self.take_snapshot(points, held),
         }
     }
 
-    /// The snapshot of this run, taken when it is first asked for.
-    fn take_snapshot(&mut self) -> Result<Point, LiveError> {
+    /// The snapshot of this run, taken when it is first asked for. One that could not be sent is
+    /// not taken: a timer whose job is refused would leave one behind each time.
+    fn take_snapshot(
+        &mut self,
+        points: &[Point],
+        held: Option<&Generation>,
+    ) -> Result<Point, LiveError> {
         if self.taken.is_none() {
             let name = self.name.snapshot(&self.options.names.snapshot(self.options.now_ms))?;
-            self.zfs.snapshot(std::slice::from_ref(&name))?;
-            self.taken = Some(name);
+            let (createtxg, user_refs) = (u64::MAX, None);
+            let planned = Point { name, guid: 0, createtxg, creation: 0, user_refs };
+            self.choose_base(points, &planned, held)?;
+            self.zfs.snapshot(std::slice::from_ref(&planned.name))?;
+            self.taken = Some(planned.name);
         }
         let points = self.zfs.points(&self.name)?;
         let taken = self.taken.as_ref().ok_or(LiveError::Unplanned)?;
@@ -355,7 +367,7 @@ impl Source for LiveSource {
         };
         let (tip, token) = match token {
             Some((tip, token)) => (tip, Some(token)),
-            None => (self.choose_tip(&points)?, None),
+            None => (self.choose_tip(&points, base)?, None),
         };
         let points = self.zfs.points(&self.name)?;
         let mut plan = Plan {

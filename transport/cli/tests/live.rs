@@ -200,6 +200,8 @@ fn what_is_left_of_nothing_is_a_base_mismatch_until_a_full_copy_is_agreed_to() {
     fake.write(&format!("size.{}", GUIDS[0] - 1), "16777216\n");
     let before = sha256(&fake.path("vm.img"));
     fake.fails(&[], 3, &["base-mismatch", "agree to a full copy"]);
+    // A timer would leave one behind each time.
+    assert_eq!(fake.points(), [""; 0], "a snapshot was taken that cannot be sent");
     assert_eq!(sha256(&fake.path("vm.img")), before);
     fake.write("points", &format!("tank/vm 1@again\t{}\t5\t5\t0\n", GUIDS[0]));
     fake.arrives(&["--full", "--latest"], 1);
