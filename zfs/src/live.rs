@@ -149,7 +149,10 @@ pub struct LiveVolume {
     /// The snapshot that an increment which was cut off led to.
     resume_tip: Option<Generation>,
     increment: Option<Increment>,
+    /// Of all increments.
     bytes_read: u64,
+    /// Of those before the stream that is being read.
+    bytes_before: u64,
 }
 
 /// What is being sent.
@@ -168,7 +171,16 @@ struct Increment {
 impl LiveVolume {
     /// The volume of this name. Nothing is looked at yet.
     pub const fn new(zfs: Zfs, name: DatasetName, options: LiveOptions) -> Self {
-        Self { zfs, name, options, taken: None, resume_tip: None, increment: None, bytes_read: 0 }
+        Self {
+            zfs,
+            name,
+            options,
+            taken: None,
+            resume_tip: None,
+            increment: None,
+            bytes_read: 0,
+            bytes_before: 0,
+        }
     }
 
     fn look(&self) -> Result<Dataset, LiveError> {
@@ -254,6 +266,7 @@ impl LiveVolume {
         match stream.plan(held.as_ref()) {
             Ok(_) => {
                 increment.stream = Some(stream);
+                self.bytes_before = self.bytes_read;
                 Ok(())
             }
             Err(error) => Err(failed(stream, snapshot, error)),
@@ -317,7 +330,8 @@ impl Source for LiveVolume {
         plan.kind = if from.is_some() { PlanKind::Incremental } else { PlanKind::Full };
         plan.base = from.as_ref().map(|point| Generation::Zfs(point.guid));
         plan.size = Some(size);
-        plan.bytes_expected = self.zfs.send_len(&request)?.unwrap_or(0);
+        let expected = self.zfs.send_len(&request)?;
+        plan.bytes_expected = expected.map_or(0, |len| len.saturating_add(self.bytes_read));
         let device = match self.options.read_back {
             ReadBack::Nothing => None,
             _ => Some(SnapshotDevice::open(&tip.name, size)?),
@@ -348,7 +362,7 @@ impl Source for LiveVolume {
         let snapshot = || increment.tip.name.clone();
         let Some(stream) = &mut increment.stream else { return Ok(None) };
         let next = stream.next_change(from);
-        self.bytes_read = stream.bytes_read();
+        self.bytes_read = self.bytes_before + stream.bytes_read();
         match next {
             // The stream of a volume that kept its size does not say where it ends.
             Ok(Some(Change::Zero(hole))) => match hole.clamp(increment.size) {
