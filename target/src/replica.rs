@@ -239,7 +239,11 @@ impl<D: Disk> Replica<D> {
             Some(kept) if kept.generation != Some(generation) => {
                 Err(Problem::NotKept { expected: generation, found: kept.generation })
             }
-            Some(kept) if kept.written => Err(Problem::Written { generation }),
+            // A storage that was not shut down may write to its own books when it comes back: only
+            // what stands there decides.
+            Some(kept) if kept.written && !self.verify_all(&mut |_| {})?.is_clean() => {
+                Err(Problem::Written { generation })
+            }
             Some(_) | None => Ok(()),
         }
     }
@@ -286,7 +290,8 @@ impl<D: Disk> Replica<D> {
         let Offer { plan, overwrite } = offer;
         let holds = self.state.generation();
         self.admit_source(plan, *overwrite)?;
-        if !overwrite {
+        // Consent to an overwrite is none to build on what stands there.
+        if !overwrite || plan.kind == PlanKind::Incremental {
             self.check_untouched()?;
         }
         let resumes = self.unsealed.as_ref().is_some_and(|unsealed| unsealed.is_of(plan));

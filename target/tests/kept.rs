@@ -230,9 +230,13 @@ fn what_was_written_since_is_noticed_wherever_it_is() {
     let mut replica = place.open();
     assert_eq!(replica.state().generation, Some(Generation::Zfs(1)));
     // No chunk of this increment was touched, and yet it is refused before it begins.
-    let error = replica.begin(&offer(plan(PlanKind::Incremental, Some(1), 2))).unwrap_err();
-    assert!(matches!(error.problem, Problem::Written { .. }), "{error}");
-    assert_eq!(error.reason(), Reason::TargetModified);
+    // Consent would not mend what the increment does not touch.
+    for overwrite in [false, true] {
+        let plan = plan(PlanKind::Incremental, Some(1), 2);
+        let error = replica.begin(&Offer { plan, overwrite }).unwrap_err();
+        assert!(matches!(error.problem, Problem::Written { .. }), "{error}");
+        assert_eq!(error.reason(), Reason::TargetModified);
+    }
     let forbidden = Options { forbid_overwrite: true, ..place.options() };
     drop(replica);
     let mut replica = place.open_with(&forbidden).unwrap();
@@ -240,4 +244,9 @@ fn what_was_written_since_is_noticed_wherever_it_is() {
     let error = replica.begin(&full).unwrap_err();
     assert_eq!(error.reason(), Reason::Denied);
     assert!(error.to_string().contains("something else wrote"), "{error}");
+    drop(replica);
+    // Written with what stood there before: the content decides.
+    device.write_all_at(&volume[2 * CHUNK + 77..][..1], 2 * CHUNK as u64 + 77).unwrap();
+    let mut replica = place.open();
+    replica.begin(&offer(plan(PlanKind::Incremental, Some(1), 2))).unwrap();
 }

@@ -18,7 +18,7 @@ use crate::{
     Dataset, DatasetKind, DatasetName, KeyStatus, OpaqueStream, Point, PointName, ResumeToken,
     SnapshotDevice, StreamError, Warning, ZvolStream,
     host::{Hold, Package, SendRequest, Sending, Zfs},
-    select::{Base, BaseError, OwnNames, Request, choose_base, choose_tip, newest_common, prune},
+    select::{Base, OwnNames, Request, choose_base, choose_tip, newest_common, prune},
     warnings,
 };
 pub use error::LiveError;
@@ -78,7 +78,12 @@ pub struct LiveSource {
     /// The snapshot that an increment of a volume which was cut off led to.
     cut: Option<Generation>,
     increment: Option<Increment>,
+    /// Of all increments.
     bytes_read: u64,
+    /// Of those before the stream that is being read.
+    bytes_before: u64,
+    /// Whether the user's consent to a full copy is still to be used.
+    consent: bool,
     /// Whether what is known to be wrong with this ZFS was said.
     warned: bool,
 }
@@ -138,6 +143,7 @@ impl Stream {
 impl LiveSource {
     /// The data set of this name. Nothing is looked at yet.
     pub const fn new(zfs: Zfs, name: DatasetName, options: LiveOptions) -> Self {
+        let consent = options.allow_full;
         Self {
             zfs,
             name,
@@ -147,6 +153,8 @@ impl LiveSource {
             cut: None,
             increment: None,
             bytes_read: 0,
+            bytes_before: 0,
+            consent,
             warned: false,
         }
     }
@@ -246,16 +254,17 @@ impl LiveSource {
         tip: &Point,
         held: Option<&Generation>,
     ) -> Result<Base<'a>, LiveError> {
-        let consent = self.options.allow_full && self.takes == Takes::Volume;
+        // An increment would leave as it is what it does not touch.
+        if self.consent && self.takes == Takes::Volume {
+            return Ok(Base::Nothing);
+        }
         let held = match held {
             None => None,
             Some(Generation::Zfs(guid)) => Some(*guid),
-            Some(_) if consent => None,
             Some(other) => return Err(LiveError::Foreign(*other)),
         };
         match choose_base(points, tip, held) {
             Ok(base) => Ok(base),
-            Err(BaseError::Unknown { .. }) if consent => Ok(Base::Nothing),
             Err(error) => {
                 self.check_common(points)?;
                 Err(error.into())
@@ -328,6 +337,7 @@ impl LiveSource {
         match stream.source().plan(held.as_ref()) {
             Ok(_) => {
                 increment.stream = Some(stream);
+                self.bytes_before = self.bytes_read;
                 Ok(())
             }
             Err(error) => Err(stream.failed(&tip.name, error)),
@@ -423,7 +433,8 @@ impl Source for LiveSource {
         }
         if increment.token.is_none() {
             let request = request(&self.options, &increment);
-            plan.bytes_expected = self.zfs.send_len(&request)?.unwrap_or(0);
+            let expected = self.zfs.send_len(&request)?;
+            plan.bytes_expected = expected.map_or(0, |len| len.saturating_add(self.bytes_read));
         }
         self.increment = Some(increment);
         Ok(plan)
@@ -443,7 +454,7 @@ impl Source for LiveSource {
         loop {
             let Some(stream) = &mut increment.stream else { return Ok(None) };
             let next = stream.source().next_change(from);
-            self.bytes_read = stream.source().bytes_read();
+            self.bytes_read = self.bytes_before + stream.source().bytes_read();
             let snapshot = &increment.tip.name;
             match (next, increment.shape, increment.stream.take()) {
                 // The stream of a volume that kept its size does not say where it ends.
@@ -470,6 +481,7 @@ impl Source for LiveSource {
                     stream.into_sending().finish()?;
                     let size = shape.map(|shape| shape.size);
                     increment.finish = Some(Finish { size, ..finish });
+                    self.consent = false;
                     return Ok(None);
                 }
                 (Err(error), _, Some(stream)) => return Err(stream.failed(snapshot, error)),

@@ -157,7 +157,14 @@ impl Keeper for ZvolKeeper {
         let Some((point, generation)) = self.newest()? else {
             return Ok(Kept { generation: None, written: false });
         };
-        Ok(Kept { generation: Some(generation), written: self.is_written(&point.name)? })
+        let written = self.is_written(&point.name)?;
+        if written {
+            tracing::warn!(
+                volume = %self.name, since = %point.name,
+                "ZFS says that this replica was written since: all of it is compared"
+            );
+        }
+        Ok(Kept { generation: Some(generation), written })
     }
 }
 

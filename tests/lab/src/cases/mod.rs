@@ -2,6 +2,8 @@
 
 mod drbd;
 mod faults;
+mod live;
+mod live_faults;
 mod receive;
 mod walk;
 mod zvol;
@@ -75,6 +77,54 @@ pub(crate) const CASES: &[Case] = &[
         SHORT,
         zvol::rollback,
     ),
+    case(
+        "live-increments",
+        "zfs:tank/NAME: full and five increments under a running writer; others' points stay",
+        SHORT,
+        live::increments,
+    ),
+    case(
+        "live-resume",
+        "an increment cut by kill -9, its base destroyed: goes on from the bookmark",
+        LONG,
+        live::resume,
+    ),
+    case("live-resume-full", "a first copy cut beyond its checkpoint", LONG, live::resume_full),
+    case(
+        "live-read-back",
+        "--read-back changed and all; snapdev=hidden is told",
+        LONG,
+        live::read_back,
+    ),
+    case("live-user", "an ordinary user with six permissions of zfs allow", LONG, live::user),
+    case("live-key", "an encrypted volume, its key loaded and not", LONG, live::key),
+    case("live-names", "every character that a name can have", LONG, live::names),
+    case("live-renamed", "zfs rename between runs: guids decide", LONG, live::renamed),
+    case("live-two", "two replicas of one volume, pushed at the same time", LONG, live::two),
+    case(
+        "live-no-bookmark",
+        "nothing is left of what the target holds: base-mismatch, and --full",
+        LONG,
+        live::no_bookmark,
+    ),
+    case("live-clock", "a clock set back and forth between runs", LONG, live::clock),
+    case(
+        "live-destroyed",
+        "zfs destroy of the snapshot that is sent, and of its base",
+        LONG,
+        live_faults::destroyed,
+    ),
+    case("live-killed", "the zfs send -t of a resumed push killed", LONG, live_faults::killed),
+    case("live-resized", "a volume that grows and shrinks while sent", LONG, live_faults::resized),
+    case("live-exported", "zpool export -f in the middle", LONG, live_faults::exported),
+    case(
+        "live-suspended",
+        "a pool whose device fails in the middle, failmode=continue",
+        LONG,
+        live_faults::suspended,
+    ),
+    case("live-suspended-wait", "the same, failmode=wait", LONG, live_faults::suspended_wait),
+    case("live-pool-full", "no space for a snapshot", LONG, live_faults::pool_full),
     case("kill-pusher", "kill -9 of the pusher in the middle", SHORT, faults::kill_pusher),
     case("kill-target", "kill -9 of the target's service in the middle", LONG, faults::kill_target),
     case(

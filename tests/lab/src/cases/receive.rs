@@ -19,8 +19,7 @@ struct Copy {
 impl Copy {
     /// Makes the data set with `create`'s options of `zfs create`.
     fn new(pair: &Pair<'_>, name: &'static str, kind: &str, create: &str) -> Result<Self> {
-        pair.source
-            .sh(&format!("zfs create -o snapdev=visible {create} tank/{name}; udevadm settle"))?;
+        pair.source.sh(&format!("zfs create {create} tank/{name}; udevadm settle"))?;
         // What the unit says of volumes of ZFS.
         pair.target.sh("truncate -s 3G /srv/back.pool
              zpool create -f -O snapdev=visible -m none back /srv/back.pool
@@ -119,7 +118,7 @@ END
 
 pub(super) fn zvol(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
-    let copy = Copy::new(&pair, "zvol-replica", "zvol", "-s -V 32M -b 16k")?;
+    let copy = Copy::new(&pair, "zvol-replica", "zvol", "-s -o snapdev=visible -V 32M -b 16k")?;
     let device = "/dev/zvol/tank/zvol-replica";
     pair.source.sh(&format!("/lab/blocks write {device} 1 0..4096"))?;
     ensure!(copy.arrives(pair.source, "")?.kind() == "full", "the first copy is none");
@@ -148,7 +147,7 @@ pub(super) fn zvol(lab: &mut Lab) -> Result<()> {
 
 pub(super) fn zvol_modified(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
-    let copy = Copy::new(&pair, "zvol-modified", "zvol", "-s -V 32M -b 16k")?;
+    let copy = Copy::new(&pair, "zvol-modified", "zvol", "-s -o snapdev=visible -V 32M -b 16k")?;
     let device = "/dev/zvol/tank/zvol-modified";
     pair.source.sh(&format!("/lab/blocks write {device} 1 0..2048"))?;
     copy.arrives(pair.source, "")?;
@@ -175,7 +174,7 @@ pub(super) fn zvol_modified(lab: &mut Lab) -> Result<()> {
 
 pub(super) fn zvol_power(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
-    let copy = Copy::new(&pair, "zvol-power", "zvol", "-s -V 64M -b 16k")?;
+    let copy = Copy::new(&pair, "zvol-power", "zvol", "-s -o snapdev=visible -V 64M -b 16k")?;
     let device = "/dev/zvol/tank/zvol-power";
     pair.source.sh(&format!("/lab/blocks write {device} 1 0..1024"))?;
     copy.arrives(pair.source, "")?;
@@ -205,7 +204,7 @@ fn write_files(pair: &Pair<'_>, name: &str) -> Result<()> {
 
 pub(super) fn files(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
-    let copy = Copy::new(&pair, "files", "zfs", "")?;
+    let copy = Copy::new(&pair, "files", "zfs", "-o mountpoint=/tank/files")?;
     write_files(&pair, "files")?;
     ensure!(copy.arrives(pair.source, "")?.kind() == "stream", "it is no stream");
     copy.files_are_equal(&pair)?;
@@ -243,7 +242,7 @@ pub(super) fn files(lab: &mut Lab) -> Result<()> {
 pub(super) fn raw(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
     pair.source.sh("head -c 32 /dev/urandom > /root/raw.key")?;
-    let create = "-s -V 32M -o encryption=on -o keyformat=raw -o keylocation=file:///root/raw.key";
+    let create = "-s -o snapdev=visible -V 32M -o encryption=on -o keyformat=raw -o keylocation=file:///root/raw.key";
     let copy = Copy::new(&pair, "raw", "zfs", create)?;
     let device = "/dev/zvol/tank/raw";
     pair.source.sh(&format!("/lab/blocks write {device} 1 0..2048"))?;
@@ -273,7 +272,7 @@ pub(super) fn raw(lab: &mut Lab) -> Result<()> {
 
 pub(super) fn tree(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
-    let copy = Copy::new(&pair, "tree", "zfs", "")?;
+    let copy = Copy::new(&pair, "tree", "zfs", "-o mountpoint=/tank/tree -o snapdev=visible")?;
     pair.source.sh("zfs create -o compression=zstd tank/tree/one
          zfs create -o recordsize=1M tank/tree/two; zfs create -s -V 16M tank/tree/volume
          zfs set driftline:colour=green tank/tree/one")?;
