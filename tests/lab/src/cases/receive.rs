@@ -29,7 +29,7 @@ impl Copy {
 DeviceAllow=/dev/zfs rw
 CapabilityBoundingSet=CAP_SYS_ADMIN
 END
-             systemctl daemon-reload")?;
+             systemctl daemon-reload; sync")?;
         let copy = Self { name, place: format!("{kind}:back/{name}") };
         copy.serve(pair, "")?;
         Ok(copy)
