@@ -219,7 +219,7 @@ pub(super) fn files(lab: &mut Lab) -> Result<()> {
     pair.source.sh("head -c 24M /dev/urandom > /tank/files/next; sync")?;
     start(pair.source, "push", &copy.command("--limit-rate 2M"))?;
     pair.target.until(
-        "[ $(zfs get -Hp -o value referenced back/files/%recv 2> /dev/null || echo 0) -gt 4000000 ]",
+        "[ $(zfs get -Hp -o value written back/files/%recv 2> /dev/null || echo 0) -gt 8000000 ]",
     )?;
     pair.source.sh("systemctl kill -s KILL push")?;
     pair.target.until("[ $(zfs get -Hp -o value receive_resume_token back/files) != - ]")?;
