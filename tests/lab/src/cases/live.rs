@@ -94,7 +94,7 @@ impl Live {
                  awk -F '\\t' '$1 == \"{guid}\" {{ print $2 }}')
              device=/dev/zvol/${{name// /+}}
              [ -n \"$name\" ]
-             until [ -b \"$device\" ]; do sleep 0.05; done
+             for _ in {{1..400}}; do [ ! -b \"$device\" ] || break; sleep 0.05; done
              sha256sum < \"$device\""
         ))?;
         let actual = pair.target.sh(&format!("sha256sum < {replica}"))?;

@@ -17,7 +17,8 @@ use crate::{
 const LARGE_MIB: u32 = 80;
 const LARGE_RATE: &str = "8M";
 
-/// `zfs destroy` of the snapshot that is being sent is refused, and that of its base is not.
+/// `zfs destroy` of the snapshot that is being sent is refused, though it takes the device away;
+/// that of its base is not.
 pub(super) fn destroyed(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
     let live = Live::new(&pair, "live-destroyed", "-V 64M")?;
@@ -33,6 +34,7 @@ pub(super) fn destroyed(lab: &mut Lab) -> Result<()> {
     );
     let oldest = newest.replace("tail", "head");
     pair.source.sh(&format!("zfs destroy {oldest}"))?;
+    pair.source.sh(&format!("zfs set snapdev=hidden {zvol}; zfs set snapdev=visible {zvol}"))?;
     push_ends_well(&pair, &live)?;
     live.is_tidy(pair.source)?;
     live.write(pair.source, "3 0..100")?;
@@ -127,8 +129,8 @@ impl Pool {
     }
 }
 
-/// `zpool export -f` in the middle is refused; after the push it is not, and what is exported
-/// is not there.
+/// `zpool export -f` in the middle is refused, though it takes the devices away; after the push
+/// it is not refused, and what is exported is not there.
 pub(super) fn exported(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
     let pool = Pool::new(pair.source, "exported", "")?;
@@ -141,10 +143,12 @@ pub(super) fn exported(lab: &mut Lab) -> Result<()> {
         output.code,
         output.stderr
     );
-    push_ends_well(&pair, &live)?;
+    let (code, said) = end_of_push(pair.source)?;
+    ensure!(code == "0", "the push ended with {code}: {said}");
     pair.source.until("zpool export -f exported")?;
     live.fails(&pair, "", "there is no exported/volume")?;
     pair.source.sh("zpool import -d /dev/mapper exported; udevadm settle")?;
+    live.is_equal(&pair)?;
     live.write(pair.source, "3 0..100")?;
     live.increment_arrives(&pair, "")?;
     live.is_tidy(pair.source)?;
@@ -235,9 +239,11 @@ pub(super) fn pool_full(lab: &mut Lab) -> Result<()> {
     let live = Live::new_at(&pair, "live-pool-full", "full/volume", "-V 128M")?;
     live.write(pair.source, "1 0..8192")?;
     live.arrives(&pair, "")?;
-    pair.source.sh("zfs create -V 240M full/somebody-elses
-         zfs set refreservation=auto full/volume")?;
     live.write(pair.source, "2 0..16384")?;
+    // 64 MiB are to be kept twice, and not even 40 are free.
+    pair.source.sh("zfs set refreservation=auto full/volume
+         free=$(zfs get -Hp -o value available full)
+         zfs create -V $((free / 1048576 - 40))M full/somebody-elses")?;
     live.fails(&pair, "", "the pool is full")?;
     pair.source.until("zfs destroy full/somebody-elses")?;
     live.increment_arrives(&pair, "")?;
