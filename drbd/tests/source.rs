@@ -8,7 +8,7 @@ use driftline_drbd::{
 };
 use driftline_extent::{
     Change, Explained, Extent, Generation, Plan, PlanKind, Reason, ReplicaId, Source, Standing,
-    TargetState, Volume,
+    Takes, TargetState, Volume,
 };
 
 const BASE: u64 = 0x0bbb_0000_0000_0000;
@@ -46,6 +46,7 @@ fn holding(generation: Option<Generation>, size: u64) -> TargetState {
         size,
         incomplete: false,
         resume: None,
+        takes: Takes::Volume,
     }
 }
 

@@ -37,6 +37,7 @@ pub(crate) fn validate(item: &Item) -> Result<Valid, Problem> {
     }
     let chunks = item.first()..end.min(chunks_max);
     match *item {
+        Item::Part { .. } => Err(Problem::Malformed("a part of a stream is no change of a volume")),
         Item::Zero { .. } => Ok(Valid::Zero(chunks)),
         Item::Span { count, .. } if count > SPAN_CHUNKS => {
             Err(Problem::Malformed("a span is longer than a span can be"))

@@ -5,7 +5,7 @@ use std::{
     io,
     num::NonZeroU64,
     os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use driftline_extent::{Extent, Volume};
@@ -26,8 +26,10 @@ const ZERO_WINDOW: u64 = 1 << 20;
 /// A regular file or a block device.
 #[derive(Debug)]
 pub struct FileDisk {
-    file: File,
-    /// The size of a block device; `None` for a file.
+    /// `None` for a device that its keeper has not made yet.
+    file: Option<File>,
+    path: PathBuf,
+    /// The size of a block device, or of whatever has a keeper; `None` for a file.
     fixed: Option<u64>,
     /// The size when it was opened: what a source is, though something may write to it.
     opened_len: u64,
@@ -36,27 +38,42 @@ pub struct FileDisk {
 impl FileDisk {
     /// Opens a file or device for reading only, as a source of bytes.
     pub fn open_read(path: &Path) -> io::Result<Self> {
-        Self::new(OpenOptions::new().read(true).open(path)?)
+        Self::new(OpenOptions::new().read(true).open(path)?, path)
     }
 
     /// Opens an existing file or device for reading and writing. A device that is mounted or
     /// otherwise in use is refused by the kernel.
     pub fn open_write(path: &Path) -> io::Result<Self> {
         let device = path.metadata()?.file_type().is_block_device();
-        let flags = if device { OFlags::EXCL } else { OFlags::empty() };
         let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(flags.bits().cast_signed());
-        Self::new(options.open(path)?)
+        options.read(true).write(true);
+        Self::new(if device { alone(&mut options) } else { &options }.open(path)?, path)
+    }
+
+    /// Opens for reading what a keeper keeps; it may not exist yet. A device that is mounted or
+    /// otherwise in use is refused by the kernel: it could not be written later.
+    pub(crate) fn open_kept(path: &Path) -> io::Result<Self> {
+        let mut disk = Self { file: None, path: path.to_owned(), fixed: Some(0), opened_len: 0 };
+        match path.metadata() {
+            Ok(metadata) if metadata.file_type().is_block_device() => {
+                drop(alone(OpenOptions::new().read(true)).open(path)?);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(disk),
+            Err(error) => return Err(error),
+        }
+        disk.reopen(false)?;
+        Ok(disk)
     }
 
     /// Opens a file for reading and writing, for its owner only if it must be made.
     pub(crate) fn create(path: &Path, new: bool) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).create_new(new).truncate(false).mode(0o600);
-        Self::new(options.open(path)?)
+        Self::new(options.open(path)?, path)
     }
 
-    fn new(file: File) -> io::Result<Self> {
+    fn new(file: File, path: &Path) -> io::Result<Self> {
         let kind = file.metadata()?.file_type();
         let fixed = match kind.is_block_device() {
             true => Some(seek(&file, SeekFrom::End(0))?),
@@ -67,7 +84,11 @@ impl FileDisk {
             }
         };
         let opened_len = fixed.map_or_else(|| Ok(file.metadata()?.len()), io::Result::Ok)?;
-        Ok(Self { file, fixed, opened_len })
+        Ok(Self { file: Some(file), path: path.to_owned(), fixed, opened_len })
+    }
+
+    fn file(&self) -> io::Result<&File> {
+        self.file.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn zero_file(&self, extent: Extent) -> io::Result<()> {
@@ -76,7 +97,7 @@ impl FileDisk {
         // ends is not asked: some file systems look at every page to find out.
         let Some(start) = self.data_start(extent.offset())? else { return Ok(()) };
         let Some(data) = Extent::from_bounds(start, extent.end()) else { return Ok(()) };
-        match fallocate(&self.file, flags, data.offset(), data.len()) {
+        match fallocate(self.file()?, flags, data.offset(), data.len()) {
             Ok(()) => Ok(()),
             Err(error) if is_unsupported(error) => self.zero_by_writing(data),
             Err(error) => Err(error.into()),
@@ -90,16 +111,14 @@ impl FileDisk {
         let (before, rest) = extent.split_at(inner.offset());
         let after = rest.and_then(|rest| rest.split_at(inner.end()).1);
         before.into_iter().chain(after).try_for_each(|edge| self.zero_by_writing(edge))?;
-        // Both of these promise zeros, which a discard does not.
-        for flag in [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE] {
-            let flags = flag | FallocateFlags::KEEP_SIZE;
-            match fallocate(&self.file, flags, inner.offset(), inner.len()) {
-                Ok(()) => return Ok(()),
-                Err(error) if is_unsupported(error) => {}
-                Err(error) => return Err(error.into()),
-            }
+        // This promises zeros, which a discard does not. Where the device cannot do it (a zvol),
+        // `ZERO_RANGE` would let the kernel write zeros over terabytes of what is a hole already.
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(self.file()?, flags, inner.offset(), inner.len()) {
+            Ok(()) => Ok(()),
+            Err(error) if is_unsupported(error) => self.zero_by_writing(inner),
+            Err(error) => Err(error.into()),
         }
-        self.zero_by_writing(inner)
     }
 
     /// Writes zeros where something else stands.
@@ -108,10 +127,10 @@ impl FileDisk {
         let mut buf = vec![0; extent.len().min(ZERO_WINDOW) as usize];
         for piece in extent.pieces(ZERO_WINDOW) {
             let buf = &mut buf[..piece.len() as usize];
-            self.file.read_exact_at(buf, piece.offset())?;
+            self.file()?.read_exact_at(buf, piece.offset())?;
             if !is_zero(buf) {
                 buf.fill(0);
-                self.file.write_all_at(buf, piece.offset())?;
+                self.file()?.write_all_at(buf, piece.offset())?;
             }
         }
         Ok(())
@@ -122,7 +141,7 @@ impl FileDisk {
         if self.fixed.is_some() {
             return Ok(Some(from));
         }
-        match seek(&self.file, SeekFrom::Data(from)) {
+        match seek(self.file()?, SeekFrom::Data(from)) {
             Ok(start) => Ok(Some(start.max(from))),
             Err(Errno::NXIO) => Ok(None),
             Err(error) if is_unsupported(error) => Ok(Some(from)),
@@ -136,7 +155,7 @@ impl FileDisk {
         if self.fixed.is_some() {
             return Ok(Extent::from_bounds(start, len));
         }
-        let end = match seek(&self.file, SeekFrom::Hole(start)) {
+        let end = match seek(self.file()?, SeekFrom::Hole(start)) {
             Ok(end) => end,
             Err(Errno::NXIO) => len,
             Err(error) if is_unsupported(error) => len,
@@ -148,7 +167,7 @@ impl FileDisk {
 
 impl Disk for FileDisk {
     fn len(&self) -> io::Result<u64> {
-        self.fixed.map_or_else(|| Ok(self.file.metadata()?.len()), Ok)
+        self.fixed.map_or_else(|| Ok(self.file()?.metadata()?.len()), Ok)
     }
 
     fn is_fixed(&self) -> bool {
@@ -156,11 +175,11 @@ impl Disk for FileDisk {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
+        self.file()?.read_exact_at(buf, offset)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)
+        self.file()?.write_all_at(bytes, offset)
     }
 
     fn zero(&self, extent: Extent) -> io::Result<()> {
@@ -168,7 +187,7 @@ impl Disk for FileDisk {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        Ok(ftruncate(&self.file, len)?)
+        Ok(ftruncate(self.file()?, len)?)
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
@@ -177,14 +196,21 @@ impl Disk for FileDisk {
 
     fn sync(&self) -> io::Result<()> {
         // Not only the data: the size is a part of what a replica holds.
-        self.file.sync_all()
+        self.file()?.sync_all()
     }
 
     fn drop_cache(&self) -> io::Result<()> {
-        match fadvise(&self.file, 0, None::<NonZeroU64>, Advice::DontNeed) {
+        match fadvise(self.file()?, 0, None::<NonZeroU64>, Advice::DontNeed) {
             Err(error) if !is_unsupported(error) => Err(error.into()),
             Ok(()) | Err(_) => Ok(()),
         }
+    }
+
+    fn reopen(&mut self, writable: bool) -> io::Result<()> {
+        let opened = if writable { Self::open_write } else { Self::open_read }(&self.path)?;
+        // Whatever it is, its length is not ours to set.
+        *self = Self { fixed: Some(opened.opened_len), ..opened };
+        Ok(())
     }
 }
 
@@ -205,6 +231,11 @@ impl Volume for FileDisk {
         }
         self.data_at_or_after(from)
     }
+}
+
+/// Opens a device only if nobody has it who also wants it alone: a mount, a device mapper.
+fn alone(options: &mut OpenOptions) -> &OpenOptions {
+    options.custom_flags(OFlags::EXCL.bits().cast_signed())
 }
 
 fn is_unsupported(error: Errno) -> bool {

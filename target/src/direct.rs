@@ -21,6 +21,8 @@ use crate::{
 pub(crate) struct Direct {
     /// Size of the volume, if the plan said it.
     size: Option<u64>,
+    /// Chunks below this were received in an earlier session.
+    began: u64,
     /// Chunks below this were received.
     next: u64,
     /// Chunks below this are durable and were read back.
@@ -38,12 +40,18 @@ impl<D: Disk> Replica<D> {
                 volume: plan.volume,
                 size: plan.size.unwrap_or(0),
                 status: Status::Direct { tip: plan.tip, watermark: 0 },
+                kept: false,
                 ..self.state.clone()
             };
             // Before anything else is touched, and before the source hears of the chunk key
             // as something that lasts.
             self.slots.commit(&state)?;
             self.state = state;
+        }
+        self.volume.make(plan.size)?;
+        self.volume.unlock()?;
+        if let Some(size) = plan.size {
+            self.volume.reach(size)?;
         }
         if !self.volume.is_fixed() {
             if from == 0 {
@@ -56,6 +64,7 @@ impl<D: Disk> Replica<D> {
         self.ids.truncate(from)?;
         self.session = Session::Direct(Direct {
             size: plan.size,
+            began: from,
             next: from,
             proven: from,
             unproven_bytes: 0,
@@ -114,6 +123,9 @@ impl<D: Disk> Replica<D> {
             let id = self.key.id(&chunk);
             (Cow::from(chunk), id)
         };
+        if direct.size.is_none() {
+            self.volume.reach_beyond(patch.offset() + CHUNK_LEN)?;
+        }
         let kept = self.room_in(&direct, patch.offset(), &chunk)?;
         self.volume.write_sparse(patch.offset(), &chunk[..kept])?;
         // The list is zero ahead, and stays a hole where it can.
@@ -165,13 +177,18 @@ impl<D: Disk> Replica<D> {
             ..direct
         };
         if direct.unproven_bytes >= self.checkpoint_len {
-            self.prove_directly(direct.proven..direct.next, self.direct_len(&direct)?)?;
+            let mut next = direct.next;
+            if self.volume.is_fixed() {
+                // Zeros may have come for what a device does not reach yet.
+                next = next.min(chunk_count(self.volume.len()?));
+            }
+            self.prove_directly(direct.proven..next, self.direct_len(&direct)?)?;
             let Status::Direct { tip, .. } = self.state.status else {
                 return Err(Problem::NoSession);
             };
-            self.state.status = Status::Direct { tip, watermark: direct.next };
+            self.state.status = Status::Direct { tip, watermark: next };
             self.slots.commit(&self.state)?;
-            direct = Direct { proven: direct.next, unproven_bytes: 0, ..direct };
+            direct = Direct { proven: next, unproven_bytes: 0, ..direct };
         }
         self.session = Session::Direct(direct);
         Ok(())
@@ -194,10 +211,13 @@ impl<D: Disk> Replica<D> {
         direct: Direct,
         finish: &Finish,
     ) -> Result<Committed, Problem> {
-        let expected = finish.root.ok_or(Problem::MissingRoot)?;
+        // A source that has not seen what an earlier session delivered cannot know the root.
+        if finish.root.is_none() && direct.began == 0 {
+            return Err(Problem::MissingRoot);
+        }
         let size = finish.size.or(direct.size);
         let size = size.ok_or(Problem::Malformed("a whole copy ended without its size"))?;
-        self.check_room(size)?;
+        self.volume.check_room(size)?;
         let count = chunk_count(size);
         if direct.next < count {
             return Err(Problem::Uncovered { offset: direct.next * CHUNK_LEN });
@@ -206,12 +226,13 @@ impl<D: Disk> Replica<D> {
             return Err(Problem::BeyondEnd { size });
         }
         let found = self.ids.root(&self.key, size)?;
-        if found != expected {
+        if let Some(expected) = finish.root.filter(|expected| *expected != found) {
             // Something below the watermark may be of another time: the next copy starts over.
             self.state.status = Status::Direct { tip: None, watermark: 0 };
             self.slots.commit(&self.state)?;
             return Err(Problem::WrongRoot { expected, found });
         }
+        self.volume.reach(size)?;
         if !self.volume.is_fixed() {
             self.volume.set_len(size)?;
         }
@@ -222,6 +243,7 @@ impl<D: Disk> Replica<D> {
             epoch: self.state.epoch + 1,
             size,
             status: Status::Complete { generation: finish.tip, root: found },
+            kept: false,
             ..self.state.clone()
         };
         self.slots.commit(&state)?;

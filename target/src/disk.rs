@@ -42,6 +42,11 @@ pub trait Disk: Send {
 
     /// Lets later reads come from the storage itself, as far as that is possible.
     fn drop_cache(&self) -> io::Result<()>;
+
+    /// Opens a device that a [`Keeper`](crate::Keeper) keeps anew, to see what the keeper made
+    /// of it: for reading only, or for writing as well. A device that does not exist yet has
+    /// no bytes. Nothing else is ever opened anew.
+    fn reopen(&mut self, writable: bool) -> io::Result<()>;
 }
 
 /// Which of a replica's files.
@@ -163,6 +168,14 @@ impl<D: Disk> Store<D> {
 
     pub(crate) fn drop_cache(&self) -> Result<(), Problem> {
         self.say(self.disk.drop_cache())
+    }
+
+    pub(crate) fn reopen(&mut self, writable: bool) -> Result<(), Problem> {
+        let reopened = self.disk.reopen(writable);
+        if reopened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
+            return Err(Problem::InUse);
+        }
+        self.say(reopened)
     }
 
     /// Makes sure that what is read next is what would be read after a crash: a process

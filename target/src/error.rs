@@ -34,6 +34,14 @@ pub enum Problem {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The keeper of the device failed.
+    #[error("the volume cannot be {doing}: {source}; put that right, then open the replica again")]
+    Keeper {
+        /// What it was to do.
+        doing: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
     /// A file around the replica could not be opened, made or locked.
     #[error("{} cannot be opened: {source}", path.display())]
     Open {
@@ -119,6 +127,29 @@ pub enum Problem {
         /// What it should have.
         expected: u64,
     },
+    /// The device was written after its generation was kept.
+    #[error(
+        "something else wrote to this volume after {generation} was committed and kept as a \
+         snapshot; nothing was changed; save what was written if it is wanted, then copy anew \
+         with overwriting allowed"
+    )]
+    Written {
+        /// The generation that was committed.
+        generation: Generation,
+    },
+    /// The newest snapshot is not of the generation that was committed.
+    #[error(
+        "the newest snapshot kept of this volume is of {}, but {expected} was committed and kept: \
+         something else destroyed that snapshot or rolled the volume back; nothing was changed; \
+         copy anew with overwriting allowed",
+        generation(found)
+    )]
+    NotKept {
+        /// The generation that was committed.
+        expected: Generation,
+        /// The generation of the newest snapshot.
+        found: Option<Generation>,
+    },
     /// What stands here is no replica.
     #[error(
         "what stands here is no complete replica of Driftline's, and it is not empty; choose another \
@@ -165,6 +196,12 @@ pub enum Problem {
         /// Which volume was offered.
         offered: VolumeId,
     },
+    /// An opaque stream was offered.
+    #[error(
+        "a file system or a raw encrypted stream can only be received by ZFS: push it to \
+         zfs:POOL/DATASET"
+    )]
+    Opaque,
     /// The device cannot hold the volume.
     #[error("the volume needs {needed} bytes, the device has {available}; use a larger one")]
     TooSmall {
@@ -251,10 +288,13 @@ impl Problem {
 
     pub(crate) fn reason(&self) -> Reason {
         match self {
-            Self::Io { source, .. } | Self::Open { source, .. } if is_full(source) => {
+            Self::Io { source, .. } | Self::Open { source, .. } | Self::Keeper { source, .. }
+                if is_full(source) =>
+            {
                 Reason::TargetFull
             }
             Self::Io { .. }
+            | Self::Keeper { .. }
             | Self::Open { .. }
             | Self::NotFound
             | Self::NotAVolume
@@ -268,7 +308,9 @@ impl Problem {
             | Self::JournalDamaged { .. }
             | Self::ListDamaged
             | Self::Modified { .. }
-            | Self::SizeModified { .. } => Reason::TargetModified,
+            | Self::SizeModified { .. }
+            | Self::Written { .. }
+            | Self::NotKept { .. } => Reason::TargetModified,
             Self::Busy { .. } | Self::InUse => Reason::TargetBusy,
             Self::Foreign => Reason::TargetForeign,
             Self::OverwriteForbidden { .. } => Reason::Denied,
@@ -282,7 +324,7 @@ impl Problem {
             | Self::MissingRoot
             | Self::Uncovered { .. } => Reason::VerifyFailed,
             Self::BeyondEnd { .. } | Self::Malformed(_) => Reason::StreamDamaged,
-            Self::UnknownGeneration(_) | Self::Newer { .. } => Reason::Unsupported,
+            Self::UnknownGeneration(_) | Self::Newer { .. } | Self::Opaque => Reason::Unsupported,
         }
     }
 }

@@ -126,6 +126,7 @@ fn books() -> Disks<Memory> {
     let state = State {
         epoch: 3,
         status: Status::Complete { generation, root },
+        kept: false,
         ..State::of_nothing(ReplicaId([1; 16]), SECRET, VOLUME_LEN)
     };
     let Ok((mut slots, None)) = Slots::open(disks.state) else { return empty(VOLUME_LEN) };
@@ -238,6 +239,10 @@ impl Disk for Memory {
     }
 
     fn drop_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reopen(&mut self, _writable: bool) -> io::Result<()> {
         Ok(())
     }
 }

@@ -95,6 +95,7 @@ impl Header {
             PlanKind::Full => 2,
             PlanKind::Scan => 3,
             PlanKind::UpToDate => return Err(Problem::Malformed("nothing is to be done")),
+            PlanKind::Stream => return Err(Problem::Opaque),
         };
         let header = Writer::default()
             .bytes(MAGIC)

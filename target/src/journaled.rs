@@ -108,7 +108,8 @@ impl<D: Disk> Replica<D> {
             Status::Complete { .. } | Status::Adopted => found,
         };
         let epoch = self.state.epoch + 1;
-        let adopted = State { epoch, size, status: Status::Adopted, ..self.state.clone() };
+        let (status, kept) = (Status::Adopted, false);
+        let adopted = State { epoch, size, status, kept, ..self.state.clone() };
         let mut give_up = |state: &mut State| {
             if *state == adopted {
                 return Ok(());
@@ -343,7 +344,7 @@ impl<D: Disk> Replica<D> {
         finish: &Finish,
     ) -> Result<Committed, Problem> {
         let size = finish.size.or(session.size).unwrap_or(self.state.size);
-        self.check_room(size)?;
+        self.volume.check_room(size)?;
         let root = self.prove_root(&mut session, size, finish.root).inspect_err(|problem| {
             // It would not lead anywhere else the next time.
             if !matches!(problem, Problem::Io { .. }) {

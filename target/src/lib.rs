@@ -6,6 +6,9 @@
 //!   at, the next [`open`] finds generation N or N + 1, never something between.
 //! * [`Disk`]: the whole boundary between a replica and storage, so that a test can own it.
 //! * [`FileDisk`]: real files and block devices behind that boundary.
+//! * [`Keeper`]: makes, resizes, locks and snapshots a device that its storage manages, so that
+//!   every generation is kept and nothing else can write to the newest one.
+//! * [`StreamTarget`] and [`Sink`]: opaque streams, into a storage that applies them itself.
 //!
 //! # Beside the volume
 //!
@@ -35,15 +38,21 @@ pub mod fuzzing;
 mod ids;
 mod journal;
 mod journaled;
+mod keeper;
 mod open_path;
 mod redo;
 mod replica;
 mod state;
+mod stream;
 mod verify;
+mod volume;
+mod window;
 
 pub use device::FileDisk;
 pub use disk::{Disk, Part};
 pub use error::{Problem, TargetError};
-pub use open_path::{Inspection, Options, inspect, open, state_dir_of};
+pub use keeper::{Keeper, Kept};
+pub use open_path::{Inspection, Options, inspect, open, open_kept, state_dir_of};
 pub use replica::{Disks, Replica};
+pub use stream::{Sink, SinkState, StreamProblem, StreamTarget, StreamTargetError};
 pub use verify::VerifyReport;

@@ -14,10 +14,10 @@ use rustix::{
 };
 
 use crate::{
-    Disks, FileDisk, Problem, Replica, TargetError,
+    Disks, FileDisk, Keeper, Problem, Replica, TargetError,
     journal::Journal,
     journaled::{Unsealed, find_unsealed},
-    state::Slots,
+    state::{Slots, State, Status},
 };
 
 /// How a replica is opened.
@@ -44,12 +44,43 @@ pub fn state_dir_of(path: &Path) -> PathBuf {
 /// A file that is no replica can be opened as well: it is left as it is until an offer with
 /// consent to overwrite it is accepted.
 pub fn open(path: &Path, options: &Options) -> Result<Replica<FileDisk>, TargetError> {
+    open_any(path, options, None)
+}
+
+/// As [`open`], for a device that `keeper` keeps, with its books in the directory that
+/// [`Options::state_dir`] names. With [`Options::create`] the device need not exist: the keeper
+/// makes it for the first offer that is accepted. It is open for writing only while it is
+/// unlocked.
+pub fn open_kept(
+    path: &Path,
+    options: &Options,
+    keeper: Box<dyn Keeper>,
+) -> Result<Replica<FileDisk>, TargetError> {
+    open_any(path, options, Some(keeper))
+}
+
+fn open_any(
+    path: &Path,
+    options: &Options,
+    keeper: Option<Box<dyn Keeper>>,
+) -> Result<Replica<FileDisk>, TargetError> {
     let name = path.display().to_string();
     let problem = |problem: Problem| problem.of(&name);
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| problem(Problem::Entropy(error.to_string())))?;
-    let (disks, guard) = open_disks(&resolved(path), options).map_err(problem)?;
-    let replica = Replica::open(&name, disks, seed)?.guarded_by(guard);
+    let (replica, guard) = match keeper {
+        None => {
+            let (disks, guard) = open_disks(&resolved(path), options, false).map_err(problem)?;
+            (Replica::open(&name, disks, seed)?, guard)
+        }
+        // The name leads to the device whatever number it gets; a link in its place is the
+        // storage's own.
+        Some(keeper) => {
+            let (disks, guard) = open_disks(path, options, true).map_err(problem)?;
+            (Replica::open_kept(&name, disks, keeper, seed)?, guard)
+        }
+    };
+    let replica = replica.guarded_by(guard);
     Ok(if options.forbid_overwrite { replica.forbid_overwrite() } else { replica })
 }
 
@@ -83,7 +114,11 @@ impl Drop for Guard {
 const BOOKS: [&str; 4] = ["state", "journal", "ids", "overlay"];
 const LOCK: &str = "lock";
 
-fn open_disks(path: &Path, options: &Options) -> Result<(Disks<FileDisk>, Guard), Problem> {
+fn open_disks(
+    path: &Path,
+    options: &Options,
+    kept: bool,
+) -> Result<(Disks<FileDisk>, Guard), Problem> {
     let kind = match path.metadata() {
         Ok(metadata) => Some(metadata.file_type()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -91,7 +126,7 @@ fn open_disks(path: &Path, options: &Options) -> Result<(Disks<FileDisk>, Guard)
     };
     let dir = match (&options.state_dir, kind) {
         (Some(dir), _) => dir.clone(),
-        (None, Some(kind)) if kind.is_block_device() => {
+        (None, kind) if kept || kind.is_some_and(|kind| kind.is_block_device()) => {
             return Err(Problem::NoStateDir);
         }
         (None, _) => state_dir_of(path),
@@ -100,7 +135,7 @@ fn open_disks(path: &Path, options: &Options) -> Result<(Disks<FileDisk>, Guard)
         Some(kind) if !kind.is_file() && !kind.is_block_device() => {
             return Err(Problem::NotAVolume);
         }
-        None if is_something(&dir.join("state")) => return Err(Problem::Gone { state_dir: dir }),
+        None if is_gone(&dir, kept)? => return Err(Problem::Gone { state_dir: dir }),
         None if !options.create => return Err(Problem::NotFound),
         _ => {}
     }
@@ -117,18 +152,22 @@ fn open_disks(path: &Path, options: &Options) -> Result<(Disks<FileDisk>, Guard)
     let (state, journal, ids, overlay) = (state?, journal?, ids?, overlay?);
     sync_dir(&dir)?;
     let volume = match kind {
+        _ if kept => FileDisk::open_kept(path),
         Some(_) => FileDisk::open_write(path),
         None => {
             guard.made.insert(0, path.to_owned());
             FileDisk::create(path, true)
         }
     };
-    let volume = volume.map_err(|source| Problem::Open { path: path.to_owned(), source })?;
+    let volume = volume.map_err(|source| match source.kind() {
+        io::ErrorKind::ResourceBusy => Problem::InUse,
+        _ => Problem::Open { path: path.to_owned(), source },
+    })?;
     // The kernel itself keeps a block device to one writer.
-    if kind.is_none_or(|kind| kind.is_file()) {
+    if kind.map_or(!kept, |kind| kind.is_file()) {
         guard._locks.push(lock_volume(path)?);
     }
-    if kind.is_none() {
+    if kind.is_none() && !kept {
         sync_dir(parent_of(path))?;
     }
     Ok((Disks { volume, state, journal, ids, overlay }, guard))
@@ -139,9 +178,21 @@ fn resolved(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Whether a file is there and not empty.
-fn is_something(path: &Path) -> bool {
-    path.metadata().is_ok_and(|metadata| metadata.len() > 0)
+/// Whether the books in `dir` are of a volume that must have been there.
+fn is_gone(dir: &Path, kept: bool) -> Result<bool, Problem> {
+    let begun = dir.join("state").metadata().is_ok_and(|metadata| metadata.len() > 0);
+    if !(begun && kept) {
+        return Ok(begun);
+    }
+    // A keeper makes its device only after the state says that something was begun.
+    let Some(state) = open_book(dir, "state")? else { return Ok(false) };
+    Ok(!matches!(
+        Slots::peek(state)?,
+        None | Some(
+            State { status: Status::Direct { watermark: 0, .. }, .. }
+                | State { status: Status::Adopted, size: 0, .. }
+        )
+    ))
 }
 
 /// Whether it had to be made.

@@ -44,7 +44,10 @@ impl<D: Disk> Replica<D> {
     /// That the volume's size is the base's, the tip's, or what a crash in between can leave.
     fn check_size_between(&self, base: u64, tip: u64) -> Result<(), Problem> {
         let found = self.volume.len()?;
-        let fits = if self.volume.is_fixed() {
+        let fits = if self.volume.has_keeper() {
+            // It is grown after the journal is sealed, and cut after the commit.
+            found >= base
+        } else if self.volume.is_fixed() {
             found >= base.max(tip)
         } else {
             (base.min(tip)..=base.max(tip)).contains(&found)
@@ -53,7 +56,8 @@ impl<D: Disk> Replica<D> {
     }
 
     /// Applies a sealed journal, whose overlay is complete, to the volume and the ids.
-    pub(crate) fn put_in_place(&self, seal: &Seal) -> Result<(), Problem> {
+    pub(crate) fn put_in_place(&mut self, seal: &Seal) -> Result<(), Problem> {
+        self.volume.unlock()?;
         self.grow(seal.header.base_size, seal.size)?;
         self.write_records(seal)?;
         if !self.volume.is_fixed() {
@@ -76,6 +80,7 @@ impl<D: Disk> Replica<D> {
             volume: seal.header.volume.or(self.state.volume),
             size: seal.size,
             status: Status::Complete { generation: seal.tip, root: seal.root },
+            kept: false,
             ..self.state.clone()
         };
         self.slots.commit(&state)?;
@@ -88,12 +93,16 @@ impl<D: Disk> Replica<D> {
     }
 
     /// What is new at the end of the volume is zeros, whatever stands there on a device.
-    fn grow(&self, base: u64, size: u64) -> Result<(), Problem> {
+    fn grow(&mut self, base: u64, size: u64) -> Result<(), Problem> {
         let Some(grown) = Extent::from_bounds(base, size) else { return Ok(()) };
-        if self.volume.is_fixed() {
-            return self.volume.zero(grown);
+        if !self.volume.is_fixed() {
+            return self.volume.set_len(size);
         }
-        self.volume.set_len(size)
+        // What a keeper adds is zeros already.
+        if let Some(there) = grown.clamp(self.volume.len()?) {
+            self.volume.zero(there)?;
+        }
+        self.volume.reach(size)
     }
 
     fn write_records(&self, seal: &Seal) -> Result<(), Problem> {

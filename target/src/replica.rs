@@ -9,16 +9,16 @@ use driftline_extent::{
 use driftline_manifest::ChunkKey;
 
 use crate::{
-    Disk, Part, Problem, TargetError, VerifyReport,
+    Disk, Keeper, Part, Problem, TargetError, VerifyReport,
     chunks::{Valid, validate},
     codec::Writer,
     direct::Direct,
-    disk::Store,
     ids::{IdList, Overlay},
     journal::Journal,
     journaled::{Journaled, Unsealed, find_unsealed},
     open_path::Guard,
     state::{Slots, State, Status},
+    volume::VolumeStore,
 };
 
 /// How many ids of received data are remembered, so that equal data moves once.
@@ -48,7 +48,7 @@ pub struct Replica<D: Disk> {
     seed: [u8; 32],
     drawn: u64,
     pub(crate) key: ChunkKey,
-    pub(crate) volume: Store<D>,
+    pub(crate) volume: VolumeStore<D>,
     pub(crate) slots: Slots<D>,
     pub(crate) journal: Journal<D>,
     pub(crate) ids: IdList<D>,
@@ -95,12 +95,31 @@ impl<D: Disk> Replica<D> {
     /// Disks without a state are no replica yet. Nothing is written to them before
     /// [`begin`](Target::begin) accepted an offer.
     pub fn open(name: &str, disks: Disks<D>, seed: [u8; 32]) -> Result<Self, TargetError> {
-        Self::recover(name, disks, seed).map_err(|problem| problem.of(name))
+        Self::recover(name, disks, None, seed).map_err(|problem| problem.of(name))
     }
 
-    fn recover(name: &str, disks: Disks<D>, seed: [u8; 32]) -> Result<Self, Problem> {
+    /// As [`open`](Self::open), for a volume on a device that `keeper` keeps. The volume's disk
+    /// is open for reading only, or has no bytes where the device does not exist yet.
+    ///
+    /// If the last generation was committed but not kept, it is kept here: whoever has the
+    /// replica open finds that every generation was.
+    pub fn open_kept(
+        name: &str,
+        disks: Disks<D>,
+        keeper: Box<dyn Keeper>,
+        seed: [u8; 32],
+    ) -> Result<Self, TargetError> {
+        Self::recover(name, disks, Some(keeper), seed).map_err(|problem| problem.of(name))
+    }
+
+    fn recover(
+        name: &str,
+        disks: Disks<D>,
+        keeper: Option<Box<dyn Keeper>>,
+        seed: [u8; 32],
+    ) -> Result<Self, Problem> {
         let (slots, state) = Slots::open(disks.state)?;
-        let volume = Store::new(Part::Volume, disks.volume);
+        let volume = VolumeStore::new(disks.volume, keeper);
         let recorded = state.is_some();
         let mut drawn = 0;
         let state = match state {
@@ -132,10 +151,43 @@ impl<D: Disk> Replica<D> {
         };
         // What a failed flush left in the cache is not what a crash would leave.
         this.ids.settle()?;
-        if recorded && !this.complete_sealed()? && this.check_size().is_ok() {
-            this.unsealed = find_unsealed(&this.journal, &this.state)?;
+        if recorded {
+            this.catch_up()?;
         }
         Ok(this)
+    }
+
+    /// Does what the last session could not do any more.
+    fn catch_up(&mut self) -> Result<(), Problem> {
+        let completed = self.complete_sealed()?;
+        if let Status::Direct { .. } = self.state.status {
+            self.volume.lock()?;
+        }
+        if self.check_size().is_ok() {
+            self.keep_generation()?;
+        }
+        if !completed && self.check_untouched().is_ok() {
+            self.unsealed = find_unsealed(&self.journal, &self.state)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the keeper cut, lock and keep what was committed, unless that was done.
+    fn keep_generation(&mut self) -> Result<(), Problem> {
+        let size = self.state.size;
+        let Status::Complete { generation, root } = self.state.status else { return Ok(()) };
+        if self.state.kept || !self.volume.has_keeper() {
+            return Ok(());
+        }
+        self.volume.unlock()?;
+        self.volume.resize(size)?;
+        // Locked before it is kept, so that nothing else can come between.
+        self.volume.lock()?;
+        self.volume.keep(&Committed { generation, root, size })?;
+        let state = State { kept: true, ..self.state.clone() };
+        self.slots.commit(&state)?;
+        self.state = state;
+        Ok(())
     }
 
     /// Keeps `guard` for as long as the replica is open.
@@ -176,6 +228,24 @@ impl<D: Disk> Replica<D> {
             _ => found == expected,
         };
         if fits { Ok(()) } else { Err(Problem::SizeModified { found, expected }) }
+    }
+
+    /// That the volume has the size that was committed to it, and that nothing was written to
+    /// it since it was kept.
+    fn check_untouched(&self) -> Result<(), Problem> {
+        self.check_size()?;
+        let Status::Complete { generation, .. } = self.state.status else { return Ok(()) };
+        match self.volume.kept()? {
+            Some(kept) if kept.generation != Some(generation) => {
+                Err(Problem::NotKept { expected: generation, found: kept.generation })
+            }
+            // A storage that was not shut down may write to its own books when it comes back: only
+            // what stands there decides.
+            Some(kept) if kept.written && !self.verify_all(&mut |_| {})?.is_clean() => {
+                Err(Problem::Written { generation })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// 32 random bytes that were not drawn before.
@@ -220,12 +290,14 @@ impl<D: Disk> Replica<D> {
         let Offer { plan, overwrite } = offer;
         let holds = self.state.generation();
         self.admit_source(plan, *overwrite)?;
-        if !overwrite {
-            self.check_size()?;
+        // Consent to an overwrite is none to build on what stands there.
+        if !overwrite || plan.kind == PlanKind::Incremental {
+            self.check_untouched()?;
         }
         let resumes = self.unsealed.as_ref().is_some_and(|unsealed| unsealed.is_of(plan));
         match (plan.kind, self.state.status) {
             (PlanKind::UpToDate, _) => Err(Problem::Malformed("nothing is to be done")),
+            (PlanKind::Stream, _) => Err(Problem::Opaque),
             (PlanKind::Incremental, Status::Complete { generation, .. })
                 if plan.base == Some(generation) =>
             {
@@ -267,16 +339,7 @@ impl<D: Disk> Replica<D> {
         for generation in [plan.base, plan.tip].into_iter().flatten() {
             storable(&generation)?;
         }
-        plan.size.map_or(Ok(()), |size| self.check_room(size))
-    }
-
-    /// That a device has room for a volume of `size` bytes.
-    pub(crate) fn check_room(&self, size: u64) -> Result<(), Problem> {
-        let available = self.volume.len()?;
-        if self.volume.is_fixed() && available < size {
-            return Err(Problem::TooSmall { needed: size, available });
-        }
-        Ok(())
+        plan.size.map_or(Ok(()), |size| self.volume.check_room(size))
     }
 
     fn begin_admitted(&mut self, mode: Mode, plan: &Plan) -> Result<Begin, Problem> {
@@ -291,6 +354,7 @@ impl<D: Disk> Replica<D> {
             }
             Mode::Adopting => {
                 self.adopt()?;
+                self.volume.make(plan.size)?;
                 self.begin_journaled(plan, None)?
             }
         };
@@ -335,11 +399,13 @@ impl<D: Disk> Replica<D> {
         if finish.size.is_some_and(|size| size > VOLUME_LEN_MAX) {
             return Err(Problem::Malformed("the volume is larger than any can be"));
         }
-        match std::mem::replace(&mut self.session, Session::Idle) {
+        let committed = match std::mem::replace(&mut self.session, Session::Idle) {
             Session::Idle => Err(Problem::NoSession),
             Session::Direct(direct) => self.commit_direct(direct, finish),
             Session::Journaled(journaled) => self.commit_journaled(*journaled, finish),
-        }
+        }?;
+        self.keep_generation()?;
+        Ok(committed)
     }
 }
 

@@ -19,11 +19,12 @@
 //! | 176 | 8 | size in bytes |
 //! | 184 | 40 | tip of the first copy, if known |
 //! | 224 | 8 | watermark of the first copy, in chunks |
-//! | 232 | 3832 | zero |
+//! | 232 | 4 | 1 if a keeper was seen to keep the generation, else 0 |
+//! | 236 | 3828 | zero |
 //! | 4064 | 32 | BLAKE3 of bytes 0 to 4064 |
 
 use driftline_extent::{
-    Generation, ReplicaId, Resume, Root, TargetState, VOLUME_LEN_MAX, VolumeId, chunk_count,
+    Generation, ReplicaId, Resume, Root, Takes, TargetState, VOLUME_LEN_MAX, VolumeId, chunk_count,
 };
 
 use crate::{
@@ -58,6 +59,8 @@ pub(crate) struct State {
     pub(crate) volume: Option<VolumeId>,
     pub(crate) size: u64,
     pub(crate) status: Status,
+    /// Whether a keeper has kept this generation, and locked the device before.
+    pub(crate) kept: bool,
 }
 
 impl State {
@@ -67,7 +70,7 @@ impl State {
             0 => Status::Direct { tip: None, watermark: 0 },
             _ => Status::Adopted,
         };
-        Self { replica, chunk_key, epoch: 0, volume: None, size, status }
+        Self { replica, chunk_key, epoch: 0, volume: None, size, status, kept: false }
     }
 
     /// The state as a source is told of it, with an increment that the journal holds.
@@ -88,6 +91,7 @@ impl State {
             size: self.size,
             incomplete: !matches!(self.status, Status::Complete { .. }),
             resume,
+            takes: Takes::Volume,
         }
     }
 
@@ -125,6 +129,7 @@ impl State {
             .u64(self.size)
             .generation(tip)?
             .u64(watermark)
+            .u32(u32::from(self.kept))
             .pad(SLOT_LEN - CHECKSUM_LEN)
             .checksummed();
         Ok(slot)
@@ -139,13 +144,18 @@ impl State {
         let size = fields.u64().filter(|size| *size <= VOLUME_LEN_MAX)?;
         let tip = fields.generation()?;
         let watermark = fields.u64().filter(|chunks| *chunks <= chunk_count(VOLUME_LEN_MAX))?;
+        let kept = match fields.u32()? {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
         let status = match tag {
             1 => Status::Complete { generation: generation?, root },
             2 => Status::Direct { tip, watermark },
             3 => Status::Adopted,
             _ => return None,
         };
-        Some((sequence, Self { replica, chunk_key, epoch, volume, size, status }))
+        Some((sequence, Self { replica, chunk_key, epoch, volume, size, status, kept }))
     }
 }
 
@@ -249,6 +259,7 @@ mod tests {
             volume: Some(VolumeId([4; 16])),
             size: 5,
             status,
+            kept: false,
         }
     }
 
@@ -270,6 +281,8 @@ mod tests {
         let checksum = *blake3::hash(&expected).as_bytes();
         expected.extend(checksum);
         assert!(bytes == expected);
+        let kept = State { kept: true, ..state(complete) }.encode(8).unwrap();
+        assert_eq!((&kept[..232], &kept[232..240]), (&bytes[..232], &[1, 0, 0, 0, 0, 0, 0, 0][..]));
     }
 
     /// Where the kind and the name of a complete state's generation stand.
@@ -300,9 +313,12 @@ mod tests {
             Status::Direct { tip: None, watermark: 0 },
             Status::Adopted,
         ] {
-            let bytes = state(status).encode(8).unwrap();
-            let fields = Reader(&checked(&bytes).unwrap()[12..]);
-            assert_eq!(State::decode(fields), Some((8, state(status))));
+            for kept in [false, true] {
+                let state = State { kept, ..state(status) };
+                let bytes = state.encode(8).unwrap();
+                let fields = Reader(&checked(&bytes).unwrap()[12..]);
+                assert_eq!(State::decode(fields), Some((8, state)));
+            }
         }
     }
 }

@@ -111,6 +111,8 @@ fn a_refusal_changes_nothing() {
         (plan(PlanKind::Full, None, 8), Reason::BaseMismatch),
         (plan(PlanKind::Scan, None, 8), Reason::BaseMismatch),
         (plan(PlanKind::UpToDate, None, 1), Reason::StreamDamaged),
+        (plan(PlanKind::Stream, Some(1), 8), Reason::Unsupported),
+        (plan(PlanKind::Stream, None, 8), Reason::Unsupported),
         (
             Plan { volume: Some(other), ..plan(PlanKind::Incremental, Some(1), 2) },
             Reason::SourceMismatch,

@@ -57,6 +57,7 @@ fn apply(volume: &mut Vec<u8>, changes: &[Change], size: u64) {
         match change {
             Change::Data { bytes, .. } => volume[start..end].copy_from_slice(bytes),
             Change::Zero(_) => volume[start..end].fill(0),
+            Change::Part(_) => panic!("a volume has no parts"),
         }
     }
     volume.truncate(size as usize);

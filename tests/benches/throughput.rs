@@ -13,7 +13,7 @@ use std::{
 
 use driftline_extent::Source;
 use driftline_zfs::{
-    ByteOrder, Fletcher4, RecordReader, ZvolStream,
+    ByteOrder, Fletcher4, OpaqueStream, RecordReader, ZvolStream,
     testing::{Opening, StreamWriter},
 };
 use tempfile::TempDir;
@@ -90,6 +90,12 @@ fn reader(stream: &[u8]) {
         while stream.next_change(0).unwrap().is_some() {}
     });
     println!("reader, changes of the volume       {changes:6.2} GB/s");
+    let parts = best(stream.len(), 3, || {
+        let mut stream = OpaqueStream::new(stream);
+        stream.open().unwrap();
+        while stream.next_part().unwrap().is_some() {}
+    });
+    println!("reader, parts of the stream         {parts:6.2} GB/s");
 }
 
 /// The real program twice, in memory, over loopback.

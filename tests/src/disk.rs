@@ -24,6 +24,11 @@
 //! * [`World::lie_on_sync`]: syncs of one disk say that they were done and do nothing. No
 //!   program can be correct on such a disk; it shows that a test would notice.
 //!
+//! * A device with a keeper ([`World::kept_device`]): each handle sees the length that the
+//!   device had when the handle was opened. Calls of the keeper are operations like any other,
+//!   lasting at once; one that fails may have been done. Whatever no kernel would allow, or
+//!   would silently lose, is counted: see [`KeptDevice::violations`].
+//!
 //! Not modelled: operations of one disk kept in another order than that in which they were
 //! done, damage to sectors that were not written, reads that fail.
 
@@ -36,6 +41,11 @@ use std::{
 
 use driftline_extent::Extent;
 use driftline_target::Disk;
+
+mod keeper;
+
+pub use keeper::{FakeKeeper, Flaw, KeptDevice};
+use keeper::{Keeping, Opened};
 
 const PAGE_LEN: u64 = 4096;
 const SECTOR_LEN: u64 = 512;
@@ -213,6 +223,7 @@ struct DiskState {
     durable: Image,
     pending: Vec<Operation>,
     lies: bool,
+    keeping: Option<Keeping>,
 }
 
 impl DiskState {
@@ -224,6 +235,9 @@ impl DiskState {
     fn perform(&mut self, operation: Operation) {
         operation.apply(&mut self.cache);
         self.pending.push(operation);
+        if let Some(keeping) = &mut self.keeping {
+            keeping.written = true;
+        }
     }
 }
 
@@ -259,7 +273,7 @@ impl World {
     /// A handle for the file of this name, which is empty at first.
     pub fn file(&self, name: &'static str) -> FakeDisk {
         self.lock().disks.entry(name).or_default();
-        FakeDisk { world: Self(self.0.clone()), name }
+        FakeDisk { world: Self(self.0.clone()), name, opened: None }
     }
 
     /// A handle for the device of this name, of `len` zeros at first.
@@ -271,7 +285,7 @@ impl World {
             durable: image,
             ..DiskState::default()
         });
-        FakeDisk { world: Self(self.0.clone()), name }
+        FakeDisk { world: Self(self.0.clone()), name, opened: None }
     }
 
     /// How many operations were begun so far.
@@ -389,9 +403,16 @@ fn stopped() -> io::Error {
 pub struct FakeDisk {
     world: World,
     name: &'static str,
+    /// How it was opened, if the device has a keeper.
+    opened: Option<Opened>,
 }
 
 impl FakeDisk {
+    /// How long the disk is through this handle.
+    fn len_of(&self, disk: &DiskState) -> u64 {
+        self.opened.map_or(disk.cache.len, |opened| opened.len)
+    }
+
     fn look<T>(&self, look: impl FnOnce(&mut DiskState) -> io::Result<T>) -> io::Result<T> {
         let mut inner = self.world.lock();
         if inner.stopped {
@@ -405,8 +426,12 @@ impl FakeDisk {
         let begun = inner.begin();
         let mut rng = inner.rng();
         let Some(disk) = inner.disks.get_mut(self.name) else { return Err(stopped()) };
+        let len = self.len_of(disk);
+        if let (Some(opened), Ok(())) = (self.opened, &begun) {
+            disk.check_writable(opened)?;
+        }
         let beyond = match &operation {
-            Operation::Write(offset, bytes) => offset + bytes.len() as u64 > disk.cache.len,
+            Operation::Write(offset, bytes) => offset + bytes.len() as u64 > len,
             Operation::Zero(_) => false,
             Operation::SetLen(_) => true,
         };
@@ -435,7 +460,7 @@ impl FakeDisk {
 
 impl Disk for FakeDisk {
     fn len(&self) -> io::Result<u64> {
-        self.look(|disk| Ok(disk.cache.len))
+        self.look(|disk| Ok(self.len_of(disk)))
     }
 
     fn is_fixed(&self) -> bool {
@@ -445,7 +470,7 @@ impl Disk for FakeDisk {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.look(|disk| {
             let end = offset.checked_add(buf.len() as u64);
-            if end.is_none_or(|end| end > disk.cache.len) {
+            if end.is_none_or(|end| end > self.len_of(disk)) {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             disk.cache.read(offset, buf);
@@ -471,7 +496,7 @@ impl Disk for FakeDisk {
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
         self.look(|disk| {
             if disk.fixed {
-                return Ok(Extent::from_bounds(from, disk.cache.len));
+                return Ok(Extent::from_bounds(from, self.len_of(disk)));
             }
             Ok(disk.cache.next_data(from))
         })
@@ -503,5 +528,11 @@ impl Disk for FakeDisk {
             disk.drop_cache();
             Ok(())
         })
+    }
+
+    fn reopen(&mut self, writable: bool) -> io::Result<()> {
+        self.close();
+        self.opened = Some(self.look(|disk| disk.open(writable))?);
+        Ok(())
     }
 }

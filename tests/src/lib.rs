@@ -6,4 +6,6 @@ pub mod fuzz_extent;
 pub mod hex;
 pub mod link;
 pub mod memory;
+pub mod pool;
+pub mod samples;
 pub mod session;

@@ -8,7 +8,7 @@ use std::{
 use driftline_extent::{
     BLOCK_LEN, Begin, BlockMask, CHUNK_LEN, Change, ChunkId, Committed, Explained, Extent, Finish,
     Generation, Item, Offer, Plan, PlanKind, Reason, ReplicaId, Resume, Root, Source, Standing,
-    Target, TargetState, Volume, VolumeId, chunk_count,
+    Takes, Target, TargetState, Volume, VolumeId, chunk_count,
 };
 use driftline_manifest::{ChunkKey, TreeHasher, is_zero};
 
@@ -320,6 +320,7 @@ impl Target for MemoryTarget {
             size: self.image.len() as u64,
             incomplete: false,
             resume,
+            takes: Takes::Volume,
         }
     }
 
@@ -327,6 +328,9 @@ impl Target for MemoryTarget {
         let plan = &offer.plan;
         if self.volume.is_some() && plan.volume.is_some() && self.volume != plan.volume {
             return refused(Reason::SourceMismatch, "this is a replica of another volume");
+        }
+        if plan.kind == PlanKind::Stream {
+            return refused(Reason::Unsupported, "this is a volume");
         }
         if plan.kind == PlanKind::Incremental && plan.base != self.generation {
             return refused(Reason::BaseMismatch, "the increment starts elsewhere");
@@ -348,7 +352,7 @@ impl Target for MemoryTarget {
     fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, MemoryError> {
         let lacks = items.iter().map(|item| match item {
             Item::Chunk { index, data, id, .. } => self.lacks_chunk(*index, *data, id),
-            Item::Zero { .. } => false,
+            Item::Zero { .. } | Item::Part { .. } => false,
             Item::Span { index, count, digest } => self.span(*index, *count) != *digest,
         });
         Ok(lacks.collect())
@@ -369,6 +373,7 @@ impl Target for MemoryTarget {
                 Ok(())
             }
             Item::Span { .. } => Ok(()),
+            Item::Part { .. } => refused(Reason::Unsupported, "this is a volume"),
         }
     }
 

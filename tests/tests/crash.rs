@@ -3,207 +3,14 @@
 
 mod crash_support;
 
-use crash_support::{CHUNK, Scenario, changed, or_panic, random, whole};
-use driftline_extent::{
-    BLOCK_LEN, CHUNK_LEN, Change, Explained, Extent, Generation, Offer, PlanKind, Reason, Root,
-    Target,
-};
+use crash_support::{CHUNK, Ground, Scenario, or_panic, random, scenarios::*};
+use driftline_extent::{BLOCK_LEN, CHUNK_LEN, Change, Explained, Extent, Offer, Reason, Target};
 use driftline_tests::disk::{Rng, World};
-
-const fn generation(guid: u64) -> Generation {
-    Generation::Zfs(guid)
-}
-
-fn data(chunk: usize, block: usize, seed: u64, len: usize) -> Change {
-    let offset = (chunk * CHUNK) as u64 + block as u64 * BLOCK_LEN;
-    Change::Data { offset, bytes: random(seed, len) }
-}
-
-fn zero(start: u64, end: u64) -> Change {
-    Change::Zero(Extent::from_bounds(start, end).unwrap())
-}
-
-/// A replica of `base` at `holds`, made by a whole copy.
-fn replica_of(base: &[u8], holds: Generation, device: Option<u64>) -> World {
-    let scenario = Scenario {
-        name: "setup",
-        world: World::new(),
-        device,
-        base: Vec::new(),
-        holds: None,
-        kind: PlanKind::Full,
-        overwrite: false,
-        changes: whole(base),
-        tip: base.to_vec(),
-        tip_generation: holds,
-        informed: true,
-    };
-    scenario.run(&scenario.world).unwrap();
-    scenario.world.crash(0);
-    assert!(scenario.check(&scenario.world).unwrap());
-    scenario.world.fork()
-}
-
-/// Eight chunks, of which the fourth is zero and the last is partial.
-fn base() -> Vec<u8> {
-    let mut base = random(1, 7 * CHUNK + 1300);
-    base[3 * CHUNK..4 * CHUNK].fill(0);
-    base[5 * CHUNK + 4096..5 * CHUNK + 20480].fill(0);
-    base
-}
-
-fn increment(
-    name: &'static str,
-    device: Option<u64>,
-    changes: Vec<Change>,
-    size: usize,
-) -> Scenario {
-    let base = base();
-    let tip = changed(&base, &changes, size);
-    Scenario {
-        name,
-        world: replica_of(&base, generation(1), device),
-        device,
-        base,
-        holds: Some(generation(1)),
-        kind: PlanKind::Incremental,
-        overwrite: false,
-        changes,
-        tip,
-        tip_generation: generation(2),
-        informed: false,
-    }
-}
-
-/// Whole chunks, parts of chunks, zeros, data that repeats, and room at the end.
-fn growing(device: Option<u64>) -> Scenario {
-    let c = CHUNK as u64;
-    let changes = vec![
-        data(0, 0, 10, CHUNK),
-        data(1, 3, 11, 1024),
-        zero(c + 20 * BLOCK_LEN, c + 40 * BLOCK_LEN),
-        zero(2 * c, 5 * c + 1024),
-        data(5, 7, 12, 4096),
-        data(6, 0, 10, CHUNK),
-        data(8, 0, 13, CHUNK + 700),
-    ];
-    let name = if device.is_some() { "growing on a device" } else { "growing" };
-    increment(name, device, changes, 9 * CHUNK + 700)
-}
-
-fn shrinking() -> Scenario {
-    let c = CHUNK as u64;
-    let changes = vec![data(1, 100, 20, 3 * 512), zero(2 * c, 3 * c), zero(4 * c, 1 << 50)];
-    increment("shrinking", None, changes, 4 * CHUNK)
-}
-
-/// The end cuts a chunk that changes as well.
-fn cutting_changed() -> Scenario {
-    let changes = vec![data(0, 1, 30, 512), data(5, 0, 31, 512)];
-    increment("cutting a changed chunk", None, changes, 5 * CHUNK + 777)
-}
-
-/// The end cuts a chunk that does not change otherwise.
-fn cutting_unchanged() -> Scenario {
-    increment("cutting an unchanged chunk", None, vec![data(0, 1, 32, 512)], 6 * CHUNK + 100)
-}
-
-fn first_copy(device: Option<u64>) -> Scenario {
-    let tip = base();
-    Scenario {
-        name: "first copy",
-        world: {
-            let world = World::new();
-            if let Some(len) = device {
-                world.device("volume", len);
-            }
-            world
-        },
-        device,
-        base: Vec::new(),
-        holds: None,
-        kind: PlanKind::Full,
-        overwrite: false,
-        changes: whole(&tip),
-        tip,
-        tip_generation: generation(1),
-        informed: true,
-    }
-}
-
-/// A plain source without a map, whose generation is its content.
-fn scan() -> Scenario {
-    let base = base();
-    let changes = [data(2, 0, 40, CHUNK), data(3, 9, 41, 512), data(6, 0, 42, CHUNK)];
-    let mut tip = changed(&base, &changes, 7 * CHUNK + 200);
-    tip[4 * CHUNK..5 * CHUNK].fill(0);
-    let holds = Generation::Content(Root([1; 32]));
-    Scenario {
-        name: "scan",
-        world: replica_of(&base, holds, None),
-        device: None,
-        base,
-        holds: Some(holds),
-        kind: PlanKind::Scan,
-        overwrite: false,
-        changes: whole(&tip),
-        tip,
-        tip_generation: Generation::Content(Root([2; 32])),
-        informed: true,
-    }
-}
-
-/// A whole copy, by consent, over a file that was not made by Driftline.
-fn over_foreign() -> Scenario {
-    let base = base();
-    let world = World::new();
-    let volume = world.file("volume");
-    driftline_target::Disk::write_at(&volume, 0, &base).unwrap();
-    driftline_target::Disk::sync(&volume).unwrap();
-    let tip = changed(&base, &[data(0, 0, 50, CHUNK), data(8, 0, 51, 900)], 8 * CHUNK + 900);
-    Scenario {
-        name: "over a foreign file",
-        world,
-        device: None,
-        base,
-        holds: None,
-        kind: PlanKind::Full,
-        overwrite: true,
-        changes: whole(&tip),
-        tip,
-        tip_generation: generation(2),
-        informed: true,
-    }
-}
-
-/// A whole copy, by consent, over a replica that something else wrote to.
-fn over_modified() -> Scenario {
-    let mut scenario = over_foreign();
-    scenario.name = "over a modified replica";
-    scenario.world = replica_of(&base(), generation(1), None);
-    scenario.world.flip("volume", 6 * CHUNK_LEN + 5, 3);
-    scenario.base = scenario.world.content("volume");
-    scenario.holds = Some(generation(1));
-    scenario
-}
-
-fn all() -> Vec<Scenario> {
-    vec![
-        growing(None),
-        growing(Some(12 * CHUNK_LEN)),
-        shrinking(),
-        cutting_changed(),
-        cutting_unchanged(),
-        first_copy(None),
-        first_copy(Some(12 * CHUNK_LEN)),
-        scan(),
-        over_foreign(),
-    ]
-}
 
 #[test]
 fn undisturbed_deliveries_end_where_they_should() {
-    for scenario in all().into_iter().chain([over_modified()]) {
+    let modified = [over_modified(Ground::File), over_modified(Ground::Kept)];
+    for scenario in all().into_iter().chain(all_kept()).chain(modified) {
         let world = scenario.world.fork();
         let from = or_panic(scenario.context(scenario.run(&world), format_args!("undisturbed")));
         assert_eq!(from, 0);
@@ -214,7 +21,7 @@ fn undisturbed_deliveries_end_where_they_should() {
 
 #[test]
 fn power_loss_at_every_operation() {
-    for scenario in all() {
+    for scenario in all().into_iter().chain(all_kept()) {
         let resumed = or_panic(scenario.sweep_crashes(5));
         assert!(resumed > 0, "{}: no delivery ever went on", scenario.name);
     }
@@ -222,21 +29,30 @@ fn power_loss_at_every_operation() {
 
 #[test]
 fn power_loss_within_recovery() {
-    for scenario in all() {
+    for scenario in all().into_iter().chain(all_kept()) {
         or_panic(scenario.sweep_nested(5, false));
     }
 }
 
 #[test]
 fn power_loss_after_a_kill() {
-    for scenario in all() {
+    for scenario in all().into_iter().chain(all_kept()) {
         or_panic(scenario.sweep_nested(5, true));
     }
 }
 
 #[test]
 fn every_operation_fails_once() {
-    for scenario in [growing(None), shrinking(), first_copy(None), scan(), over_foreign()] {
+    for scenario in [
+        growing(Ground::File),
+        shrinking(Ground::File),
+        first_copy(Ground::File, true),
+        scan(Ground::File),
+        over_foreign(),
+        growing(Ground::Kept),
+        shrinking(Ground::Kept),
+        first_copy(Ground::Kept, false),
+    ] {
         or_panic(scenario.sweep_errors());
     }
 }
@@ -261,11 +77,12 @@ fn random_changes(rng: &mut Rng, size: u64) -> Vec<Change> {
 
 #[test]
 fn power_loss_in_random_increments() {
-    for seed in 0..40 {
+    for seed in 0..60 {
+        let ground = if seed % 3 == 0 { Ground::Kept } else { Ground::File };
         let mut rng = Rng(seed);
         let size = rng.below(9 * CHUNK_LEN);
         let changes = random_changes(&mut rng, size);
-        let scenario = increment("random", None, changes, size as usize);
+        let scenario = increment("random", ground, changes, size as usize);
         let operations = or_panic(scenario.operations());
         for _ in 0..6 {
             let (stop, luck) = (rng.below(operations + 1), rng.next_u64());
@@ -282,7 +99,7 @@ fn power_loss_in_random_increments() {
 
 #[test]
 fn what_stood_on_a_device_behind_the_volume_is_not_part_of_it() {
-    let scenario = growing(Some(12 * CHUNK_LEN));
+    let scenario = growing(Ground::Device(12 * CHUNK_LEN));
     let device = scenario.world.device("volume", 0);
     let behind = scenario.base.len() as u64;
     let junk = random(60, 12 * CHUNK - scenario.base.len());
@@ -293,14 +110,14 @@ fn what_stood_on_a_device_behind_the_volume_is_not_part_of_it() {
 
 #[test]
 fn a_device_that_is_too_small_is_refused() {
-    let scenario = first_copy(Some(7 * CHUNK_LEN));
+    let scenario = first_copy(Ground::Device(7 * CHUNK_LEN), true);
     let mut replica = or_panic(scenario.open(&scenario.world));
     let before = scenario.world.operations();
     let offer = Offer { plan: scenario.plan(), overwrite: false };
     assert_eq!(replica.begin(&offer).unwrap_err().reason(), Reason::TargetFull);
     assert_eq!(scenario.world.operations(), before);
     // Without a size in the plan it is found out at the end.
-    let scenario = growing(Some(8 * CHUNK_LEN));
+    let scenario = growing(Ground::Device(8 * CHUNK_LEN));
     let error = scenario.run(&scenario.world).unwrap_err();
     assert!(error.contains("the device has 524288"), "{error}");
     assert!(!or_panic(scenario.check(&scenario.world)));
@@ -309,7 +126,7 @@ fn a_device_that_is_too_small_is_refused() {
 /// Nothing that was not synced survives, and yet not all of a cut increment comes again.
 #[test]
 fn power_loss_costs_no_more_than_since_the_last_checkpoint() {
-    let scenario = growing(None);
+    let scenario = growing(Ground::File);
     let went_on_at = (0..scenario.operations().unwrap()).filter_map(|stop| {
         let world = scenario.world.fork();
         world.stop_after(stop);
@@ -350,7 +167,7 @@ fn journal_offsets(journal: &[u8]) -> impl Iterator<Item = u64> + use<> {
 
 #[test]
 fn a_damaged_journal_is_dropped_or_named() {
-    let scenario = growing(None);
+    let scenario = growing(Ground::File);
     let (sealed, between) = sealed_stops(&scenario);
     let journal = sealed.content("journal");
     let unsealed = sealed.fork();
@@ -382,7 +199,7 @@ fn a_damaged_journal_is_dropped_or_named() {
 
 #[test]
 fn a_truncated_journal_is_dropped_or_named() {
-    let scenario = growing(None);
+    let scenario = growing(Ground::File);
     let (sealed, _) = sealed_stops(&scenario);
     let len = sealed.content("journal").len() as u64;
     for cut in (0..len).step_by(997).chain([512, 4096, 4776, 8192, 8344, len - 1]) {
@@ -403,7 +220,7 @@ fn a_truncated_journal_is_dropped_or_named() {
 /// Not even to complete an increment is a volume written that something else has cut or grown.
 #[test]
 fn another_size_behind_a_sealed_journal_is_refused() {
-    let scenario = growing(None);
+    let scenario = growing(Ground::File);
     let (sealed, _) = sealed_stops(&scenario);
     for (len, fits) in [
         (scenario.base.len() - 1, false),
@@ -427,7 +244,7 @@ fn another_size_behind_a_sealed_journal_is_refused() {
 /// Damage at rest is never taken for what was committed.
 #[test]
 fn damage_at_rest_is_found() {
-    let scenario = growing(None);
+    let scenario = growing(Ground::File);
     for offset in (0..scenario.base.len() as u64).step_by(4099) {
         let world = scenario.world.fork();
         world.flip("volume", offset, 5);
@@ -454,16 +271,18 @@ fn lying_disks_are_noticed() {
         scenario.sweep_crashes(8)
     };
     for disk in ["volume", "journal", "state", "ids"] {
-        for scenario in [growing(None), shrinking()] {
+        for scenario in [growing(Ground::File), shrinking(Ground::File)] {
             let name = scenario.name;
             let found = lies(scenario, disk);
             assert!(found.is_err(), "{name}: nobody noticed that {disk} lies");
         }
     }
     for disk in ["volume", "state", "ids"] {
-        let found = lies(first_copy(None), disk);
+        let found = lies(first_copy(Ground::File, true), disk);
         assert!(found.is_err(), "first copy: nobody noticed that {disk} lies");
     }
+    let found = lies(growing(Ground::Kept), "volume");
+    assert!(found.is_err(), "nobody noticed that a device with a keeper lies");
     // The overlay is scratch: it may lie as it likes.
-    or_panic(lies(growing(None), "overlay"));
+    or_panic(lies(growing(Ground::File), "overlay"));
 }

@@ -8,7 +8,7 @@ use driftline_tests::fuzz_extent;
 /// A fuzz target's name, and what it runs.
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 13] = [
     ("drbd_metadata", driftline_drbd::fuzzing::metadata),
     ("extent_set", fuzz_extent::extent_set),
     ("journal", driftline_target::fuzzing::journal),
@@ -21,6 +21,7 @@ const TARGETS: [Target; 12] = [
     ("zfs_nvlist", driftline_zfs::fuzzing::nvlist),
     ("zfs_stream", driftline_zfs::fuzzing::stream),
     ("zfs_stream_mended", driftline_zfs::fuzzing::stream_mended),
+    ("zfs_token", driftline_zfs::fuzzing::token),
 ];
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz");

@@ -51,7 +51,10 @@ fn claims_are_not_allocated_for() {
     assert!(peak(|| std::hint::black_box(vec![1_u8; 1 << 20])).0 >= 1 << 20);
 
     // Counts and lengths at their largest, with nothing behind them.
-    let hungry: [&[u8]; 5] = [
+    // A state up to what it takes: streams, no token, and as many points as there can be.
+    let points = [&[19][..], &[0; 61], &[2, 0, 200, 0]].concat();
+    let hungry: [&[u8]; 6] = [
+        &points,
         &[16, 1, 0xff, 0xff],
         &[18, 1, 0, 0xff, 0xff],
         &[22, 0, 0, 0, 0, 0, 2],

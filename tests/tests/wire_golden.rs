@@ -8,8 +8,8 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use bytes::{Bytes, BytesMut};
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, Reason,
-    ReplicaId, Resume, Root, Standing, TargetState, VolumeId,
+    Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, Point,
+    Reason, ReplicaId, Resume, Root, Standing, Takes, TargetState, VolumeId,
 };
 use driftline_tests::hex;
 use driftline_wire::{
@@ -45,6 +45,7 @@ fn state() -> TargetState {
         size: 0x50000,
         incomplete: false,
         resume: Some(resume),
+        takes: Takes::Volume,
     }
 }
 
@@ -53,7 +54,15 @@ fn empty_state() -> TargetState {
     TargetState { volume, generation, root, size: 0, incomplete: true, resume, ..state() }
 }
 
-fn offers() -> [(&'static str, Message); 4] {
+fn stream_state() -> TargetState {
+    let point = |guid, name: &str| Point { guid, name: name.to_owned() };
+    let points = vec![point(0x1122_3344_5566_7788, "daily"), point(0x99, "größe:1 2")];
+    let takes = Takes::Stream { token: Some("1-e9b-c8-78da".to_owned()), points };
+    let (volume, root, resume) = (None, None, None);
+    TargetState { volume, root, size: 0, resume, takes, ..state() }
+}
+
+fn offers() -> [(&'static str, Message); 5] {
     let offer = |plan, overwrite| Message::Offer(Offer { plan, overwrite });
     let incremental = Plan {
         kind: PlanKind::Incremental,
@@ -91,7 +100,17 @@ fn offers() -> [(&'static str, Message); 4] {
         standing: Standing::Suspect(Reason::SlotCleared),
         bytes_expected: 1 << 30,
     };
+    let stream = Plan {
+        kind: PlanKind::Stream,
+        volume: None,
+        base: Some(BASE),
+        tip: Some(TIP),
+        size: None,
+        standing: Standing::Proven,
+        bytes_expected: 1 << 20,
+    };
     [
+        ("offer-stream", offer(stream, false)),
         ("offer-drbd", offer(drbd, false)),
         ("offer-incremental", offer(incremental, false)),
         ("offer-full", offer(full, true)),
@@ -112,6 +131,15 @@ fn batch() -> Batch {
     Batch { seq: 7, items }
 }
 
+fn stream_batch() -> Batch {
+    let items = vec![
+        Item::Part { index: 0, len: 312, id: ChunkId([0x64; 32]) },
+        Item::Part { index: 1, len: 262_144, id: ChunkId([0x65; 32]) },
+        Item::Part { index: 2, len: 4096, id: ChunkId::ZERO },
+    ];
+    Batch { seq: 0, items }
+}
+
 /// Every message, under the name of its file.
 fn messages() -> Vec<(&'static str, Message)> {
     let request = |verb, volume: &str| Message::Request { verb, volume: volume.to_owned() };
@@ -129,10 +157,12 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("request-status", request(Verb::Status, "größe")),
         ("accept", Message::Accept),
         ("refuse", Message::Refuse { reason: Reason::Denied, detail }),
-        ("state", Message::State(state())),
-        ("state-empty", Message::State(empty_state())),
+        ("state", Message::State(Box::new(state()))),
+        ("state-empty", Message::State(Box::new(empty_state()))),
+        ("state-stream", Message::State(Box::new(stream_state()))),
         ("begin", Message::Begin(Begin { from: 0x01_0203 })),
         ("batch", Message::Batch(batch())),
+        ("batch-stream", Message::Batch(stream_batch())),
         ("want", Message::Want { seq: 7, wants }),
         ("applied", Message::Applied { seq: 0x0102_0304 }),
         ("finish", Message::Finish { finish, transcript }),

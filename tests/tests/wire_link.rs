@@ -221,9 +221,8 @@ fn short() -> (Vec<Bytes>, Vec<Bytes>) {
     }
     let volume = "v".to_owned();
     source.send(&Message::Request { verb: driftline_wire::Verb::Push, volume }, 0).unwrap();
-    target
-        .send(&Message::State(driftline_extent::Target::state(&wire_support::target(1))), 0)
-        .unwrap();
+    let state = driftline_extent::Target::state(&wire_support::target(1));
+    target.send(&Message::State(Box::new(state)), 0).unwrap();
     source.bind(&REPLICA);
     target.bind(&REPLICA);
     source.send_data(&part(9, 20), 0).unwrap();

@@ -10,11 +10,12 @@ use std::{collections::BTreeMap, fmt::Write as _, fs};
 use driftline_extent::{
     Change, Explained, ExtentSet, Finish, Generation, PlanKind, Reason, Source,
 };
+use driftline_tests::samples::{all_samples, data, sample};
 use driftline_zfs::{
     Fault, Features, Nvlist, Record, RecordReader, StreamError, Value, ZvolStream, fuzzing,
 };
 use sha2::{Digest, Sha256};
-use zfs_support::{Rewrite, all_samples, data, rewritten, sample};
+use zfs_support::{Rewrite, rewritten};
 
 /// Volumes of which each snapshot's hash is known.
 const FAMILIES: [&str; 3] = ["lz4-16k", "zstd-8k", "lz4-1M"];
@@ -67,6 +68,7 @@ impl Image {
                     self.0[extent.offset() as usize..extent.end() as usize].fill(0);
                 }
             }
+            Change::Part(_) => panic!("a volume has no parts"),
         }
     }
 
@@ -262,6 +264,7 @@ fn a_sparse_terabyte_moves_one_block_and_counts_one_block() {
                 Change::Zero(extent) => {
                     blocks.retain(|offset, _| !extent.contains(*offset));
                 }
+                Change::Part(_) => panic!("a volume has no parts"),
             }
         }
         let finish = stream.finish().expect("the increment was read to its end");
@@ -302,6 +305,7 @@ fn a_change_map_is_what_the_changes_cover() {
             match change {
                 Change::Data { .. } => changed.insert(extent),
                 Change::Zero(_) => zero.insert(extent),
+                Change::Part(_) => panic!("a volume has no parts"),
             }
         }
         let size = stream.finish().expect("it was read to its end").size;

@@ -11,11 +11,12 @@ use std::{
     thread,
 };
 
+use driftline_tests::samples::all_samples;
 use driftline_zfs::{
     ByteOrder, RecordKind, RecordReader, Tally,
     testing::{Opening, StreamWriter},
 };
-use zfs_support::{Rewrite, all_samples, rewritten};
+use zfs_support::{Rewrite, rewritten};
 
 /// Kinds that `zstream dump` counts in its totals only.
 const NOT_LISTED: [RecordKind; 2] = [RecordKind::ObjectRange, RecordKind::Redact];

@@ -4,8 +4,8 @@
 use std::{fmt, mem};
 
 use driftline_extent::{
-    Begin, CHUNK_LEN, Finish, Generation, Item, Offer, Plan, PlanKind, Reason, Source, TargetState,
-    Volume,
+    Begin, CHUNK_LEN, Change, Finish, Generation, Item, Offer, PART_LEN_MAX, Plan, PlanKind,
+    Reason, Source, TargetState, Volume,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope};
 use driftline_wire::{
@@ -13,7 +13,10 @@ use driftline_wire::{
     limits::{BATCH_DATA_MAX, BATCH_ITEMS_MAX},
 };
 
-use crate::{Failure, Progress, scan::Scanner};
+use crate::{
+    Failure, Progress,
+    scan::{Scanner, root_of},
+};
 
 /// Spans that are announced before the first is compared: both sides hash at the same time.
 const OPEN_SPANS_MAX: usize = 2;
@@ -78,20 +81,25 @@ pub fn deliver<S: Source>(
         (PlanKind::Scan, None) => {
             Err(Failure::new(Reason::Unsupported, "this source cannot be read at random"))
         }
-        _ => changes(source, delivery),
+        (PlanKind::Stream, _) => parts(source, delivery),
+        (PlanKind::UpToDate | PlanKind::Incremental | PlanKind::Full, _) => {
+            changes(source, delivery)
+        }
     }
 }
 
 fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, Failure> {
     let Delivery { plan, begin, key, outlet, progress } = delivery;
-    // The root over a whole volume needs all of it, also what an earlier session delivered.
+    // The root over a whole volume needs all of it, also what an earlier session delivered. A
+    // source that need not read that again leaves the root to the target.
     let (scope, from) = match plan.kind {
+        PlanKind::Full if begin.from > 0 && source.seeks() => (Scope::Rest, begin.from * CHUNK_LEN),
         PlanKind::Full => (Scope::Whole, 0),
         _ => (Scope::Increment, begin.from * CHUNK_LEN),
     };
     let damaged = |error| Failure::new(Reason::StreamDamaged, format!("{error}"));
     let mut chunker = Chunker::new(key, scope, begin.from);
-    let mut batcher = Batcher { outlet, progress, items: Vec::new(), data_len: 0 };
+    let mut batcher = Batcher::new(outlet, progress);
     while let Some(change) = source.next_change(from).map_err(|e| Failure::from_error(&e))? {
         progress.set_read(source.bytes_read());
         chunker.push(&change).map_err(damaged)?;
@@ -99,13 +107,24 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
     }
     let named = named_by(source, plan)?;
     let size = named.as_ref().and_then(|finish| finish.size).or(plan.size);
-    if scope == Scope::Whole && size.is_none() {
+    if scope != Scope::Increment && size.is_none() {
         return Err(Failure::new(Reason::StreamDamaged, "the source does not say how large it is"));
     }
-    let root = chunker.finish(size).map_err(damaged)?;
+    let mut root = chunker.finish(size).map_err(damaged)?;
     batcher.drain(&mut chunker)?;
     batcher.flush()?;
     progress.set_read(source.bytes_read());
+    if let Some(volume) = source.read_back().map_err(|e| Failure::from_error(&e))? {
+        let shown = root_of(volume.as_ref(), key)?;
+        if root.is_some_and(|root| root != shown) {
+            return Err(Failure::new(
+                Reason::VerifyFailed,
+                "what the stream says is not what the snapshot's device holds: nothing was \
+                 committed",
+            ));
+        }
+        root = Some(shown);
+    }
     let tip = match (&named, root) {
         (Some(finish), _) => finish.tip,
         (None, Some(root)) => Generation::Content(root),
@@ -123,6 +142,33 @@ fn named_by<S: Source>(source: &mut S, plan: &Plan) -> Result<Option<Finish>, Fa
     names.then(|| source.finish().map_err(|e| Failure::from_error(&e))).transpose()
 }
 
+/// Carries an opaque stream part by part, and names the whole of it.
+fn parts<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, Failure> {
+    let Delivery { key, outlet, progress, .. } = delivery;
+    let mut batcher = Batcher::new(outlet, progress);
+    let mut hasher = key.stream();
+    let mut index = 0;
+    while let Some(change) = source.next_change(0).map_err(|e| Failure::from_error(&e))? {
+        progress.set_read(source.bytes_read());
+        let bytes = match change {
+            Change::Part(bytes) if (1..=PART_LEN_MAX).contains(&(bytes.len() as u64)) => bytes,
+            _ => {
+                let detail = "the source of a stream yields something else than parts of it; \
+                              this is a defect in Driftline";
+                return Err(Failure::new(Reason::Failed, detail));
+            }
+        };
+        hasher.update(&bytes);
+        let item = Item::Part { index, len: bytes.len() as u32, id: key.id(&bytes) };
+        batcher.push(Announced { item, payload: Payload::Held(bytes) })?;
+        index += 1;
+    }
+    batcher.flush()?;
+    progress.set_read(source.bytes_read());
+    let Finish { tip, .. } = source.finish().map_err(|e| Failure::from_error(&e))?;
+    Ok(Finish { tip, size: Some(hasher.byte_count()), root: Some(hasher.root()) })
+}
+
 fn scan<S: Source>(
     source: &mut S,
     volume: &dyn Volume,
@@ -130,7 +176,7 @@ fn scan<S: Source>(
 ) -> Result<Finish, Failure> {
     let Delivery { plan, begin, key, outlet, progress } = delivery;
     let mut scanner = Scanner::new(volume, key, begin.from);
-    let mut batcher = Batcher { outlet, progress, items: Vec::new(), data_len: 0 };
+    let mut batcher = Batcher::new(outlet, progress);
     let mut done = false;
     loop {
         while !done && scanner.open_spans() < OPEN_SPANS_MAX {
@@ -165,7 +211,11 @@ struct Batcher<'a> {
     data_len: u64,
 }
 
-impl Batcher<'_> {
+impl<'a> Batcher<'a> {
+    const fn new(outlet: &'a mut dyn Outlet, progress: &'a Progress) -> Self {
+        Self { outlet, progress, items: Vec::new(), data_len: 0 }
+    }
+
     fn drain(&mut self, chunker: &mut Chunker) -> Result<(), Failure> {
         while let Some(Chunked { item, data }) = chunker.poll() {
             self.push(Announced { item, payload: Payload::Held(data) })?;

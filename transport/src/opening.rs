@@ -26,7 +26,7 @@ pub async fn receive_state<S: AsyncRead + AsyncWrite>(
     connection: &mut Connection<S>,
 ) -> Result<TargetState, TransportError> {
     match connection.message().await? {
-        Message::State(state) => Ok(state),
+        Message::State(state) => Ok(*state),
         other => Err(SessionError::out_of_place(other, "a state was due").into()),
     }
 }
@@ -69,6 +69,6 @@ pub async fn send_state<S: AsyncRead + AsyncWrite>(
     mut connection: Connection<S>,
     state: TargetState,
 ) -> Result<(), TransportError> {
-    connection.send(&Message::State(state))?;
+    connection.send(&Message::State(Box::new(state)))?;
     connection.close().await
 }

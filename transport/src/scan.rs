@@ -10,6 +10,13 @@ use driftline_wire::{Announced, Payload};
 /// Chunks that are read at once.
 const READ_CHUNKS: u64 = 16;
 
+/// The root over all of a volume.
+pub fn root_of(volume: &dyn Volume, key: &ChunkKey) -> io::Result<Root> {
+    let mut scanner = Scanner::new(volume, key, u64::MAX);
+    while scanner.next_span()?.is_some() {}
+    Ok(scanner.into_root())
+}
+
 /// Goes over a volume once, in order, and remembers the ids of spans that are not settled.
 pub struct Scanner<'a> {
     volume: &'a dyn Volume,

@@ -104,6 +104,15 @@ pub enum Fault {
         /// Up to where the target has everything.
         from: u64,
     },
+    /// The target holds a part of an increment, and the stream is not the rest of it.
+    #[error(
+        "the target holds a part of an increment that was cut off, and the stream does not go on \
+         there"
+    )]
+    NotResumed,
+    /// The stream is the rest of an increment, and the target does not hold the first part.
+    #[error("the stream goes on where another was cut off, but the target holds no part of one")]
+    NothingToResume,
     /// Changes were asked for and none are planned.
     #[error("no increment is planned")]
     Unplanned,
@@ -152,6 +161,11 @@ impl Fault {
                 "send an increment that starts from what the target holds, or agree to a full copy"
             }
             Self::Resumed { .. } => "resume at or below that, or send the whole increment again",
+            Self::NotResumed => {
+                "send what `zfs send -t` makes of the target's receive_resume_token, or have that \
+                 part given up there with `zfs receive -A`"
+            }
+            Self::NothingToResume => "send the whole increment again, without -t",
             Self::Unplanned => "plan one first",
             Self::Unfinished => "read all its changes first",
             Self::Poisoned => "open it anew",
@@ -177,7 +191,10 @@ impl Fault {
             | Self::Redacted
             | Self::RawEncrypted
             | Self::NotAVolume(_) => Reason::Unsupported,
-            Self::BaseMismatch { .. } | Self::Resumed { .. } => Reason::BaseMismatch,
+            Self::BaseMismatch { .. }
+            | Self::Resumed { .. }
+            | Self::NotResumed
+            | Self::NothingToResume => Reason::BaseMismatch,
             Self::Read(_) | Self::Unplanned | Self::Unfinished | Self::Poisoned => Reason::Failed,
         }
     }
@@ -258,6 +275,13 @@ impl fmt::Display for StreamError {
 impl Error for StreamError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.fault.source()
+    }
+}
+
+impl StreamError {
+    /// Whether it is only that there was no more to read: whoever wrote it may know why.
+    pub const fn is_about_the_end(&self) -> bool {
+        matches!(self.fault, Fault::Empty | Fault::Truncated | Fault::Read(_))
     }
 }
 

@@ -1,10 +1,10 @@
 //! Bodies of fuzz targets: any bytes at all must neither panic nor allocate without bound.
 
-use driftline_extent::{Change, Generation, PlanKind, Source};
+use driftline_extent::{Change, Generation, PART_LEN_MAX, PlanKind, Source};
 
 use crate::{
-    BLOCK_MAX, ByteOrder, Decoder, Fletcher4, HEADER_LEN, Nvlist, Record, RecordKind, RecordReader,
-    ZvolStream,
+    BLOCK_MAX, ByteOrder, Decoder, Fletcher4, HEADER_LEN, Nvlist, OpaqueStream, Record, RecordKind,
+    RecordReader, ResumeToken, ZvolStream,
     record::{CHECKSUM_AT, order_of_begin},
     testing::Header,
 };
@@ -22,11 +22,30 @@ pub fn stream(data: &[u8]) {
             base.get_or_insert_with(|| Generation::Zfs(begin.fromguid.max(1)));
         }
     }
+    parts(data);
     changes(ZvolStream::new(data), None);
     changes(ZvolStream::new(data).allow_full(true), base);
     let mut stream = ZvolStream::new(data);
     while let Ok(Some(map)) = stream.next_map() {
         assert!(map.changed.intersect(&map.zero).is_empty(), "changed and zero overlap");
+    }
+}
+
+/// Cuts `data` into parts as far as it is sound: joined, they are the start of it.
+fn parts(data: &[u8]) {
+    let mut stream = OpaqueStream::new(data);
+    let mut rest = data;
+    while let Ok(Some(_)) = stream.open() {
+        loop {
+            match stream.next_part() {
+                Ok(Some(part)) => {
+                    assert!((1..=PART_LEN_MAX).contains(&(part.len() as u64)));
+                    rest = rest.strip_prefix(&*part).expect("parts are the stream itself");
+                }
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
     }
 }
 
@@ -145,6 +164,15 @@ fn changes<R: std::io::Read>(mut stream: ZvolStream<R>, mut base: Option<Generat
 pub fn nvlist(data: &[u8]) {
     if let Ok(list) = Nvlist::decode(data) {
         assert!(list.0.len() <= data.len(), "no pair takes less than a byte");
+    }
+}
+
+/// Reads `data` as a resume token, and what it holds as one whose checksum is mended.
+pub fn token(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let token = text.parse::<ResumeToken>().or_else(|_| crate::token::mended(text).parse());
+    if let Ok(token) = token {
+        assert_eq!(token.to_string().parse(), Ok(token), "a token says what it says");
     }
 }
 

@@ -1,4 +1,6 @@
-//! Decodes packed name-value lists, in the sender's native layout and in XDR.
+//! Name-value lists: reads packed ones, in the sender's native layout and in XDR.
+
+mod encode;
 
 use thiserror::Error;
 
@@ -10,7 +12,7 @@ const DEPTH_MAX: u32 = 32;
 /// How many names, strings and lists one list may hold in all.
 const VALUES_MAX: u32 = 1 << 20;
 
-/// Why an nvlist cannot be read.
+/// Why an nvlist cannot be read or packed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum NvlistError {
@@ -29,6 +31,9 @@ pub enum NvlistError {
     /// Lists stand in lists too deep.
     #[error("lists stand in lists more than {DEPTH_MAX} deep")]
     TooDeep,
+    /// Something is longer than the format can say.
+    #[error("it is longer than its layout allows")]
+    TooLong,
     /// There are too many values.
     #[error("it has more than {VALUES_MAX} values")]
     TooMany,

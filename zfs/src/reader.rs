@@ -84,6 +84,7 @@ enum Stage {
 /// A header that was verified and whose payload has not been read.
 struct Ahead {
     record: Record,
+    header: [u8; HEADER_LEN],
     offset: u64,
 }
 
@@ -106,6 +107,7 @@ pub struct RecordReader<R> {
     /// Whether records of this substream carry checksums; its first one decides.
     checksums: Option<bool>,
     ahead: Option<Ahead>,
+    header: [u8; HEADER_LEN],
     payload: Vec<u8>,
     offset: u64,
     summary: Summary,
@@ -126,6 +128,7 @@ impl<R: Read> RecordReader<R> {
             snapshot: None,
             checksums: None,
             ahead: None,
+            header: [0; HEADER_LEN],
             payload: Vec::new(),
             offset: 0,
             summary: Summary::default(),
@@ -148,6 +151,11 @@ impl<R: Read> RecordReader<R> {
         next
     }
 
+    /// The header of the last record, as it was sent.
+    pub const fn header(&self) -> &[u8; HEADER_LEN] {
+        &self.header
+    }
+
     /// The payload of the last record, unless it was taken.
     pub fn payload(&self) -> &[u8] {
         &self.payload
@@ -168,6 +176,11 @@ impl<R: Read> RecordReader<R> {
         self.offset
     }
 
+    /// The input, read as far as it was.
+    pub fn into_inner(self) -> R {
+        self.input.into_inner()
+    }
+
     /// How many bytes of the stream have been read.
     pub const fn bytes_read(&self) -> u64 {
         self.taken
@@ -181,6 +194,12 @@ impl<R: Read> RecordReader<R> {
     /// What the stream was made of so far.
     pub const fn summary(&self) -> &Summary {
         &self.summary
+    }
+
+    /// Whether the last record, an END, was the last of a whole stream. After any other record
+    /// it says nothing: the reader is one header ahead then.
+    pub(crate) const fn is_between(&self) -> bool {
+        matches!(self.stage, Stage::Between | Stage::Done)
     }
 
     /// An error at the record that was returned last.
@@ -212,7 +231,7 @@ impl<R: Read> RecordReader<R> {
         if ahead.record.kind() != RecordKind::End {
             self.ahead = self.read_header()?;
         }
-        self.offset = ahead.offset;
+        (self.header, self.offset) = (ahead.header, ahead.offset);
         self.summary.count(ahead.record.kind(), self.payload.len() as u64);
         Ok(Some(ahead.record))
     }
@@ -254,7 +273,7 @@ impl<R: Read> RecordReader<R> {
             Stage::Start | Stage::Between | Stage::Among | Stage::Done => self.open(&header),
         };
         match record {
-            Ok(record) => Ok(Some(Ahead { record, offset })),
+            Ok(record) => Ok(Some(Ahead { record, header, offset })),
             Err(fault) => Err(self.error_at(fault, offset)),
         }
     }

@@ -82,6 +82,11 @@ impl<R: Read> ZvolStream<R> {
         self
     }
 
+    /// The input, read as far as it was.
+    pub fn into_inner(self) -> R {
+        self.reader.into_inner()
+    }
+
     /// Where the planned increment goes on, if it is a resumed one: changes below were in
     /// the stream that was cut off. `u64::MAX` if that one had all of the volume's blocks
     /// already, and perhaps its last hole.

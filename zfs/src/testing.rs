@@ -158,6 +158,11 @@ impl StreamWriter {
 
     /// BEGIN of a substream.
     pub fn begin(self, opening: &Opening<'_>) -> Self {
+        self.begin_named(opening, &format!("pool/vol@{}", opening.to))
+    }
+
+    /// BEGIN of a substream of the snapshot with this name.
+    pub fn begin_named(self, opening: &Opening<'_>, name: &str) -> Self {
         let mut header = self
             .header(RecordKind::Begin)
             .u32(4, opening.payload.len() as u32)
@@ -168,19 +173,27 @@ impl StreamWriter {
             .u32(36, 12)
             .u64(40, opening.to)
             .u64(48, opening.from);
-        for (i, byte) in format!("pool/vol@{}", opening.to).bytes().enumerate() {
+        for (i, byte) in name.bytes().enumerate() {
             header = header.u8(56 + i, byte);
         }
         self.open(header, opening.to, opening.payload)
     }
 
     /// BEGIN and END of a compound stream's head.
-    pub fn compound_head(mut self, payload: &[u8]) -> Self {
-        let header = self
+    pub fn compound_head(self, payload: &[u8]) -> Self {
+        self.named_head("", payload)
+    }
+
+    /// The same, of a package that is named after this snapshot.
+    pub fn named_head(mut self, name: &str, payload: &[u8]) -> Self {
+        let mut header = self
             .header(RecordKind::Begin)
             .u32(4, payload.len() as u32)
             .u64(8, 0x2_f5ba_cbac)
             .u64(16, 2);
+        for (i, byte) in name.bytes().enumerate() {
+            header = header.u8(56 + i, byte);
+        }
         self = self.open(header, 0, payload);
         let end = self.header(RecordKind::End).u64s(8, &self.state.sums());
         self.unchecked(&end)

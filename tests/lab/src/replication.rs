@@ -10,15 +10,19 @@ use crate::{
 
 /// Exit codes of `driftline`, as its README documents them.
 pub(crate) mod exit {
+    pub(crate) const FAILED: i64 = 1;
     pub(crate) const REFUSED: i64 = 3;
     pub(crate) const CONNECTION: i64 = 5;
+    pub(crate) const TARGET_MODIFIED: i64 = 6;
     pub(crate) const TARGET_FULL: i64 = 7;
 }
 
-/// The zvol `tank/NAME` and the replica of it. It holds no machine, as those come and go.
+/// A zvol and the replica of it. It holds no machine, as those come and go.
 pub(crate) struct Replication {
-    /// Name of the zvol and of the volume; the case's.
+    /// Name of the volume at the target; the case's.
     pub(crate) name: &'static str,
+    /// The zvol, mostly `tank/NAME`.
+    pub(crate) zvol: String,
     /// Where the replica is on the target.
     pub(crate) replica: String,
     /// Number of the newest snapshot, `@s1` and on; 0 is none.
@@ -36,6 +40,11 @@ impl Report {
         ensure!(output.code == 0, "exit {}\n{}", output.code, output.stderr);
         let line = output.stdout.lines().last().unwrap_or_default();
         Ok(Self(serde_json::from_str(line).with_context(|| format!("it printed {line:?}"))?))
+    }
+
+    /// Bytes that it read from the source's storage.
+    pub(crate) fn read(&self) -> u64 {
+        self.0["bytes"]["read"].as_u64().unwrap_or(u64::MAX)
     }
 
     /// Bytes that it put on the network.
@@ -65,29 +74,36 @@ impl Report {
 }
 
 impl Replication {
-    /// Makes the zvol with `create`'s options of `zfs create`, and lets the source push it to
-    /// a file on the target.
+    /// Makes the zvol `tank/NAME` with `create`'s options of `zfs create`, and lets the source
+    /// push it to a file on the target.
     pub(crate) fn new(pair: &Pair<'_>, name: &'static str, create: &str) -> Result<Self> {
-        Self::new_at(pair, name, create, &format!("/srv/{name}.img"))
+        Self::new_at(pair, name, &format!("tank/{name}"), create, &format!("/srv/{name}.img"))
     }
 
-    /// The same with another place for the replica.
+    /// The same with another zvol, and another place for the replica.
     pub(crate) fn new_at(
         pair: &Pair<'_>,
         name: &'static str,
+        zvol: &str,
         create: &str,
         replica: &str,
     ) -> Result<Self> {
-        pair.source.sh(&format!(
-            "zfs create -s -o snapdev=visible {create} tank/{name}; udevadm settle"
-        ))?;
+        pair.source
+            .sh(&format!("zfs create -s -o snapdev=visible {create} '{zvol}'; udevadm settle"))?;
         allow_push(pair, name, replica)?;
-        Ok(Self { name, replica: replica.to_owned(), snapshot: 0, base: None })
+        let (zvol, replica) = (zvol.to_owned(), replica.to_owned());
+        Ok(Self { name, zvol, replica, snapshot: 0, base: None })
     }
 
-    /// The zvol's device.
+    /// The same zvol, to be pushed to another volume, of which the target must know.
+    pub(crate) fn fork(&self, name: &'static str) -> Self {
+        let (zvol, replica) = (self.zvol.clone(), format!("/srv/{name}.img"));
+        Self { name, zvol, replica, snapshot: 0, base: None }
+    }
+
+    /// The zvol's device: udev writes + for a space.
     pub(crate) fn device(&self) -> String {
-        format!("/dev/zvol/tank/{}", self.name)
+        format!("/dev/zvol/{}", self.zvol.replace(' ', "+"))
     }
 
     /// Runs `blocks` on the zvol.
@@ -99,17 +115,17 @@ impl Replication {
     /// Takes the next snapshot.
     pub(crate) fn take_snapshot(&mut self, source: &Machine) -> Result<()> {
         self.snapshot += 1;
-        source.sh(&format!("zfs snapshot tank/{}@s{}", self.name, self.snapshot))?;
+        source.sh(&format!("zfs snapshot '{}@s{}'", self.zvol, self.snapshot))?;
         Ok(())
     }
 
     /// The command that pushes the newest snapshot.
     pub(crate) fn push_command(&self, options: &str) -> String {
-        let (name, snapshot) = (self.name, self.snapshot);
+        let Self { name, zvol, snapshot, .. } = self;
         let base = self.base.as_ref().map_or_else(String::new, |base| format!("-i '{base}'"));
         format!(
             "export DRIFTLINE_PEER=$(cat /lab/keys/target.pub)
-             zfs send -Lce {base} tank/{name}@s{snapshot} |
+             zfs send -Lce {base} '{zvol}@s{snapshot}' |
                  driftline push --json {options} zstream:- {name}@{TARGET_ADDRESS}"
         )
     }
@@ -160,7 +176,7 @@ impl Replication {
     pub(crate) fn remove(self, lab: &mut Lab) -> Result<()> {
         let pair = lab.pair()?;
         // udev may still be looking at a device that was just closed.
-        pair.source.until(&format!("zfs destroy -r tank/{}", self.name))?;
+        pair.source.until(&format!("zfs destroy -r '{}'", self.zvol))?;
         pair.target.sh(&format!("rm -rf {0} {0}.driftline", self.replica))?;
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! Runs one scenario against a fault at every operation, and says whether the replica is
 //! where it must be.
 
+pub(crate) mod scenarios;
+
 use std::io;
 
 use driftline_extent::{
@@ -14,12 +16,24 @@ use driftline_tests::disk::{FakeDisk, Rng, World};
 pub(crate) const CHUNK: usize = CHUNK_LEN as usize;
 const VOLUME: VolumeId = VolumeId([9; 16]);
 
+/// Block size of a device that a keeper keeps.
+pub(crate) const UNIT: u64 = 16 * 1024;
+
+/// What a replica is on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ground {
+    File,
+    /// A device of this length.
+    Device(u64),
+    /// A device with a keeper.
+    Kept,
+}
+
 /// A world whose replica holds generation N, and what leads to N + 1.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) world: World,
-    /// Length of the device; `None` for a file.
-    pub(crate) device: Option<u64>,
+    pub(crate) ground: Ground,
     /// What stands at the volume.
     pub(crate) base: Vec<u8>,
     /// The generation it is, if it is one.
@@ -29,6 +43,8 @@ pub(crate) struct Scenario {
     /// What changes; for a whole volume everything that is not zero.
     pub(crate) changes: Vec<Change>,
     pub(crate) tip: Vec<u8>,
+    /// What a keeper kept of the generation before, if that is not what stands there.
+    pub(crate) kept_base: Vec<u8>,
     pub(crate) tip_generation: Generation,
     /// Whether the plan already says the size and the end says the root.
     pub(crate) informed: bool,
@@ -77,6 +93,7 @@ pub(crate) fn changed(base: &[u8], changes: &[Change], size: usize) -> Vec<u8> {
         match change {
             Change::Data { bytes, .. } => tip[start..end].copy_from_slice(bytes),
             Change::Zero(_) => tip[start..end].fill(0),
+            Change::Part(_) => panic!("a volume has no parts"),
         }
     }
     tip.truncate(size);
@@ -85,11 +102,16 @@ pub(crate) fn changed(base: &[u8], changes: &[Change], size: usize) -> Vec<u8> {
 
 impl Scenario {
     pub(crate) fn open(&self, world: &World) -> Outcome<Replica<FakeDisk>> {
+        let (volume, keeper) = match self.ground {
+            Ground::File => (world.file("volume"), None),
+            Ground::Device(len) => (world.device("volume", len), None),
+            Ground::Kept => {
+                let (volume, keeper) = world.kept_device("volume", UNIT);
+                (volume, Some(keeper))
+            }
+        };
         let disks = Disks {
-            volume: match self.device {
-                Some(len) => world.device("volume", len),
-                None => world.file("volume"),
-            },
+            volume,
             state: world.file("state"),
             journal: world.file("journal"),
             ids: world.file("ids"),
@@ -98,7 +120,11 @@ impl Scenario {
         // No two opens may draw the same nonce.
         let mut seed = [7; 32];
         seed[..8].copy_from_slice(&world.operations().to_le_bytes());
-        let mut replica = Replica::open("the volume", disks, seed).map_err(text)?;
+        let mut replica = match keeper {
+            None => Replica::open("the volume", disks, seed),
+            Some(keeper) => Replica::open_kept("the volume", disks, Box::new(keeper), seed),
+        }
+        .map_err(text)?;
         replica.checkpoint_every(2 * CHUNK_LEN);
         Ok(replica)
     }
@@ -194,10 +220,13 @@ impl Scenario {
         let mut replica = self.open(world).map_err(|e| format!("does not open: {e}"))?;
         let state = replica.state();
         let content = world.content("volume");
-        let is = |expected: &[u8]| match self.device {
-            Some(_) => content.starts_with(expected),
-            None => content == expected,
+        let is = |expected: &[u8]| match self.ground {
+            Ground::File => content == expected,
+            Ground::Device(_) | Ground::Kept => content.starts_with(expected),
         };
+        if self.ground == Ground::Kept {
+            self.check_kept(world, state.generation)?;
+        }
         if state.generation.is_some() {
             let report = replica.verify(&mut |_| {}).map_err(text)?;
             if !report.is_clean() {
@@ -219,6 +248,31 @@ impl Scenario {
             return Err("is incomplete at a generation".into());
         }
         if !direct && !is(&self.base) { Err("is at N with other bytes".into()) } else { Ok(false) }
+    }
+
+    /// That the keeper kept every generation as it was committed, and that nothing can write to
+    /// the newest one.
+    fn check_kept(&self, world: &World, holds: Option<Generation>) -> Outcome {
+        let device = world.kept("volume").ok_or("there is no device")?;
+        if !device.violations.is_empty() {
+            return Err(format!("rules were broken: {:?}", device.violations));
+        }
+        if device.exists && !device.locked {
+            return Err("is not locked".into());
+        }
+        for (generation, content) in &device.snapshots {
+            let is_tip = *generation == self.tip_generation;
+            let expected = if is_tip { &self.tip } else { &self.kept_base };
+            let len = (expected.len() as u64).max(1).next_multiple_of(UNIT);
+            if !content.starts_with(expected) || content.len() as u64 != len {
+                return Err(format!("the snapshot of {generation} has other bytes"));
+            }
+        }
+        if holds.is_some() && (device.snapshots.last().map(|(g, _)| *g) != holds || device.written)
+        {
+            return Err(format!("{holds:?} is not kept, or was written since"));
+        }
+        Ok(())
     }
 
     /// As `check`, then delivers the increment again if it is needed. Returns where that

@@ -1,28 +1,6 @@
-//! The ZFS samples, and streams made from them.
-
-use std::{fs, path::PathBuf};
+//! Streams made from the ZFS samples.
 
 use driftline_zfs::{Record, RecordKind, RecordReader};
-
-pub(crate) fn data(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data/zfs").join(name)
-}
-
-pub(crate) fn sample(name: &str) -> Vec<u8> {
-    fs::read(data(&format!("{name}.zs"))).expect("the sample is part of the project")
-}
-
-pub(crate) fn all_samples() -> Vec<(String, Vec<u8>)> {
-    let mut samples: Vec<_> = fs::read_dir(data(""))
-        .expect("the samples are part of the project")
-        .map(|entry| entry.expect("the folder can be read").file_name())
-        .filter_map(|name| Some(name.to_str()?.strip_suffix(".zs")?.to_owned()))
-        .map(|name| (name.clone(), sample(&name)))
-        .collect();
-    samples.sort();
-    assert_eq!(samples.len(), 25, "a sample was added or lost");
-    samples
-}
 
 /// Offsets and widths of the integers in a header of each kind.
 fn integers(kind: RecordKind) -> Vec<(usize, usize)> {

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
 
 /// Replicate block volumes from what their storage knows of change: encrypted, deduplicated,
 /// and verified before it counts.
@@ -43,9 +44,14 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Bring TARGET to SOURCE's newest generation; this side dials.
     ///
-    /// SOURCE is zstream:FILE (a recorded `zfs send` stream, - for standard input), file:PATH (a
-    /// file or block device) or drbdmeta:PATH (a snapshot of a DRBD volume's backing device).
-    /// TARGET is file:PATH or NAME@HOST:PORT.
+    /// SOURCE is zfs:POOL/NAME (a volume or file system of ZFS on this machine), zstream:FILE (a
+    /// recorded `zfs send` stream, - for standard input), file:PATH (a file or block device) or
+    /// drbdmeta:PATH (a snapshot of a DRBD volume's backing device). TARGET is file:PATH,
+    /// zvol:POOL/NAME, zfs:POOL/NAME or NAME@HOST:PORT.
+    ///
+    /// Of a zfs: source a snapshot is taken, unless --snapshot or --latest say which to take; the
+    /// increment starts from the snapshot or bookmark whose guid the target holds. What has
+    /// arrived is bookmarked. Only snapshots and bookmarks that this job has made are removed.
     ///
     /// DRBD metadata that is not at the end of PATH itself: drbdmeta:PATH,meta=METAPATH, and
     /// ,index=N after that where several volumes share METAPATH. It must be a snapshot of the
@@ -56,7 +62,8 @@ pub(crate) enum Command {
     Push(Replicate),
     /// Bring TARGET to SOURCE's newest generation; this side dials.
     ///
-    /// SOURCE is NAME@HOST:PORT, or as with push. TARGET is file:PATH.
+    /// SOURCE is NAME@HOST:PORT, or as with push. TARGET is file:PATH, zvol:POOL/NAME or
+    /// zfs:POOL/NAME.
     Pull(Replicate),
     /// Print which bytes SOURCE says have changed.
     Map(Map),
@@ -91,50 +98,148 @@ pub(crate) struct Serve {
     pub(crate) check: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Replicate {
     /// Where increments come from.
-    pub(crate) source: String,
+    #[arg(required_unless_present = "job")]
+    pub(crate) source: Option<String>,
     /// Where they go.
-    pub(crate) target: String,
+    #[arg(required_unless_present = "job", requires = "source")]
+    pub(crate) target: Option<String>,
+    /// Take what is not said here from a job file: /etc/driftline/jobs/JOB.toml, or the file
+    /// itself if JOB has a slash.
+    #[arg(long, value_name = "JOB", conflicts_with = "source")]
+    pub(crate) job: Option<String>,
     /// Agree to a full copy over whatever the target holds: another generation, local
     /// changes, or a file that is no replica. Only what differs moves.
     #[arg(long)]
     pub(crate) full: bool,
-    /// Compression on the way: a zstd level, or off.
-    #[arg(long, value_name = "LEVEL", default_value = "1", allow_hyphen_values = true)]
-    pub(crate) compress: String,
+    /// Compression on the way: a zstd level, or off [default: 1].
+    #[arg(long, value_name = "LEVEL", allow_hyphen_values = true)]
+    pub(crate) compress: Option<String>,
     /// Move at most this many bytes each second, both directions together (at least 1K; K, M
     /// and G are powers of 1024).
     #[arg(long, value_name = "BYTES")]
     pub(crate) limit_rate: Option<String>,
+    #[command(flatten)]
+    pub(crate) zfs: Zfs,
+    #[command(flatten)]
+    pub(crate) receive: Receive,
     #[command(flatten)]
     pub(crate) peer: Peer,
     #[command(flatten)]
     pub(crate) state: StateDir,
 }
 
+/// What is said of a `zfs:` source.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Zfs {
+    /// Of a zfs: source, replicate this snapshot of it and take none.
+    #[arg(long, value_name = "NAME", conflicts_with = "latest")]
+    pub(crate) snapshot: Option<String>,
+    /// Of a zfs: source, replicate its newest snapshot and take none.
+    #[arg(long)]
+    pub(crate) latest: bool,
+    /// What the snapshots and bookmarks that are made begin with [default: driftline].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) prefix: Option<String>,
+    /// How many of the snapshots that were made are kept after they arrived, besides the newest
+    /// [default: 0].
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) keep: Option<usize>,
+    /// Compare what is sent with the snapshot's device, which a stream can fall short of on
+    /// pools that old software wrote: what changed, or all of the volume. Needs
+    /// `zfs set snapdev=visible` on the volume.
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) read_back: Option<ReadBack>,
+    /// From ZFS to ZFS: send as it is on disk, which keeps encrypted data encrypted. Needs no
+    /// loaded key on either side.
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// From ZFS to ZFS: send the data set's properties as well, or all of the tree below it in
+    /// one stream, with its properties, snapshots and clones.
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) with: Option<With>,
+}
+
+/// What goes with a data set from ZFS to ZFS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum With {
+    /// Its properties (`zfs send -p`).
+    Properties,
+    /// All below it (`zfs send -R`). A stream that is cut off starts anew.
+    Tree,
+}
+
+/// How much of a volume is compared with its snapshot's device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ReadBack {
+    /// What the stream says has changed.
+    Changed,
+    /// Every byte, by the root over it.
+    All,
+}
+
+/// What a `zfs:` target does with the properties in a stream.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Receive {
+    /// Into a zfs: target, leave this property of the stream out (`zfs receive -x`). May be said
+    /// again.
+    #[arg(long = "exclude-property", value_name = "NAME")]
+    #[serde(rename = "exclude_properties")]
+    pub(crate) exclude: Vec<String>,
+    /// Into a zfs: target, set this property (`zfs receive -o`), as in readonly=on. May be said
+    /// again.
+    #[arg(long = "set-property", value_name = "NAME=VALUE", value_parser = property)]
+    #[serde(rename = "set_properties")]
+    pub(crate) set: Vec<Property>,
+}
+
+/// A property and its value.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Property(pub(crate) String, pub(crate) String);
+
+impl TryFrom<String> for Property {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        property(&text)
+    }
+}
+
+fn property(text: &str) -> Result<Property, String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is no NAME=VALUE"))?;
+    Ok(Property(name.to_owned(), value.to_owned()))
+}
+
+impl Receive {
+    /// The properties that are set.
+    pub(crate) fn overrides(&self) -> Vec<(String, String)> {
+        self.set.iter().map(|Property(name, value)| (name.clone(), value.clone())).collect()
+    }
+}
+
 /// How to reach and know a remote side.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Peer {
-    /// Our secret key, for a remote side.
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "DRIFTLINE_KEY",
-        default_value = "/etc/driftline/secret.key"
-    )]
-    pub(crate) key: PathBuf,
+    /// Our secret key, for a remote side [default: /etc/driftline/secret.key].
+    #[arg(long, value_name = "FILE", env = "DRIFTLINE_KEY")]
+    pub(crate) key: Option<PathBuf>,
     /// The remote side's public key, dlp1…: nobody else is talked to.
     #[arg(long, value_name = "KEY", env = "DRIFTLINE_PEER")]
     pub(crate) peer: Option<String>,
 }
 
 /// Where the books of a local target are kept.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct StateDir {
     /// Directory for the replica's journal and state. A file's default is PATH.driftline
-    /// beside it; a block device needs one.
+    /// beside it, a zvol's /var/lib/driftline/zvol/POOL/NAME; a block device needs one.
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 }
@@ -147,7 +252,7 @@ pub(crate) struct Map {
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// file:PATH
+    /// file:PATH or zvol:POOL/NAME.
     pub(crate) target: String,
     /// Compare with this file or block device as well: file:PATH.
     #[arg(long, value_name = "SOURCE")]
@@ -158,7 +263,7 @@ pub(crate) struct Verify {
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// file:PATH or NAME@HOST:PORT.
+    /// file:PATH, zvol:POOL/NAME, zfs:POOL/NAME or NAME@HOST:PORT.
     pub(crate) target: String,
     #[command(flatten)]
     pub(crate) peer: Peer,

@@ -10,7 +10,11 @@ use anyhow::{Context, bail};
 use driftline_wire::{PublicKey, Verb, limits::NAME_LEN_MAX};
 use serde::Deserialize;
 
-use crate::place::Place;
+use crate::{
+    args,
+    place::Place,
+    target::{TargetPlace, TargetTerms},
+};
 
 /// The configuration as it is written. Unknown keys are errors: a misspelt one would
 /// otherwise silently not apply.
@@ -52,6 +56,8 @@ struct WrittenVolume {
     state_dir: Option<PathBuf>,
     #[serde(default)]
     overwrite: bool,
+    zfs: Option<args::Zfs>,
+    receive: Option<args::Receive>,
 }
 
 /// A configuration that makes sense.
@@ -81,14 +87,13 @@ pub(crate) struct Peer {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Volume {
     /// Peers pull it from here.
-    Source(Place),
-    /// Peers push it to here.
-    Target {
-        path: PathBuf,
-        state_dir: Option<PathBuf>,
-        /// Whether `push --full` may replace what it holds.
-        overwrite: bool,
+    Source {
+        place: Place,
+        /// How it is replicated, if it is ZFS's.
+        zfs: args::Zfs,
     },
+    /// Peers push it to here.
+    Target { place: TargetPlace, terms: TargetTerms },
 }
 
 impl Config {
@@ -159,22 +164,38 @@ impl Config {
 
 fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
     match (&volume.source, &volume.target) {
-        (Some(_), None) if volume.state_dir.is_some() || volume.overwrite => {
-            bail!("state_dir and overwrite are said of targets, and it is a source")
+        (Some(_), None)
+            if volume.state_dir.is_some() || volume.overwrite || volume.receive.is_some() =>
+        {
+            bail!("state_dir, overwrite and receive are said of targets, and it is a source")
         }
         (Some(source), None) => match source.parse()? {
-            Place::Remote { .. } | Place::StandardInput => {
-                bail!("a source here is zstream:FILE, file:PATH or drbdmeta:PATH, not {source}")
+            Place::Remote { .. } | Place::StandardInput | Place::Zvol(_) => bail!(
+                "a source here is zfs:POOL/NAME, zstream:FILE, file:PATH or drbdmeta:PATH, not \
+                 {source}"
+            ),
+            place if volume.zfs.is_some() && !matches!(place, Place::Zfs(_)) => {
+                bail!("zfs is said of zfs: sources, and it is {source}")
             }
-            place => Ok(Volume::Source(place)),
+            place => Ok(Volume::Source { place, zfs: volume.zfs.unwrap_or_default() }),
         },
-        (None, Some(target)) => match target.parse()? {
-            Place::File(path) => {
-                let WrittenVolume { state_dir, overwrite, .. } = volume;
-                Ok(Volume::Target { path, state_dir, overwrite })
+        (None, Some(_)) if volume.zfs.is_some() => {
+            bail!("zfs is said of sources, and it is a target")
+        }
+        (None, Some(target)) => {
+            let place = TargetPlace::of(&target.parse()?)?;
+            let is_zfs = matches!(place, TargetPlace::Zfs(_));
+            if is_zfs && (volume.state_dir.is_some() || volume.overwrite) {
+                bail!("state_dir and overwrite are said of replicas, and {target} is kept by ZFS");
             }
-            _ => bail!("a target here is file:PATH, not {target}"),
-        },
+            if !is_zfs && volume.receive.is_some() {
+                bail!("receive is said of zfs: targets, and it is {target}");
+            }
+            let WrittenVolume { state_dir, overwrite, receive, .. } = volume;
+            let (forbid_overwrite, receive) = (!overwrite, receive.unwrap_or_default());
+            let terms = TargetTerms { state_dir, forbid_overwrite, receive };
+            Ok(Volume::Target { place, terms })
+        }
         _ => bail!("it has either a source, to be pulled, or a target, to be pushed to"),
     }
 }
@@ -186,7 +207,7 @@ fn check_peer(peer: WrittenPeer, volumes: &BTreeMap<String, Volume>) -> anyhow::
         }
     }
     for name in &peer.pull {
-        if !matches!(volumes.get(name), Some(Volume::Source(_))) {
+        if !matches!(volumes.get(name), Some(Volume::Source { .. })) {
             bail!("it may pull {name:?}, but there is no volume of that name with a source");
         }
     }

@@ -4,7 +4,7 @@ use driftline_extent::{Explained, Reason};
 use driftline_target::TargetError;
 use driftline_transport::{Failure, TransportError};
 
-use crate::{plain::PlainError, source::SourceError};
+use crate::{plain::PlainError, source::SourceError, target::AnyTargetError};
 
 /// The exit codes, an interface: see the help text and the README.
 pub(crate) mod code {
@@ -34,6 +34,7 @@ fn reason(error: &anyhow::Error) -> Option<Reason> {
             return error.reason();
         }
         None.or_else(|| cause.downcast_ref::<Failure>().map(|error| error.reason))
+            .or_else(|| cause.downcast_ref::<AnyTargetError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<TargetError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<SourceError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<PlainError>().map(Explained::reason))

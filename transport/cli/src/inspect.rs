@@ -9,17 +9,24 @@ use std::{
 use anyhow::{Context, bail};
 use driftline_extent::{Reason, Target, TargetState};
 use driftline_manifest::ChunkKey;
-use driftline_target::Options;
-use driftline_transport::{Failure, Progress, receive_state, request, scan::Scanner};
+use driftline_transport::{Failure, Progress, receive_state, request, scan::root_of};
 use driftline_wire::Verb;
 
-use crate::{args, place::Place, plain::PlainVolume, replicate, report, source};
+use crate::{
+    args,
+    place::Place,
+    plain::PlainVolume,
+    replicate, report,
+    source::{self, Terms},
+    target::{TargetPlace, TargetTerms},
+};
 
 /// Prints the change maps of a source.
 pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
     let place: Place = arguments.source.parse()?;
     let mut out = BufWriter::new(stdout().lock());
-    source::open(&place, true)?.maps(&mut |map| {
+    let terms = Terms { overwrite: true, zfs: &args::Zfs::default(), to: "" };
+    source::open(&place, terms)?.maps(&mut |map| {
         if json {
             report::write_map_json(&map, &mut out)?;
         } else {
@@ -32,10 +39,10 @@ pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
 
 /// Reads a replica again.
 pub(crate) fn verify(arguments: &args::Verify, json: bool) -> anyhow::Result<()> {
-    let path = local(&arguments.target)?;
+    let place = TargetPlace::of(&arguments.target.parse()?)?;
     let state_dir = arguments.state.state_dir.clone();
-    let options = Options { state_dir, ..Options::default() };
-    let mut replica = driftline_target::open(&path, &options)?;
+    let terms = TargetTerms { state_dir, ..TargetTerms::default() };
+    let mut replica = place.open_replica(false, &terms)?;
     let report = replica.verify(&mut |_| {})?;
     if json {
         println!("{}", report::verify_json(&report));
@@ -46,7 +53,7 @@ pub(crate) fn verify(arguments: &args::Verify, json: bool) -> anyhow::Result<()>
         let detail = format!(
             "{} is not what was committed to it: push with --full to mend it from its source, or \
              restore it from elsewhere",
-            path.display()
+            arguments.target
         );
         return Err(Failure::new(Reason::TargetModified, detail).into());
     }
@@ -59,10 +66,8 @@ pub(crate) fn verify(arguments: &args::Verify, json: bool) -> anyhow::Result<()>
 /// Compares all of a plain volume with what a replica holds, by root.
 fn compare(source: &Path, state: &TargetState) -> anyhow::Result<()> {
     let plain = PlainVolume::open(source, false)?.volume();
-    let mut scanner = Scanner::new(plain.as_ref(), &ChunkKey::new(&state.chunk_key), u64::MAX);
-    let name = || source.display().to_string();
-    while scanner.next_span().with_context(name)?.is_some() {}
-    if Some(scanner.into_root()) == state.root {
+    let root = root_of(plain.as_ref(), &ChunkKey::new(&state.chunk_key));
+    if Some(root.with_context(|| source.display().to_string())?) == state.root {
         return Ok(());
     }
     let detail = format!("{} and the replica differ", source.display());
@@ -73,11 +78,6 @@ fn compare(source: &Path, state: &TargetState) -> anyhow::Result<()> {
 pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Result<()> {
     let place: Place = arguments.target.parse()?;
     let state = match &place {
-        Place::File(path) => {
-            let state_dir = arguments.state.state_dir.as_deref();
-            let inspection = driftline_target::inspect(path, state_dir)?;
-            inspection.map_or_else(TargetState::nothing, |inspection| inspection.state)
-        }
         Place::Remote { volume, address } => {
             let progress = Arc::new(Progress::default());
             let mut connection = replicate::connect(address, &arguments.peer, progress).await?;
@@ -86,8 +86,10 @@ pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Resu
             connection.close().await?;
             state
         }
-        Place::Stream(_) | Place::StandardInput | Place::Drbd { .. } => {
-            bail!("{place} is no replica: write file:PATH or NAME@HOST:PORT")
+        _ => {
+            let state_dir = arguments.state.state_dir.clone();
+            let terms = TargetTerms { state_dir, ..TargetTerms::default() };
+            TargetPlace::of(&place)?.state(&terms)?
         }
     };
     if json {

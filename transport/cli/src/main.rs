@@ -5,14 +5,18 @@ mod args;
 mod config;
 mod exit;
 mod inspect;
+mod job;
 mod keyfile;
 mod place;
 mod plain;
 mod progress;
+mod receive;
 mod replicate;
 mod report;
 mod serve;
 mod source;
+mod target;
+mod zvol;
 
 use std::{
     io::{IsTerminal, stderr},

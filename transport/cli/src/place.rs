@@ -2,12 +2,17 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use driftline_wire::limits::NAME_LEN_MAX;
+use driftline_zfs::DatasetName;
 
 /// Somewhere a volume comes from or goes to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Place {
+    /// `zfs:POOL/NAME`: a volume or file system of the ZFS on this machine.
+    Zfs(DatasetName),
+    /// `zvol:POOL/NAME`: a volume of the ZFS on this machine that is a replica.
+    Zvol(DatasetName),
     /// `zstream:FILE`: a recorded `zfs send` stream.
     Stream(PathBuf),
     /// `zstream:-`: one on standard input.
@@ -32,7 +37,8 @@ pub(crate) enum Place {
     },
 }
 
-const FORMS: &str = "zstream:FILE, zstream:-, file:PATH, drbdmeta:PATH or NAME@HOST:PORT";
+const FORMS: &str = "zfs:POOL/NAME, zvol:POOL/NAME, zstream:FILE, zstream:-, file:PATH, \
+                     drbdmeta:PATH or NAME@HOST:PORT";
 
 impl FromStr for Place {
     type Err = anyhow::Error;
@@ -52,6 +58,12 @@ impl FromStr for Place {
                 "" => bail!("{text:?} names no file: write file:PATH"),
                 path => Ok(Self::File(path.into())),
             };
+        }
+        for (prefix, place) in [("zfs:", Self::Zfs as fn(_) -> _), ("zvol:", Self::Zvol)] {
+            if let Some(name) = text.strip_prefix(prefix) {
+                let form = || format!("{text:?}: write {prefix}POOL/NAME");
+                return name.parse().map(place).with_context(form);
+            }
         }
         if let Some(rest) = text.strip_prefix("drbdmeta:") {
             return parse_drbd(text, rest);
@@ -96,6 +108,8 @@ fn parse_drbd(text: &str, rest: &str) -> anyhow::Result<Place> {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Zfs(name) => write!(f, "zfs:{name}"),
+            Self::Zvol(name) => write!(f, "zvol:{name}"),
             Self::Stream(path) => write!(f, "zstream:{}", path.display()),
             Self::StandardInput => f.write_str("zstream:-"),
             Self::File(path) => write!(f, "file:{}", path.display()),
@@ -130,6 +144,13 @@ mod tests {
         }
         let remote = Place::Remote { volume: "vm@1".into(), address: "host:7420".into() };
         assert_eq!("vm@1@host:7420".parse::<Place>().unwrap(), remote);
+        for text in ["zfs:tank/vm 1:x", "zvol:tank"] {
+            assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
+        }
+        for text in ["zfs:", "zfs:tank/a@b", "zvol:/dev/zvol/tank/a", "zfs:1/2"] {
+            let error = format!("{:#}", text.parse::<Place>().unwrap_err());
+            assert!(error.contains("POOL/NAME"), "{error}");
+        }
         for text in ["", "zstream:", "file:", "disk.img", "@h:1", "v@h", "v@h:0", "v@h:x", "v@:1"] {
             assert!(text.parse::<Place>().is_err(), "{text}");
         }

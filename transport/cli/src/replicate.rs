@@ -1,13 +1,8 @@
 //! `driftline push` and `driftline pull`.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
-};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use anyhow::{Context, bail};
-use driftline_target::{FileDisk, Options, Replica};
 use driftline_transport::{
     Connection, Failure, Progress, SourceJob, Summary, TransportError, answer, dial,
     receive_request, request, serve_source, serve_target,
@@ -19,11 +14,12 @@ use tokio::{
 };
 
 use crate::{
-    args, keyfile,
+    args, job, keyfile,
     place::Place,
     progress::{Show, watch},
     report,
-    source::{self, AnySource},
+    source::{self, AnySource, Terms},
+    target::{AnyTarget, TargetPlace, TargetTerms},
 };
 
 /// Bytes in flight between the two ends of a local replication.
@@ -31,6 +27,12 @@ const LOCAL_PIPE_LEN: usize = 4 << 20;
 
 /// Compression levels of zstd that make sense on a link.
 const LEVELS: std::ops::RangeInclusive<i32> = -7..=19;
+
+/// The level where none is said: slower ones cost more than a fast link gains.
+pub(crate) const COMPRESSION: i32 = 1;
+
+/// Where our secret key is if nothing else is said.
+const KEY: &str = "/etc/driftline/secret.key";
 
 /// Which side dials. Both are the same for local places.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,12 +48,21 @@ pub(crate) async fn run(
     json: bool,
     show: Show,
 ) -> anyhow::Result<()> {
-    let (source, target): (Place, Place) = (arguments.source.parse()?, arguments.target.parse()?);
+    let mut arguments = arguments.clone();
+    job::fill(&mut arguments)?;
+    let place = |said: &Option<String>| said.as_deref().unwrap_or_default().parse::<Place>();
+    let (source, target) = (place(&arguments.source)?, place(&arguments.target)?);
     let job = Job {
         overwrite: arguments.full,
-        compression: parse_level(&arguments.compress)?,
+        compression: arguments.compress.as_deref().map_or(Ok(Some(COMPRESSION)), parse_level)?,
         limit: arguments.limit_rate.as_deref().map(parse_rate).transpose()?,
-        state_dir: arguments.state.state_dir.clone(),
+        target: TargetTerms {
+            state_dir: arguments.state.state_dir.clone(),
+            // Here the one who agrees to an overwrite is the one who asks for it.
+            forbid_overwrite: false,
+            receive: arguments.receive.clone(),
+        },
+        zfs: arguments.zfs.clone(),
     };
     let started = Instant::now();
     let progress = Arc::new(Progress::default());
@@ -78,7 +89,8 @@ struct Job {
     overwrite: bool,
     compression: Option<i32>,
     limit: Option<u64>,
-    state_dir: Option<PathBuf>,
+    target: TargetTerms,
+    zfs: args::Zfs,
 }
 
 impl Job {
@@ -95,7 +107,7 @@ impl Job {
                 bail!("one of {source} and {target} must be local")
             }
             (_, Place::Remote { volume, address }, Direction::Push) => {
-                let job = source::job(source, self.overwrite, self.compression)?;
+                let job = self.source(source, target)?;
                 let mut connection = self.dial(address, peer, progress).await?;
                 request(&mut connection, Verb::Push, volume).await?;
                 Ok(serve_source(connection, job).await?)
@@ -106,40 +118,38 @@ impl Job {
             (Place::Remote { .. }, _, Direction::Push) => {
                 bail!("{source} is remote: pull from it")
             }
-            (Place::Remote { volume, address }, Place::File(path), Direction::Pull) => {
+            (Place::Remote { volume, address }, _, Direction::Pull) => {
                 if self.overwrite {
                     bail!("whether {source} may overwrite is decided where it is pushed from");
                 }
-                let replica = self.open(path).await?;
+                let opened = self.open(target).await?;
                 let mut connection = self.dial(address, peer, progress).await?;
                 request(&mut connection, Verb::Pull, volume).await?;
-                Ok(serve_target(connection, replica).await.0?)
+                Ok(serve_target(connection, opened).await.0?)
             }
-            (_, Place::File(path), _) => {
-                let job = source::job(source, self.overwrite, self.compression)?;
-                self.local(job, self.open(path).await?, progress).await
-            }
-            (_, Place::Stream(_) | Place::StandardInput | Place::Drbd { .. }, _) => {
-                bail!("{target} is no target: write file:PATH or NAME@HOST:PORT")
+            _ => {
+                TargetPlace::of(target)?;
+                let job = self.source(source, target)?;
+                self.local(job, self.open(target).await?, progress).await
             }
         }
     }
 
-    /// Opening recovers, which can take a while.
-    async fn open(&self, path: &Path) -> anyhow::Result<Replica<FileDisk>> {
-        // Here the one who agrees to an overwrite is the one who asks for it.
-        let state_dir = self.state_dir.clone();
-        let options = Options { create: true, state_dir, forbid_overwrite: false };
-        let path = path.to_owned();
-        let open = move || driftline_target::open(&path, &options);
-        Ok(tokio::task::spawn_blocking(open).await??)
+    fn source(&self, source: &Place, target: &Place) -> anyhow::Result<SourceJob<AnySource>> {
+        let terms = Terms { overwrite: self.overwrite, zfs: &self.zfs, to: &target.to_string() };
+        source::job(source, terms, self.compression)
+    }
+
+    async fn open(&self, target: &Place) -> anyhow::Result<AnyTarget> {
+        let (place, terms) = (TargetPlace::of(target)?, self.target.clone());
+        Ok(tokio::task::spawn_blocking(move || place.open(&terms)).await??)
     }
 
     /// Runs both ends in this process, over the same protocol and with the same proofs.
     async fn local(
         &self,
         job: SourceJob<AnySource>,
-        replica: Replica<FileDisk>,
+        target: AnyTarget,
         progress: Arc<Progress>,
     ) -> anyhow::Result<Summary> {
         let (near, far) = duplex(LOCAL_PIPE_LEN);
@@ -156,9 +166,9 @@ impl Job {
             let uncounted = Arc::new(Progress::default());
             let (mut connection, _) = Connection::open(far, target_key, listen, uncounted).await?;
             receive_request(&mut connection).await?;
-            let ready = std::future::ready(Ok::<_, Failure>(replica));
-            let (connection, replica) = answer(connection, ready).await?;
-            serve_target(connection, replica).await.0
+            let ready = std::future::ready(Ok::<_, Failure>(target));
+            let (connection, target) = answer(connection, ready).await?;
+            serve_target(connection, target).await.0
         };
         // Tasks of their own, so that sealing and opening use two cores.
         let target_side = tokio::spawn(target_side);
@@ -201,7 +211,7 @@ pub(crate) async fn connect(
         bail!("{address} is remote: say with --peer which public key it has");
     };
     let key: PublicKey = key.parse().context("--peer")?;
-    let local = keyfile::read(&peer.key)?;
+    let local = keyfile::read(peer.key.as_deref().unwrap_or_else(|| Path::new(KEY)))?;
     let connection = dial(address, local, key, progress).await;
     connection.with_context(|| format!("cannot reach {address}"))
 }

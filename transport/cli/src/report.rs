@@ -32,6 +32,7 @@ const fn kind(kind: PlanKind) -> &'static str {
         PlanKind::Incremental => "incremental",
         PlanKind::Full => "full",
         PlanKind::Scan => "scan",
+        PlanKind::Stream => "stream",
     }
 }
 

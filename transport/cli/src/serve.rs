@@ -4,7 +4,6 @@ use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Du
 
 use anyhow::Context;
 use driftline_extent::{Reason, TargetState};
-use driftline_target::{FileDisk, Options, Replica};
 use driftline_transport::{
     Connection, Failure, Listener, Progress, SourceJob, Summary, TransportError, answer, chain,
     receive_request, send_state, serve_source, serve_target,
@@ -20,8 +19,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{Config, Volume},
-    keyfile, report,
-    source::{self, AnySource},
+    keyfile,
+    replicate::COMPRESSION,
+    report,
+    source::{self, AnySource, Terms},
+    target::AnyTarget,
 };
 
 /// How many connections may be in their handshake, or wait for a free session.
@@ -30,9 +32,6 @@ const WAITING_MAX: usize = 64;
 /// How long a session waits for another one of the same volume. A session whose peer is gone
 /// ends after a minute of silence, so a peer that comes back after a cut is served then.
 const SAME_VOLUME_WAIT_MAX: Duration = Duration::from_millis(SILENCE_MS_MAX + 15_000);
-
-/// The zstd level for what peers pull from here.
-const COMPRESSION: i32 = 1;
 
 /// Runs until it is told to stop.
 pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
@@ -92,7 +91,7 @@ struct Server {
 
 /// What an accepted request leads to.
 enum Granted {
-    Target(Box<Replica<FileDisk>>, Option<OwnedMutexGuard<()>>),
+    Target(Box<AnyTarget>, Option<OwnedMutexGuard<()>>),
     Source(Box<SourceJob<AnySource>>),
 }
 
@@ -176,8 +175,8 @@ impl Server {
         }
         let (connection, granted) = answer(connection, self.grant(key, verb, &volume)).await?;
         match granted {
-            Granted::Target(replica, _writer) => {
-                let summary = serve_target(connection, *replica).await.0?;
+            Granted::Target(target, _writer) => {
+                let summary = serve_target(connection, *target).await.0?;
                 Ok(("push", volume, summary))
             }
             Granted::Source(job) => Ok(("pull", volume, serve_source(connection, *job).await?)),
@@ -186,16 +185,21 @@ impl Server {
 
     async fn grant(&self, key: &PublicKey, verb: Verb, volume: &str) -> Result<Granted, Failure> {
         match self.authorise(key, verb, volume)? {
-            Volume::Source(place) => {
-                let place = place.clone();
-                let open = move || source::job(&place, false, Some(COMPRESSION));
+            Volume::Source { place, zfs } => {
+                let (place, zfs) = (place.clone(), zfs.clone());
+                // One volume may be pulled to several places.
+                let to = format!("{volume}@{key}");
+                let open = move || {
+                    let terms = Terms { overwrite: false, zfs: &zfs, to: &to };
+                    source::job(&place, terms, Some(COMPRESSION))
+                };
                 let job = blocking(open).await?;
                 Ok(Granted::Source(Box::new(job.map_err(hidden)?)))
             }
             Volume::Target { .. } => {
                 let writer = self.writer(volume).await?;
-                let replica = self.replica(key, verb, volume).await?;
-                Ok(Granted::Target(Box::new(replica), writer))
+                let target = self.target(key, verb, volume).await?;
+                Ok(Granted::Target(Box::new(target), writer))
             }
         }
     }
@@ -203,14 +207,12 @@ impl Server {
     /// What a replica holds, also while a session writes it: a job asks before it knows
     /// whether anything was ever pushed.
     async fn status(&self, key: &PublicKey, volume: &str) -> Result<TargetState, Failure> {
-        let Volume::Target { path, state_dir, .. } =
-            self.authorise(key, Verb::Status, volume)?.clone()
+        let Volume::Target { place, terms } = self.authorise(key, Verb::Status, volume)?.clone()
         else {
             return Err(denied(volume));
         };
-        let inspect = move || driftline_target::inspect(&path, state_dir.as_deref());
-        let inspection = blocking(inspect).await?.map_err(|error| Failure::from_error(&error))?;
-        Ok(inspection.map_or_else(TargetState::nothing, |inspection| inspection.state))
+        let state = blocking(move || place.state(&terms)).await?;
+        state.map_err(|error| Failure::from_error(&error))
     }
 
     /// Waits until no other session writes the volume.
@@ -222,19 +224,16 @@ impl Server {
         })
     }
 
-    async fn replica(
+    async fn target(
         &self,
         key: &PublicKey,
         verb: Verb,
         volume: &str,
-    ) -> Result<Replica<FileDisk>, Failure> {
-        let Volume::Target { path, state_dir, overwrite } =
-            self.authorise(key, verb, volume)?.clone()
-        else {
+    ) -> Result<AnyTarget, Failure> {
+        let Volume::Target { place, terms } = self.authorise(key, verb, volume)?.clone() else {
             return Err(denied(volume));
         };
-        let options = Options { create: true, state_dir, forbid_overwrite: !overwrite };
-        let opened = blocking(move || driftline_target::open(&path, &options)).await?;
+        let opened = blocking(move || place.open(&terms)).await?;
         opened.map_err(|error| Failure::from_error(&error))
     }
 

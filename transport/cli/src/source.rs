@@ -5,6 +5,7 @@ use std::{
     io::{self, BufReader, Read},
     path::Path,
     sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail};
@@ -15,9 +16,14 @@ use driftline_extent::{
 };
 use driftline_target::FileDisk;
 use driftline_transport::SourceJob;
-use driftline_zfs::{StreamError, ZvolStream};
+use driftline_zfs::{
+    DatasetName, LiveError, LiveOptions, LiveSource, Pick, ReadBack, StreamError, ZvolStream,
+    host::{Package, Zfs},
+    select::OwnNames,
+};
 
 use crate::{
+    args,
     place::Place,
     plain::{PlainError, PlainVolume},
 };
@@ -25,8 +31,13 @@ use crate::{
 /// Read-ahead of a stream.
 const STREAM_BUFFER_LEN: usize = 1 << 20;
 
+/// What snapshots and bookmarks of ours begin with if nothing else is said.
+const PREFIX: &str = "driftline";
+
 /// A source of any kind.
 pub(crate) enum AnySource {
+    /// A data set of the ZFS on this machine.
+    Live(Box<LiveSource>),
     /// A `zfs send` stream.
     Stream {
         /// Its name, for messages.
@@ -64,9 +75,23 @@ impl From<Map> for Told {
     }
 }
 
+/// What is agreed about a source, besides where it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms<'a> {
+    /// Whether the user has agreed to a full copy over whatever the target holds.
+    pub(crate) overwrite: bool,
+    /// How a volume of ZFS is replicated.
+    pub(crate) zfs: &'a args::Zfs,
+    /// Where it goes, in words that are the same for each run: what is kept in ZFS for this
+    /// target is told from what is kept for another by them.
+    pub(crate) to: &'a str,
+}
+
 /// Why a source failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SourceError {
+    #[error(transparent)]
+    Live(#[from] LiveError),
     #[error("{name}")]
     Stream {
         name: String,
@@ -86,6 +111,7 @@ pub(crate) enum SourceError {
 impl Explained for SourceError {
     fn reason(&self) -> Reason {
         match self {
+            Self::Live(error) => error.reason(),
             Self::Stream { error, .. } => error.reason(),
             Self::Plain(error) => error.reason(),
             Self::Drbd { error, .. } => error.reason(),
@@ -94,12 +120,17 @@ impl Explained for SourceError {
 }
 
 /// Opens a local source.
-pub(crate) fn open(place: &Place, overwrite: bool) -> anyhow::Result<AnySource> {
+pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource> {
+    let overwrite = terms.overwrite;
     let stream = |input: Box<dyn Read + Send>, len| {
         let stream = Box::new(ZvolStream::new(input).allow_full(overwrite));
         AnySource::Stream { name: place.to_string(), len, stream }
     };
     match place {
+        Place::Zfs(name) => Ok(AnySource::Live(Box::new(live(name, terms)?))),
+        Place::Zvol(name) => {
+            bail!("{place} is a replica: to replicate it further, write zfs:{name}")
+        }
         Place::Stream(path) => {
             let file = File::open(path).with_context(|| format!("cannot open {place}"))?;
             let metadata = file.metadata()?;
@@ -127,15 +158,46 @@ pub(crate) fn open(place: &Place, overwrite: bool) -> anyhow::Result<AnySource> 
     }
 }
 
+fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
+    let Terms { overwrite, zfs: wanted, to } = terms;
+    let prefix = wanted.prefix.as_deref().unwrap_or(PREFIX);
+    let [a, b, c, d, ..] = *blake3::hash(to.as_bytes()).as_bytes();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let options = LiveOptions {
+        pick: match &wanted.snapshot {
+            Some(name) => Pick::Named(name.clone()),
+            None if wanted.latest => Pick::Latest,
+            None => Pick::New,
+        },
+        names: OwnNames::new(prefix, [a, b, c, d])?,
+        keep: wanted.keep.unwrap_or(0),
+        allow_full: overwrite,
+        read_back: match wanted.read_back {
+            None => ReadBack::Nothing,
+            Some(args::ReadBack::Changed) => ReadBack::Changed,
+            Some(args::ReadBack::All) => ReadBack::All,
+        },
+        raw: wanted.raw,
+        package: match wanted.with {
+            None => Package::One,
+            Some(args::With::Properties) => Package::Properties,
+            Some(args::With::Tree) => Package::Replicate,
+        },
+        now_ms: now.as_millis() as u64,
+    };
+    Ok(LiveSource::new(Zfs::find()?, name.clone(), options))
+}
+
 /// Opens a local source for a session.
 pub(crate) fn job(
     place: &Place,
-    overwrite: bool,
+    terms: Terms<'_>,
     compression: Option<i32>,
 ) -> anyhow::Result<SourceJob<AnySource>> {
-    let source = open(place, overwrite)?;
+    let source = open(place, terms)?;
+    let overwrite = terms.overwrite;
     let volume = match &source {
-        AnySource::Stream { .. } => None,
+        AnySource::Live(_) | AnySource::Stream { .. } => None,
         AnySource::Plain(plain) => Some(plain.volume() as Arc<dyn Volume + Send + Sync>),
         AnySource::Drbd { volume, .. } => Some(volume.volume()),
     };
@@ -149,6 +211,10 @@ impl AnySource {
         each: &mut dyn FnMut(Told) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         match self {
+            Self::Live(_) => bail!(
+                "the map of a volume of ZFS is in its stream: `zfs send -Lce … | driftline map \
+                 zstream:-`"
+            ),
             Self::Stream { name, stream, .. } => {
                 while let Some(map) = stream.next_map().with_context(|| name.clone())? {
                     each(map.into())?;
@@ -190,6 +256,7 @@ impl Source for AnySource {
 
     fn learn(&mut self, target: &TargetState) {
         match self {
+            Self::Live(live) => live.learn(target),
             Self::Stream { stream, .. } => stream.learn(target),
             Self::Plain(plain) => plain.learn(target),
             Self::Drbd { volume, .. } => volume.learn(target),
@@ -198,6 +265,7 @@ impl Source for AnySource {
 
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, SourceError> {
         match self {
+            Self::Live(live) => Ok(live.plan(base)?),
             Self::Stream { name, len, stream } => {
                 let plan = stream.plan(base).map_err(|error| in_stream(name, error))?;
                 // A stream knows neither its own length nor the volume's before its end.
@@ -217,6 +285,7 @@ impl Source for AnySource {
 
     fn next_change(&mut self, from: u64) -> Result<Option<Change>, SourceError> {
         match self {
+            Self::Live(live) => Ok(live.next_change(from)?),
             Self::Stream { name, stream, .. } => {
                 stream.next_change(from).map_err(|error| in_stream(name, error))
             }
@@ -229,6 +298,7 @@ impl Source for AnySource {
 
     fn finish(&mut self) -> Result<Finish, SourceError> {
         match self {
+            Self::Live(live) => Ok(live.finish()?),
             Self::Stream { name, stream, .. } => {
                 stream.finish().map_err(|error| in_stream(name, error))
             }
@@ -237,8 +307,23 @@ impl Source for AnySource {
         }
     }
 
+    fn seeks(&self) -> bool {
+        match self {
+            Self::Live(live) => live.seeks(),
+            Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } => false,
+        }
+    }
+
+    fn read_back(&mut self) -> Result<Option<Box<dyn Volume>>, SourceError> {
+        match self {
+            Self::Live(live) => Ok(live.read_back()?),
+            Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } => Ok(None),
+        }
+    }
+
     fn bytes_read(&self) -> u64 {
         match self {
+            Self::Live(live) => live.bytes_read(),
             Self::Stream { stream, .. } => stream.bytes_read(),
             Self::Plain(plain) => plain.bytes_read(),
             Self::Drbd { volume, .. } => volume.bytes_read(),

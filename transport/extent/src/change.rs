@@ -15,14 +15,20 @@ pub enum Change {
     /// This range reads as zeros now. It may have been zero before: a source that knows
     /// only holes (ZFS) says so of every hole near a change.
     Zero(Extent),
+    /// The next bytes of an opaque stream ([`PlanKind::Stream`](crate::PlanKind::Stream)): at
+    /// least one, and at most [`PART_LEN_MAX`](crate::PART_LEN_MAX). All parts of an increment,
+    /// joined, are the stream.
+    Part(Vec<u8>),
 }
 
 impl Change {
-    /// The range that the change covers; `None` only for malformed, empty data.
+    /// The range of the volume that the change covers; `None` for a part of a stream, which
+    /// covers none that is known, and for malformed, empty data.
     pub fn extent(&self) -> Option<Extent> {
         match self {
             Self::Data { offset, bytes } => Extent::new(*offset, bytes.len() as u64),
             Self::Zero(extent) => Some(*extent),
+            Self::Part(_) => None,
         }
     }
 }

@@ -21,6 +21,15 @@ const _: () = assert!(BLOCKS_PER_CHUNK == u128::BITS);
 /// Largest volume there is: 1 EiB. Chunk indices and byte offsets below it cannot overflow.
 pub const VOLUME_LEN_MAX: u64 = 1 << 60;
 
+/// The longest part of an opaque stream. Larger blocks are cut, so that what repeats is still
+/// found where only a piece of it does; smaller parts would cost more to name than to send.
+pub const PART_LEN_MAX: u64 = 256 * 1024;
+
+/// A block of a stream from here on is a part of its own, and looked for among those that came
+/// before. Shorter parts are headers of records and small blocks, gathered: of those no two are
+/// equal, and naming one costs more than it could save.
+pub const PART_OWN_MIN: u64 = 4096;
+
 /// How many chunks a volume of `size` bytes has; the last one may be partial.
 pub const fn chunk_count(size: u64) -> u64 {
     size.div_ceil(CHUNK_LEN)
@@ -123,7 +132,8 @@ impl ChunkId {
     }
 }
 
-/// One announced change, in units of chunks. Items of an increment ascend and do not overlap.
+/// One announced change: in units of chunks, or of the parts of an opaque stream. Items of an
+/// increment ascend and do not overlap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Item {
     /// Some blocks of one chunk change.
@@ -155,28 +165,42 @@ pub enum Item {
         /// The manifest node over them.
         digest: ChunkId,
     },
+    /// The next bytes of an opaque stream. Such an increment has no items of another kind.
+    Part {
+        /// Counts the parts of one session's stream from zero, without a gap.
+        index: u64,
+        /// How many bytes: at least one, and at most [`PART_LEN_MAX`].
+        len: u32,
+        /// Keyed hash of the bytes; [`ChunkId::ZERO`] if all of them are zero.
+        id: ChunkId,
+    },
 }
 
 impl Item {
-    /// The first chunk the item speaks of.
+    /// The first chunk, or the part, that the item speaks of.
     pub const fn first(&self) -> u64 {
         match self {
-            Self::Chunk { index, .. } | Self::Zero { index, .. } | Self::Span { index, .. } => {
-                *index
-            }
+            Self::Chunk { index, .. }
+            | Self::Zero { index, .. }
+            | Self::Span { index, .. }
+            | Self::Part { index, .. } => *index,
         }
     }
 
-    /// How many chunks the item speaks of.
+    /// How many chunks, or parts, the item speaks of.
     pub const fn count(&self) -> u64 {
         match self {
-            Self::Chunk { .. } => 1,
+            Self::Chunk { .. } | Self::Part { .. } => 1,
             Self::Zero { count, .. } | Self::Span { count, .. } => *count,
         }
     }
 
-    /// The bytes of the chunks the item speaks of; `None` if it is empty or beyond `u64`.
+    /// The bytes of the chunks the item speaks of; `None` if it is empty or beyond `u64`, and
+    /// for a part of a stream.
     pub fn extent(&self) -> Option<Extent> {
+        if matches!(self, Self::Part { .. }) {
+            return None;
+        }
         let offset = self.first().checked_mul(CHUNK_LEN)?;
         Extent::new(offset, self.count().checked_mul(CHUNK_LEN)?)
     }
@@ -185,6 +209,7 @@ impl Item {
     pub const fn data_len(&self) -> u64 {
         match self {
             Self::Chunk { data, .. } => data.byte_count(),
+            Self::Part { len, .. } => *len as u64,
             Self::Zero { .. } | Self::Span { .. } => 0,
         }
     }

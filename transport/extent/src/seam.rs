@@ -25,6 +25,9 @@ pub enum PlanKind {
     Full,
     /// There is no map: both sides hash everything and only what differs moves.
     Scan,
+    /// The storage's own stream is carried as it is, to a target that takes only such
+    /// ([`Takes::Stream`]): nobody between the two storages knows which bytes it changes.
+    Stream,
 }
 
 /// What a source will deliver.
@@ -34,9 +37,10 @@ pub struct Plan {
     pub kind: PlanKind,
     /// The source volume, where its storage has an identity for it.
     pub volume: Option<VolumeId>,
-    /// The generation that must be the target's. Set for `Incremental`, and for a `Scan`
-    /// where the source's storage says that its tip descends from it: such a scan goes over
-    /// it without the user's consent, as an increment would.
+    /// The generation that must be the target's. Set for `Incremental`, for a `Stream` unless
+    /// that has everything, and for a `Scan` where the source's storage says that its tip
+    /// descends from it: such a scan goes over it without the user's consent, as an increment
+    /// would.
     pub base: Option<Generation>,
     /// The generation that the target will hold, where it is known beforehand. An increment
     /// that was cut off is gone on with only under the same tip, so a source leaves it out
@@ -64,9 +68,10 @@ pub struct Offer {
 pub struct Finish {
     /// The generation that the target now holds.
     pub tip: Generation,
-    /// Size of the volume at the tip; `None` where it is the base's.
+    /// Size of the volume at the tip; `None` where it is the base's. For a stream, its length.
     pub size: Option<u64>,
-    /// The root over the whole volume, where the source has seen all of it.
+    /// The root over the whole volume, where the source has seen all of it. For a stream, the
+    /// keyed hash of its bytes.
     pub root: Option<Root>,
 }
 
@@ -84,14 +89,27 @@ pub trait Source {
     /// [`PlanKind::UpToDate`]: a source may hold several increments in a row.
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, Self::Error>;
 
+    /// Whether an increment can be begun in the middle without reading what lies below. The
+    /// root over a whole volume is then unknown to the source.
+    fn seeks(&self) -> bool {
+        false
+    }
+
     /// The next change of the planned increment, in ascending order of offset; `None` once
     /// it is complete, and only if the storage vouches for that (END record, exit status).
+    /// Of a [`PlanKind::Stream`] all changes are [`Change::Part`], of others none is.
     ///
     /// Changes that end at or below `from` need not be delivered.
     fn next_change(&mut self, from: u64) -> Result<Option<Change>, Self::Error>;
 
     /// What the increment led to. Valid after [`next_change`](Self::next_change) said `None`.
     fn finish(&mut self) -> Result<Finish, Self::Error>;
+
+    /// The volume at the tip as its storage shows it, where the user wants the root over all of
+    /// it compared with the target's. Valid as [`finish`](Self::finish) is.
+    fn read_back(&mut self) -> Result<Option<Box<dyn Volume>>, Self::Error> {
+        Ok(None)
+    }
 
     /// How many bytes were read from the storage so far, for progress.
     fn bytes_read(&self) -> u64;
@@ -126,6 +144,40 @@ pub struct Resume {
     pub from: u64,
 }
 
+/// Bytes of a resume token: ZFS shows no property that is longer.
+pub const TOKEN_LEN_MAX: u16 = 8192;
+
+/// Points in time that a target tells of.
+pub const POINTS_MAX: u16 = 200;
+
+/// Bytes of the name of such a point.
+pub const POINT_NAME_LEN_MAX: u16 = 255;
+
+/// A snapshot at the target, for a source that looks for one that both have.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Point {
+    /// Its identity: the only thing that decides.
+    pub guid: u64,
+    /// Its name behind the `@`, for people: at most [`POINT_NAME_LEN_MAX`] bytes and without
+    /// control characters.
+    pub name: String,
+}
+
+/// What a target can take in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Takes {
+    /// The changes of a volume.
+    Volume,
+    /// Whole streams of its own kind of storage: [`PlanKind::Stream`] and no other.
+    Stream {
+        /// What the target's storage gave out for a stream that was cut off: the source must
+        /// go on from there. At most [`TOKEN_LEN_MAX`] letters, digits and dashes.
+        token: Option<String>,
+        /// What the target had when the session began, newest first; at most [`POINTS_MAX`].
+        points: Vec<Point>,
+    },
+}
+
 /// What a target holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TargetState {
@@ -137,15 +189,17 @@ pub struct TargetState {
     pub volume: Option<VolumeId>,
     /// The last committed generation; `None` before the first commit.
     pub generation: Option<Generation>,
-    /// The root over the whole volume at that generation.
+    /// The root over the whole volume at that generation; `None` at a target of streams.
     pub root: Option<Root>,
-    /// Size at that generation.
+    /// Size at that generation; zero at a target of streams.
     pub size: u64,
     /// Whether what stands there is no replica yet: a first full copy that is not complete,
     /// or a file that was not made by Driftline.
     pub incomplete: bool,
     /// An increment that was cut off, if one was.
     pub resume: Option<Resume>,
+    /// What it can take in.
+    pub takes: Takes,
 }
 
 impl TargetState {
@@ -160,6 +214,18 @@ impl TargetState {
             size: 0,
             incomplete: false,
             resume: None,
+            takes: Takes::Volume,
+        }
+    }
+
+    /// What it holds once it has committed this, as far as a source can know.
+    pub fn advance(&mut self, committed: &Committed) {
+        self.generation = Some(committed.generation);
+        self.incomplete = false;
+        self.resume = None;
+        match &mut self.takes {
+            Takes::Volume => (self.root, self.size) = (Some(committed.root), committed.size),
+            Takes::Stream { token, .. } => *token = None,
         }
     }
 }
@@ -168,6 +234,7 @@ impl TargetState {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Begin {
     /// Chunks below this index were received in an earlier session and need not come again.
+    /// Zero for a stream: what goes on there is said by its token.
     pub from: u64,
 }
 
@@ -176,9 +243,10 @@ pub struct Begin {
 pub struct Committed {
     /// The generation the replica holds now.
     pub generation: Generation,
-    /// The root over all of it, from what was read back.
+    /// The root over all of it, from what was read back; of a stream, the keyed hash of the
+    /// bytes that were handed to the storage.
     pub root: Root,
-    /// Its size.
+    /// Its size; of a stream, its length.
     pub size: u64,
 }
 

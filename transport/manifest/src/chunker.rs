@@ -16,6 +16,9 @@ pub enum Scope {
     /// A whole volume: anything not mentioned is zero. Every chunk becomes an item, and the
     /// root over all of them is known at the end.
     Whole,
+    /// A whole volume from some chunk on, where the source does not repeat what lies below: as
+    /// [`Whole`](Self::Whole), but the root stays unknown.
+    Rest,
 }
 
 /// An item, and the bytes of its data blocks in ascending order.
@@ -49,6 +52,8 @@ pub enum OutOfOrder {
         /// The size of the volume.
         size: u64,
     },
+    /// The change is a part of an opaque stream, and so none of a volume.
+    Opaque,
 }
 
 impl fmt::Display for OutOfOrder {
@@ -64,6 +69,7 @@ impl fmt::Display for OutOfOrder {
             Self::BeyondEnd { end, size } => {
                 write!(f, "data up to {end} lies beyond the end of the volume of {size} bytes")
             }
+            Self::Opaque => f.write_str("a part of an opaque stream says nothing of a volume"),
         }
     }
 }
@@ -106,7 +112,7 @@ impl Chunker {
             scope,
             from,
             open: None,
-            next: 0,
+            next: if scope == Scope::Rest { from } else { 0 },
             end: 0,
             data_end: 0,
             tree,
@@ -116,6 +122,9 @@ impl Chunker {
 
     /// Takes the next change.
     pub fn push(&mut self, change: &Change) -> Result<(), OutOfOrder> {
+        if matches!(change, Change::Part(_)) {
+            return Err(OutOfOrder::Opaque);
+        }
         let Some(extent) = change.extent() else { return Ok(()) };
         if extent.offset() < self.end {
             let (offset, previous_end) = (extent.offset(), self.end);
@@ -135,8 +144,8 @@ impl Chunker {
                 self.data_end = extent.end();
                 self.push_data(extent, bytes);
             }
-            Change::Zero(_) if self.scope == Scope::Whole => {}
-            Change::Zero(_) => {
+            Change::Zero(_) if self.scope != Scope::Increment => {}
+            Change::Zero(_) | Change::Part(_) => {
                 if let Some(extent) = extent.clamp(VOLUME_LEN_MAX) {
                     self.push_zero(extent);
                 }
@@ -152,7 +161,7 @@ impl Chunker {
         if let Some(size) = size.filter(|size| self.data_end > *size) {
             return Err(OutOfOrder::BeyondEnd { end: self.data_end, size });
         }
-        let Some(size) = size.filter(|_| self.scope == Scope::Whole) else { return Ok(None) };
+        let Some(size) = size.filter(|_| self.scope != Scope::Increment) else { return Ok(None) };
         self.skip_to(chunk_count(size));
         Ok(self.tree.take().map(|tree| tree.into_root(size)))
     }
@@ -217,7 +226,7 @@ impl Chunker {
         self.next = chunk.index + 1;
         let wanted = chunk.index >= self.from;
         match self.scope {
-            Scope::Whole => {
+            Scope::Whole | Scope::Rest => {
                 let id = self.key.id(&chunk.bytes);
                 if let Some(tree) = &mut self.tree {
                     tree.push(id);
@@ -238,8 +247,11 @@ impl Chunker {
     /// In a whole volume, everything below chunk `index` that was not mentioned is zero.
     fn skip_to(&mut self, index: u64) {
         let next = mem::replace(&mut self.next, index);
-        if let (Some(tree), Some(count)) = (&mut self.tree, index.checked_sub(next)) {
+        let Some(count) = index.checked_sub(next) else { return };
+        if let Some(tree) = &mut self.tree {
             tree.push_zeros(count);
+        }
+        if self.scope != Scope::Increment {
             self.emit_zeros(next, count);
         }
     }
@@ -327,6 +339,7 @@ mod tests {
         match change {
             Change::Data { bytes, .. } => volume[range].copy_from_slice(bytes),
             Change::Zero(_) => volume[range].fill(0),
+            Change::Part(_) => unreachable!("a volume has no parts"),
         }
     }
 
@@ -349,7 +362,7 @@ mod tests {
                 let range = index * CHUNK_LEN..(index + count) * CHUNK_LEN;
                 volume[range.start as usize..range.end as usize].fill(0);
             }
-            Item::Span { .. } => unreachable!("a chunker announces no spans"),
+            Item::Span { .. } | Item::Part { .. } => unreachable!("a chunker announces no such"),
         }
     }
 
@@ -408,6 +421,14 @@ mod tests {
             let mut tree = TreeHasher::new(&key());
             expected.chunks(CHUNK_LEN as usize).for_each(|chunk| tree.push(key().id(chunk)));
             prop_assert_eq!(root, Some(tree.into_root(SIZE)));
+
+            // A source that repeats nothing below announces the same.
+            let rest: Vec<_> = changes
+                .iter()
+                .filter(|change| change.extent().unwrap().end() > from * CHUNK_LEN)
+                .cloned()
+                .collect();
+            prop_assert_eq!(run(Scope::Rest, &rest, from), (items, None));
         }
     }
 
@@ -422,6 +443,7 @@ mod tests {
         // The end of a volume may lie within a block, but then nothing follows in that block.
         chunker.push(&data(2048, 5)).unwrap();
         assert_eq!(chunker.push(&data(2053, 5)), Err(OutOfOrder::Unaligned { offset: 2053 }));
+        assert_eq!(chunker.push(&Change::Part(vec![1])), Err(OutOfOrder::Opaque));
         let beyond = OutOfOrder::BeyondEnd { end: 2053, size: 2052 };
         assert_eq!(chunker.finish(Some(2052)), Err(beyond));
         let huge = data(VOLUME_LEN_MAX, 512);

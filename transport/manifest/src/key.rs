@@ -15,6 +15,7 @@ pub struct ChunkKey {
     chunk: [u8; 32],
     node: [u8; 32],
     root: [u8; 32],
+    stream: [u8; 32],
 }
 
 impl ChunkKey {
@@ -24,6 +25,7 @@ impl ChunkKey {
             chunk: blake3::derive_key("driftline manifest v1 chunk", secret),
             node: blake3::derive_key("driftline manifest v1 node", secret),
             root: blake3::derive_key("driftline manifest v1 root", secret),
+            stream: blake3::derive_key("driftline manifest v1 stream", secret),
         }
     }
 
@@ -33,6 +35,11 @@ impl ChunkKey {
             return ChunkId::ZERO;
         }
         ChunkId(*blake3::keyed_hash(&self.chunk, bytes).as_bytes())
+    }
+
+    /// The hash of an opaque stream, before its first byte.
+    pub fn stream(&self) -> StreamHasher {
+        StreamHasher { hasher: blake3::Hasher::new_keyed(&self.stream), len: 0 }
     }
 
     /// The name of a node over up to [`FANOUT`] children; the missing ones count as zero.
@@ -63,6 +70,36 @@ impl ChunkKey {
 impl fmt::Debug for ChunkKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ChunkKey(..)")
+    }
+}
+
+/// Names a whole opaque stream while it passes by. Both ends of a session run one.
+pub struct StreamHasher {
+    hasher: blake3::Hasher,
+    len: u64,
+}
+
+impl StreamHasher {
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.len += bytes.len() as u64;
+    }
+
+    /// How many bytes there were.
+    pub const fn byte_count(&self) -> u64 {
+        self.len
+    }
+
+    /// The name of all bytes so far.
+    pub fn root(&self) -> Root {
+        Root(*self.hasher.finalize().as_bytes())
+    }
+}
+
+impl fmt::Debug for StreamHasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamHasher").field("len", &self.len).finish_non_exhaustive()
     }
 }
 

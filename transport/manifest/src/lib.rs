@@ -22,5 +22,5 @@ mod key;
 mod tree;
 
 pub use chunker::{Chunked, Chunker, OutOfOrder, Scope};
-pub use key::{ChunkKey, is_zero};
+pub use key::{ChunkKey, StreamHasher, is_zero};
 pub use tree::{FANOUT, SPAN_CHUNKS, SPAN_LEVEL, TreeHasher};

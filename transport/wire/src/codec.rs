@@ -1,8 +1,9 @@
 //! Bytes by hand: one reader that cannot overrun, one writer, little-endian throughout.
 
 use driftline_extent::{
-    BlockMask, CHUNK_LEN, ChunkId, Generation, Item, Plan, PlanKind, Reason, ReplicaId, Resume,
-    Root, Standing, VOLUME_LEN_MAX, VolumeId,
+    BlockMask, CHUNK_LEN, ChunkId, Generation, Item, PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX,
+    Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Standing, TOKEN_LEN_MAX, Takes,
+    VOLUME_LEN_MAX, VolumeId,
 };
 
 /// Why bytes from a peer are not what they should be.
@@ -252,8 +253,68 @@ impl Codec for Resume {
 /// Chunk indices are below this.
 pub(crate) const CHUNKS_MAX: u64 = VOLUME_LEN_MAX / CHUNK_LEN;
 
-const PLAN_KINDS: [(PlanKind, u8); 3] =
-    [(PlanKind::Incremental, 1), (PlanKind::Full, 2), (PlanKind::Scan, 3)];
+const TAKES_VOLUME: u8 = 1;
+const TAKES_STREAM: u8 = 2;
+
+impl Codec for Takes {
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Volume => out.u8(TAKES_VOLUME),
+            Self::Stream { token, points } => {
+                out.u8(TAKES_STREAM);
+                out.option(token.as_ref(), |out, token| out.text(token, TOKEN_LEN_MAX));
+                let points = &points[..points.len().min(POINTS_MAX.into())];
+                out.u16(points.len() as u16);
+                points.iter().for_each(|point| point.encode(out));
+            }
+        }
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match from.u8("what it takes")? {
+            TAKES_VOLUME => Ok(Self::Volume),
+            TAKES_STREAM => {
+                let token = from.option("resume token", resume_token)?;
+                let count = from.u16("point count")?;
+                if count > POINTS_MAX {
+                    let (value, limit) = (count.into(), POINTS_MAX.into());
+                    return Err(DecodeError::Limit { what: "point count", value, limit });
+                }
+                let points = (0..count).map(|_| Point::decode(from)).collect::<Result<_, _>>()?;
+                Ok(Self::Stream { token, points })
+            }
+            value => Err(DecodeError::Unknown { what: "what it takes", value: value.into() }),
+        }
+    }
+}
+
+/// A token becomes an argument of a command, so nothing is let in that could be another one.
+fn resume_token(from: &mut Reader<'_>) -> Result<String, DecodeError> {
+    let token = from.text(TOKEN_LEN_MAX.into(), "resume token")?;
+    let first = token.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let rest = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if first && rest { Ok(token) } else { Err(DecodeError::Invalid { what: "resume token" }) }
+}
+
+impl Codec for Point {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.u64(self.guid);
+        out.text(&self.name, POINT_NAME_LEN_MAX);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let guid = from.u64("guid of a point")?;
+        let name = from.text(POINT_NAME_LEN_MAX.into(), "name of a point")?;
+        // It will be printed.
+        if name.is_empty() || name.chars().any(char::is_control) {
+            return Err(DecodeError::Invalid { what: "name of a point" });
+        }
+        Ok(Self { guid, name })
+    }
+}
+
+const PLAN_KINDS: [(PlanKind, u8); 4] =
+    [(PlanKind::Incremental, 1), (PlanKind::Full, 2), (PlanKind::Scan, 3), (PlanKind::Stream, 4)];
 
 impl Codec for Plan {
     fn encode(&self, out: &mut Vec<u8>) {
@@ -292,6 +353,7 @@ const ITEM_CHUNK: u8 = 1;
 const ITEM_WHOLE_CHUNK: u8 = 2;
 const ITEM_ZERO: u8 = 3;
 const ITEM_SPAN: u8 = 4;
+const ITEM_PART: u8 = 5;
 
 impl Codec for Item {
     fn encode(&self, out: &mut Vec<u8>) {
@@ -318,6 +380,12 @@ impl Codec for Item {
                 out.u64(index);
                 out.u64(count);
                 digest.encode(out);
+            }
+            Self::Part { index, len, id } => {
+                out.u8(ITEM_PART);
+                out.u64(index);
+                out.u32(len);
+                id.encode(out);
             }
         }
     }
@@ -350,6 +418,17 @@ impl Codec for Item {
             ITEM_SPAN => {
                 let count = count(from, index)?;
                 Ok(Self::Span { index, count, digest: ChunkId::decode(from)? })
+            }
+            ITEM_PART => {
+                let (len, id) = (from.u32("part length")?, ChunkId::decode(from)?);
+                match u64::from(len) {
+                    0 => Err(DecodeError::Invalid { what: "part length" }),
+                    1..=PART_LEN_MAX => Ok(Self::Part { index, len, id }),
+                    value => {
+                        let limit = PART_LEN_MAX;
+                        Err(DecodeError::Limit { what: "part length", value, limit })
+                    }
+                }
             }
             value => Err(DecodeError::Unknown { what: "item kind", value: value.into() }),
         }

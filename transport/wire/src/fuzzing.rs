@@ -5,7 +5,7 @@
 use bytes::{Bytes, BytesMut};
 use driftline_extent::{
     Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, Reason,
-    Root, Standing,
+    Root, Standing, Takes,
 };
 
 use crate::{
@@ -152,6 +152,7 @@ fn state() -> driftline_extent::TargetState {
         size: 1 << 20,
         incomplete: false,
         resume: None,
+        takes: Takes::Volume,
     }
 }
 
@@ -162,7 +163,10 @@ fn settle(receiver: &mut Receiver) {
             ReceiverOutput::Send(message) => {
                 assert_eq!(Message::from_bytes(&message.to_bytes()), Ok(message));
             }
-            ReceiverOutput::Begin(_) => receiver.handle_begun(Begin { from: 1 }),
+            ReceiverOutput::Begin(offer) => {
+                let from = u64::from(offer.plan.kind != PlanKind::Stream);
+                receiver.handle_begun(Begin { from });
+            }
             ReceiverOutput::LookUp(batch) => {
                 let wants = batch.items.iter().map(|item| item.first() % 3 != 0).collect();
                 receiver.handle_looked_up(batch.seq, wants);
@@ -184,10 +188,12 @@ fn settle(receiver: &mut Receiver) {
     }
 }
 
-/// A sender with two batches to announce in each increment.
+/// A sender with two batches to announce in each increment: of a stream, if the target takes
+/// such.
 #[derive(Default)]
 struct Source {
     sender: Sender,
+    stream: bool,
     left: u32,
 }
 
@@ -196,7 +202,10 @@ impl Source {
         self.sender.handle_message(message)?;
         while let Some(output) = self.sender.poll() {
             match output {
-                SenderOutput::Plan(_) => self.sender.handle_plan(offer()),
+                SenderOutput::Plan(state) => {
+                    self.stream = matches!(state.takes, Takes::Stream { .. });
+                    self.sender.handle_plan(offer(self.stream));
+                }
                 SenderOutput::Deliver(_) => self.left = 2,
                 SenderOutput::Pack { seq, pieces } => {
                     let held = pieces.iter().map(|piece| match piece {
@@ -214,7 +223,8 @@ impl Source {
         }
         while self.left > 0 && self.sender.wants_batch() {
             self.left -= 1;
-            self.sender.handle_batch(batch());
+            let batch = if self.stream { parts(1 - self.left) } else { batch() };
+            self.sender.handle_batch(batch);
             if self.left == 0 {
                 self.sender.handle_end(Finish { tip: TIP, size: None, root: None });
             }
@@ -225,11 +235,22 @@ impl Source {
 
 const TIP: Generation = Generation::Zfs(2);
 
-fn offer() -> Offer {
-    let (kind, standing) = (PlanKind::Incremental, Standing::Proven);
+fn offer(stream: bool) -> Offer {
+    let kind = if stream { PlanKind::Stream } else { PlanKind::Incremental };
+    let standing = Standing::Proven;
     let (base, tip) = (Some(Generation::Zfs(1)), Some(TIP));
     let plan = Plan { kind, volume: None, base, tip, size: None, standing, bytes_expected: 0 };
     Offer { plan, overwrite: false }
+}
+
+/// Two of four parts of a stream.
+fn parts(batch: u32) -> Vec<Announced> {
+    let index = 2 * u64::from(batch);
+    let part = |index, len: u32| Announced {
+        item: Item::Part { index, len, id: ChunkId([6; 32]) },
+        payload: Payload::Held(vec![2; len as usize]),
+    };
+    vec![part(index, 312), part(index + 1, 4096)]
 }
 
 fn batch() -> Vec<Announced> {

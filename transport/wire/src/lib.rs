@@ -64,7 +64,7 @@
 //! | 16 | request | dialler | verb (1 push, 2 pull, 3 status), the listener's name for the volume |
 //! | 17 | accept | listener | nothing |
 //! | 18 | refuse | both | reason code, text; ends the session |
-//! | 19 | state | target | replica id, chunk key, volume, generation, root, size, incomplete, resume |
+//! | 19 | state | target | replica id, chunk key, volume, generation, root, size, incomplete, resume, what it takes |
 //! | 20 | offer | source | plan kind, volume, base, tip, size, standing, expected bytes, overwrite |
 //! | 21 | begin | target | first chunk that is needed |
 //! | 22 | batch | source | number, up to 512 items |
@@ -76,8 +76,9 @@
 //!
 //! An item is one change in units of 64 KiB chunks: a chunk with masks of its data and zero
 //! blocks and the keyed BLAKE3 id of the data; a run of zero chunks; or, in a scan, a *span*
-//! of up to 4096 chunks with the manifest node over them. The bytes of every message are
-//! pinned by commented hexdumps in `tests/data/wire`.
+//! of up to 4096 chunks with the manifest node over them. In a stream every item is a *part*:
+//! its number, its length of at most 256 KiB, and its keyed BLAKE3 id. The bytes of every
+//! message are pinned by commented hexdumps in `tests/data/wire`.
 //!
 //! A generation is a kind `u8` and a name: 1, the guid `u64` of a ZFS snapshot; 2, the 32
 //! bytes of a content root; 3, the current UUID `u64` of a DRBD device with its bit 0 clear.
@@ -99,7 +100,7 @@
 //! source                      target
 //!    |                    state |  what it holds, and what was cut off
 //!    |<-------------------------|
-//!    | offer                    |  incremental, full or scan
+//!    | offer                    |  incremental, full, scan or stream
 //!    |------------------------->|  is the base what it holds?
 //!    |                    begin |  from where
 //!    |<-------------------------|
@@ -126,6 +127,28 @@
 //! and 64 batches are announced and not applied. Batches are numbered, applied in order, and
 //! hashed on both sides; `finish` comes when all are applied. A target that is asked to begin
 //! where an earlier session was cut off says from which chunk on it needs items.
+//!
+//! # Streams
+//!
+//! Only ZFS can apply a `zfs send` stream of a file system, or a raw one. Such a stream is
+//! carried as it is, in an increment of its own kind, to a target whose state says that it takes
+//! streams; every other target refuses the offer as `unsupported`, and that target every other
+//! offer. What it takes is in its state: 1, changes of a volume; 2, streams, with
+//!
+//! * the token, if there is one, that its storage gave out for a stream that was cut off: up to
+//!   8192 letters, digits and dashes. The source goes on from there, with a stream that the
+//!   storage makes for this token; our own watermark is always zero.
+//! * up to 200 points, newest first: the guid and the short name of each snapshot that it had
+//!   when the session began. The source looks among them for one that it has, too.
+//!
+//! The source cuts the stream into parts where the stream's own blocks begin, so that equal
+//! blocks are equal parts. Parts are numbered from zero in each increment without a gap. The
+//! target keeps the last ones that it saw, and does not want a part that it still has or that is
+//! on its way already; nor one of nothing but zeros, whose id is all zeros. Which ones it keeps
+//! is its own affair. The root in `finish` is the BLAKE3 hash of all bytes of the increment's
+//! stream under a key that is derived from the chunk key, and the size is how many there are.
+//! The target compares both with what it gave to its storage before it lets the storage finish,
+//! and says `committed` once the storage has the tip, by its guid.
 #![forbid(unsafe_code)]
 mod codec;
 mod frame;

@@ -1,6 +1,6 @@
 //! Every bound of the protocol, and why it is what it is.
 
-use driftline_extent::CHUNK_LEN;
+use driftline_extent::{CHUNK_LEN, PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX, TOKEN_LEN_MAX};
 
 /// Plaintext of a bulk frame. Large enough that sealing runs at full speed, small enough
 /// that control frames never wait long behind one.
@@ -52,7 +52,12 @@ pub const REKEY_BYTES: u64 = 64 << 30;
 pub const REKEY_MS: u64 = 3_600_000;
 
 const ITEM_LEN_MAX: usize = 1 + 8 + 16 + 16 + 32;
+/// What a state takes without its token and its points: less than this.
+const STATE_LEN_MAX: usize = 512;
+const POINTS_LEN_MAX: usize = POINTS_MAX as usize * (8 + 2 + POINT_NAME_LEN_MAX as usize);
 const _: () = assert!(BATCH_ITEMS_MAX * ITEM_LEN_MAX + 16 < CONTROL_LEN_MAX);
+const _: () = assert!(STATE_LEN_MAX + TOKEN_LEN_MAX as usize + POINTS_LEN_MAX < CONTROL_LEN_MAX);
+const _: () = assert!(PART_LEN_MAX <= BATCH_DATA_MAX);
 const _: () = assert!(BATCH_DATA_MAX <= WINDOW_DATA_MAX && BATCH_DATA_MAX >= CHUNK_LEN);
 const _: () = assert!(BATCH_DATA_MAX.div_ceil(BULK_LEN_MAX as u64) <= BATCH_PARTS_MAX as u64);
 const _: () = assert!(KEEPALIVE_MS * 3 <= SILENCE_MS_MAX);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use driftline_extent::{
     Begin, CHUNK_LEN, Committed, Finish, Generation, Item, Offer, Plan, Reason, ReplicaId, Resume,
-    Root, TargetState, VOLUME_LEN_MAX, VolumeId,
+    Root, Takes, TargetState, VOLUME_LEN_MAX, VolumeId,
 };
 
 use crate::{
@@ -66,7 +66,7 @@ pub enum Message {
         detail: String,
     },
     /// Target side: what it holds.
-    State(TargetState),
+    State(Box<TargetState>),
     /// Source side: what it would deliver.
     Offer(Offer),
     /// Target side: go ahead.
@@ -267,7 +267,7 @@ impl Message {
                 reason: Reason::from_code(from.u16("reason")?).unwrap_or(Reason::Failed),
                 detail: from.text(DETAIL_LEN_MAX.into(), "detail")?,
             },
-            tag::STATE => Self::State(TargetState::decode(from)?),
+            tag::STATE => Self::State(Box::new(TargetState::decode(from)?)),
             tag::OFFER => {
                 Self::Offer(Offer { plan: Plan::decode(from)?, overwrite: from.bool("overwrite")? })
             }
@@ -366,6 +366,7 @@ impl Codec for TargetState {
         out.u64(self.size);
         out.bool(self.incomplete);
         out.option(self.resume.as_ref(), |out, resume| resume.encode(out));
+        self.takes.encode(out);
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -378,6 +379,7 @@ impl Codec for TargetState {
             size: from.bounded(VOLUME_LEN_MAX, "size")?,
             incomplete: from.bool("incomplete")?,
             resume: from.option("resume", Resume::decode)?,
+            takes: Takes::decode(from)?,
         })
     }
 }

@@ -49,6 +49,8 @@ pub struct Receiver {
     state: State,
     kind: PlanKind,
     next_seq: u32,
+    /// In a stream, the part that is announced next.
+    next_part: u64,
     /// Batches that are not complete, in order; only the first may be applied.
     waiting: VecDeque<Waiting>,
     /// Numbers and data lengths of batches that are being applied.
@@ -98,13 +100,14 @@ impl Receiver {
             state: State::AwaitOffer,
             kind: PlanKind::UpToDate,
             next_seq: 0,
+            next_part: 0,
             waiting: VecDeque::new(),
             applying: VecDeque::new(),
             window_used: 0,
             transcript: blake3::Hasher::new(),
             received: ExtentSet::new(),
             watermark: 0,
-            output: [ReceiverOutput::Send(Message::State(state))].into(),
+            output: [ReceiverOutput::Send(Message::State(Box::new(state)))].into(),
         }
     }
 
@@ -146,6 +149,7 @@ impl Receiver {
         debug_assert_eq!(self.state, State::Beginning);
         self.state = State::Receiving;
         self.next_seq = 0;
+        self.next_part = 0;
         self.transcript = blake3::Hasher::new();
         self.received = Extent::from_bounds(0, begin.from).into_iter().collect();
         self.watermark = begin.from;
@@ -158,6 +162,7 @@ impl Receiver {
         }
         // Numbers tell apart the batches of a window; an increment may have more than 2^32.
         self.next_seq = self.next_seq.wrapping_add(1);
+        self.check_kinds(&batch.items)?;
         self.window_used += batch.data_len();
         if self.window_used > WINDOW_DATA_MAX
             || self.waiting.len() + self.applying.len() >= WINDOW_BATCHES_MAX
@@ -168,6 +173,25 @@ impl Receiver {
         let waiting = Waiting { batch: batch.clone(), wants: None, parts: Vec::new(), missing: 0 };
         self.waiting.push_back(waiting);
         self.output.push_back(ReceiverOutput::LookUp(batch));
+        Ok(())
+    }
+
+    /// That a stream is made of parts, one after the other, and nothing else is.
+    fn check_kinds(&mut self, items: &[Item]) -> Result<(), SessionError> {
+        let stream = self.kind == PlanKind::Stream;
+        for item in items {
+            let error = match item {
+                Item::Part { index, .. } if stream && *index == self.next_part => {
+                    self.next_part += 1;
+                    continue;
+                }
+                Item::Part { .. } if stream => "a part of the stream is missing or came twice",
+                Item::Part { .. } => "it announced a part of a stream among changes of a volume",
+                _ if stream => "it announced a change of a volume in a stream",
+                _ => continue,
+            };
+            return Err(SessionError::Violation(error));
+        }
         Ok(())
     }
 

@@ -16,7 +16,8 @@ use crate::{
 /// Where the data of an announced item is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Payload {
-    /// Here: a stream cannot be asked twice. Empty for items without data.
+    /// Here: a stream cannot be asked twice. Empty for items without data. The only place for
+    /// that of an [`Item::Part`].
     Held(Vec<u8>),
     /// In the volume: it is read again if the target wants it.
     InVolume,
@@ -81,6 +82,7 @@ pub enum SenderOutput {
 #[derive(Debug)]
 pub struct Sender {
     state: State,
+    kind: PlanKind,
     target: Option<Box<TargetState>>,
     next_seq: u32,
     /// Batches whose share of the window is in use.
@@ -136,6 +138,7 @@ impl Sender {
     pub fn new() -> Self {
         Self {
             state: State::Opening,
+            kind: PlanKind::UpToDate,
             target: None,
             next_seq: 0,
             outstanding: BTreeMap::new(),
@@ -163,10 +166,13 @@ impl Sender {
     pub fn handle_message(&mut self, message: Message) -> Result<(), SessionError> {
         match (self.state, message) {
             (State::Opening, Message::State(state)) => {
-                self.plan(Box::new(state));
+                self.plan(state);
                 Ok(())
             }
             (State::AwaitBegin, Message::Begin(begin)) => {
+                if self.kind == PlanKind::Stream && begin.from != 0 {
+                    return Err(SessionError::Violation("it wants a stream from its middle on"));
+                }
                 self.state = State::Delivering;
                 self.output.push_back(SenderOutput::Deliver(begin));
                 Ok(())
@@ -197,6 +203,7 @@ impl Sender {
     /// Takes the source's plan. [`PlanKind::UpToDate`] ends the session.
     pub fn handle_plan(&mut self, offer: Offer) {
         debug_assert_eq!(self.state, State::Planning);
+        self.kind = offer.plan.kind;
         if offer.plan.kind == PlanKind::UpToDate {
             self.state = State::AwaitDone;
             self.output.push_back(SenderOutput::Send(Message::Done));
@@ -258,14 +265,16 @@ impl Sender {
                 (Item::Span { .. }, _) => {
                     self.output.push_back(SenderOutput::Compared { span: item, differs: *wanted });
                 }
-                (Item::Chunk { index, id, .. }, payload) if *wanted && item.data_len() > 0 => {
+                (_, _) if !wanted || item.data_len() == 0 => {}
+                (_, Payload::Held(bytes)) => {
                     batch.unsent += item.data_len();
-                    pieces.push(match payload {
-                        Payload::Held(bytes) => Piece::Held(bytes),
-                        Payload::InVolume => Piece::InVolume { index, id },
-                    });
+                    pieces.push(Piece::Held(bytes));
                 }
-                _ => {}
+                (Item::Chunk { index, id, .. }, Payload::InVolume) => {
+                    batch.unsent += item.data_len();
+                    pieces.push(Piece::InVolume { index, id });
+                }
+                (Item::Zero { .. } | Item::Part { .. }, Payload::InVolume) => {}
             }
         }
         if !pieces.is_empty() {
@@ -312,11 +321,7 @@ impl Sender {
         let Some(mut state) = target else {
             return Err(SessionError::Violation("it committed before it told its state"));
         };
-        state.generation = Some(committed.generation);
-        state.root = Some(committed.root);
-        state.size = committed.size;
-        state.incomplete = false;
-        state.resume = None;
+        state.advance(&committed);
         self.plan(state);
         Ok(())
     }

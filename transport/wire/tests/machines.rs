@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use driftline_extent::{
     Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, Reason,
-    ReplicaId, Root, Standing, TargetState,
+    ReplicaId, Root, Standing, Takes, TargetState,
 };
 use driftline_wire::{
     Announced, Arrived, Batch, Coding, DataPart, Message, Packer, Payload, Piece, Receiver,
@@ -23,6 +23,7 @@ fn state() -> TargetState {
         size: 1 << 30,
         incomplete: false,
         resume: None,
+        takes: Takes::Volume,
     }
 }
 
@@ -56,6 +57,10 @@ const fn hole(index: u64) -> Item {
 
 const fn span(index: u64, count: u64) -> Item {
     Item::Span { index, count, digest: ChunkId([7; 32]) }
+}
+
+const fn piece(index: u64) -> Item {
+    Item::Part { index, len: 4096, id: ChunkId([8; 32]) }
 }
 
 fn batch(seq: u32, items: impl IntoIterator<Item = Item>) -> Message {
@@ -114,7 +119,7 @@ fn applied(receiver: &mut Receiver) -> Vec<Arrived> {
 fn a_receiver_hears_only_what_is_due() {
     let everything = || {
         let finish = Message::Finish { finish: finish(), transcript: [0; 32] };
-        let state = Message::State(state());
+        let state = Message::State(Box::new(state()));
         let want = Message::Want { seq: 0, wants: vec![true] };
         let fixed = [Message::KeepAlive, Message::Accept, state, want, finish];
         let rest = [
@@ -135,6 +140,46 @@ fn a_receiver_hears_only_what_is_due() {
     }
     for message in [Message::Offer(offer(PlanKind::Full)), Message::Done] {
         unexpected(receiving(PlanKind::Full, 0).handle_message(message));
+    }
+}
+
+#[test]
+fn a_stream_is_parts_in_order_and_nothing_else() {
+    let hear = |kind, items: &[Item]| {
+        let mut receiver = receiving(kind, 0);
+        let batches = items.iter().zip(0..);
+        batches.map(|(item, seq)| receiver.handle_message(batch(seq, [*item]))).last().unwrap()
+    };
+    assert!(hear(PlanKind::Stream, &[piece(0), piece(1)]).is_ok());
+    for items in [&[piece(1)][..], &[piece(0), piece(0)], &[piece(0), piece(2)]] {
+        violation(hear(PlanKind::Stream, items), "missing or came twice");
+    }
+    for item in [whole(0), hole(0), span(0, 1)] {
+        violation(hear(PlanKind::Stream, &[item]), "a change of a volume in a stream");
+        violation(hear(PlanKind::Stream, &[piece(0), item]), "a change of a volume in a stream");
+    }
+    for kind in [PlanKind::Incremental, PlanKind::Full, PlanKind::Scan] {
+        violation(hear(kind, &[whole(0), piece(1)]), "among changes of a volume");
+    }
+}
+
+#[test]
+fn parts_count_from_zero_in_each_increment() {
+    let mut receiver = receiving(PlanKind::Stream, 0);
+    for _ in 0..2 {
+        announce(&mut receiver, 0, &[piece(0), piece(1)], false);
+        let arrived = applied(&mut receiver);
+        assert_eq!((arrived.len(), arrived[0].watermark), (1, 2));
+        receiver.handle_applied(0);
+        let transcript = transcript(&[vec![piece(0), piece(1)]]);
+        let finish = finish();
+        receiver.handle_message(Message::Finish { finish, transcript }).unwrap();
+        receiver.handle_committed(committed());
+        outputs(&mut receiver);
+        receiver.handle_message(Message::Offer(offer(PlanKind::Stream))).unwrap();
+        outputs(&mut receiver);
+        receiver.handle_begun(Begin { from: 0 });
+        outputs(&mut receiver);
     }
 }
 
@@ -315,14 +360,40 @@ fn held(item: Item) -> Announced {
     Announced { item, payload: Payload::Held(vec![1; item.data_len() as usize]) }
 }
 
-/// A sender in the middle of an increment.
-fn delivering() -> Sender {
+/// A sender that has offered an increment.
+fn offering(kind: PlanKind) -> Sender {
     let mut sender = Sender::new();
-    sender.handle_message(Message::State(state())).unwrap();
-    sender.handle_plan(offer(PlanKind::Incremental));
+    sender.handle_message(Message::State(Box::new(state()))).unwrap();
+    sender.handle_plan(offer(kind));
+    sender
+}
+
+/// A sender in the middle of an increment.
+fn delivering_of(kind: PlanKind) -> Sender {
+    let mut sender = offering(kind);
     sender.handle_message(Message::Begin(Begin { from: 0 })).unwrap();
     while sender.poll().is_some() {}
     sender
+}
+
+fn delivering() -> Sender {
+    delivering_of(PlanKind::Incremental)
+}
+
+#[test]
+fn a_stream_is_wanted_from_its_start_and_only_by_part() {
+    let from = |from| offering(PlanKind::Stream).handle_message(Message::Begin(Begin { from }));
+    violation(from(1), "from its middle on");
+    assert!(from(0).is_ok());
+    let mut sender = delivering_of(PlanKind::Stream);
+    sender.handle_batch(vec![held(piece(0)), held(piece(1)), held(piece(2))]);
+    let wants = vec![true, false, true];
+    sender.handle_message(Message::Want { seq: 0, wants }).unwrap();
+    let outputs: Vec<_> = std::iter::from_fn(|| sender.poll()).collect();
+    let pieces = vec![Piece::Held(vec![1; 4096]); 2];
+    assert_eq!(outputs.last(), Some(&SenderOutput::Pack { seq: 0, pieces }));
+    // Not before what was wanted is packed.
+    violation(sender.handle_message(Message::Applied { seq: 0 }), "cannot have");
 }
 
 #[test]
@@ -336,7 +407,7 @@ fn a_sender_hears_only_what_is_due() {
     for message in everything() {
         unexpected(Sender::new().handle_message(message));
     }
-    unexpected(delivering().handle_message(Message::State(state())));
+    unexpected(delivering().handle_message(Message::State(Box::new(state()))));
     unexpected(delivering().handle_message(Message::Committed(committed())));
     unexpected(delivering().handle_message(Message::Done));
 }
@@ -447,7 +518,7 @@ fn a_refusal_ends_either_side_at_any_time() {
     let refused = Err(SessionError::Refused { reason: Reason::Denied, detail: "no".to_owned() });
     for mut sender in [Sender::new(), delivering()] {
         assert_eq!(sender.handle_message(refuse()), refused);
-        unexpected(sender.handle_message(Message::State(state())));
+        unexpected(sender.handle_message(Message::State(Box::new(state()))));
     }
     for mut receiver in [Receiver::new(state()), receiving(PlanKind::Full, 0)] {
         assert_eq!(receiver.handle_message(refuse()), refused);

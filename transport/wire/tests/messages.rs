@@ -4,8 +4,9 @@ mod common;
 
 use common::{CHUNKS_MAX, message};
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, Reason, ReplicaId, Resume,
-    Root, Standing, TargetState, VOLUME_LEN_MAX,
+    Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, PART_LEN_MAX,
+    POINT_NAME_LEN_MAX, POINTS_MAX, Point, Reason, ReplicaId, Resume, Root, Standing,
+    TOKEN_LEN_MAX, Takes, TargetState, VOLUME_LEN_MAX,
 };
 use driftline_wire::{Batch, DecodeError, Message, Verb, fuzzing, limits};
 use proptest::prelude::*;
@@ -204,6 +205,58 @@ fn a_chunk_item_has_one_form() {
 }
 
 #[test]
+fn parts_have_a_byte_at_least_and_256_kibibytes_at_most() {
+    let part = |index, len| through(Item::Part { index, len, id: ChunkId([7; 32]) });
+    for len in [1, PART_LEN_MAX as u32] {
+        assert!(part(CHUNKS_MAX - 1, len).is_ok());
+    }
+    assert_eq!(part(0, 0), Err(DecodeError::Invalid { what: "part length" }));
+    assert_eq!(part(0, (256 << 10) + 1), limit("part length", (256 << 10) + 1, 256 << 10));
+    assert_eq!(part(0, u32::MAX), limit("part length", u32::MAX.into(), 256 << 10));
+    assert_eq!(part(CHUNKS_MAX, 1), limit("chunk index", CHUNKS_MAX, CHUNKS_MAX - 1));
+}
+
+/// The state of a target that takes streams, through the codec.
+fn streams(token: Option<&str>, points: Vec<Point>) -> Result<Message, DecodeError> {
+    let takes = Takes::Stream { token: token.map(str::to_owned), points };
+    let state = TargetState { takes, ..TargetState::nothing() };
+    Message::from_bytes(&Message::State(Box::new(state)).to_bytes())
+}
+
+#[test]
+fn tokens_and_points_have_a_longest() {
+    let point = |len: usize| Point { guid: u64::MAX, name: "n".repeat(len) };
+    let longest = "t".repeat(TOKEN_LEN_MAX.into());
+    let points = vec![point(POINT_NAME_LEN_MAX.into()); POINTS_MAX.into()];
+    let largest = streams(Some(&longest), points).expect("both are at their limit");
+    assert!(largest.to_bytes().len() <= limits::CONTROL_LEN_MAX);
+
+    for token in ["", "-t", "1 2", "1;2", "1\n", "ü"] {
+        let invalid = Err(DecodeError::Invalid { what: "resume token" });
+        assert_eq!(streams(Some(token), vec![]), invalid, "{token:?}");
+    }
+    for name in ["", "a\u{1b}[2J", "a\nb"] {
+        let invalid = Err(DecodeError::Invalid { what: "name of a point" });
+        let named = Point { guid: 1, name: name.to_owned() };
+        assert_eq!(streams(None, vec![named]), invalid, "{name:?}");
+    }
+    // The state of nothing, up to what it takes: then no token, and a count.
+    let mut bytes = Message::State(Box::new(TargetState::nothing())).to_bytes();
+    bytes.pop();
+    bytes.extend([2, 0, 201, 0]);
+    assert_eq!(Message::from_bytes(&bytes), limit("point count", 201, 200));
+    bytes.truncate(bytes.len() - 3);
+    bytes.extend([&[1, 1, 32], [b'1'; 8193].as_slice()].concat());
+    assert_eq!(Message::from_bytes(&bytes), limit("resume token", 8193, 8192));
+    for takes in (0..=u8::MAX).filter(|takes| !(1..3).contains(takes)) {
+        *bytes.get_mut(62).unwrap() = takes;
+        let what = "what it takes";
+        let unknown = Err(DecodeError::Unknown { what, value: takes.into() });
+        assert_eq!(Message::from_bytes(&bytes), unknown);
+    }
+}
+
+#[test]
 fn items_of_a_batch_ascend_and_do_not_overlap() {
     let zero = |index, count| Item::Zero { index, count };
     let batch = |items: &[Item]| {
@@ -232,7 +285,8 @@ fn sizes_and_watermarks_end_at_an_exbibyte() {
 
     let state = |size, from| {
         let resume = Resume { base: None, tip: None, from };
-        Message::State(TargetState {
+        let takes = Takes::Volume;
+        Message::State(Box::new(TargetState {
             replica: ReplicaId([1; 16]),
             chunk_key: [2; 32],
             volume: None,
@@ -241,7 +295,8 @@ fn sizes_and_watermarks_end_at_an_exbibyte() {
             size,
             incomplete: false,
             resume: Some(resume),
-        })
+            takes,
+        }))
     };
     assert!(Message::from_bytes(&state(VOLUME_LEN_MAX, CHUNKS_MAX).to_bytes()).is_ok());
     assert_eq!(Message::from_bytes(&state(VOLUME_LEN_MAX + 1, 0).to_bytes()), over);
@@ -271,7 +326,7 @@ fn flags_and_kinds_that_nobody_knows_are_refused() {
     for verb in (0..=u8::MAX).filter(|verb| !(1..4).contains(verb)) {
         assert!(refused(&[16, verb, 0, 0]), "verb {verb}");
     }
-    for kind in (0..=u8::MAX).filter(|kind| !(1..5).contains(kind)) {
+    for kind in (0..=u8::MAX).filter(|kind| !(1..6).contains(kind)) {
         assert!(refused(&patched(&zeros(1), 7, &[kind])), "item kind {kind}");
     }
     let committed = Committed { generation: Generation::Zfs(1), root: Root([0; 32]), size: 0 };

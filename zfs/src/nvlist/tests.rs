@@ -1,126 +1,15 @@
-//! Tests of the nvlist decoder, on lists packed here in both layouts.
+//! Tests of nvlists: what is packed, natively or in XDR as here, is read as it was.
 
 use proptest::prelude::*;
 
-use super::*;
-
-/// Packs integers in one order.
-struct Output {
-    bytes: Vec<u8>,
-    order: ByteOrder,
-}
-
-impl Output {
-    /// The lowest `len` bytes of `value`.
-    fn int(&mut self, len: usize, value: u64) {
-        match self.order {
-            ByteOrder::Little => self.bytes.extend(&value.to_le_bytes()[..len]),
-            ByteOrder::Big => self.bytes.extend(&value.to_be_bytes()[8 - len..]),
-        }
-    }
-
-    fn ints(&mut self, len: usize, values: impl IntoIterator<Item = u64>) {
-        values.into_iter().for_each(|value| self.int(len, value));
-    }
-
-    fn pad(&mut self, to: usize) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(to), 0);
-    }
-}
-
-/// A value's type, its number of elements, the width of one in the native layout, and the
-/// elements; strings and lists have none.
-fn integers(value: &Value) -> (i32, usize, usize, Vec<u64>) {
-    fn all<T: Copy>(
-        number: i32,
-        width: usize,
-        values: &[T],
-        f: impl Fn(T) -> u64,
-    ) -> (i32, usize, usize, Vec<u64>) {
-        (number, values.len(), width, values.iter().map(|value| f(*value)).collect())
-    }
-    let one = |number, width, value: u64| (number, 1, width, vec![value]);
-    match value {
-        Value::Boolean => (kind::BOOLEAN, 0, 0, vec![]),
-        Value::BooleanValue(v) => one(kind::BOOLEAN_VALUE, 4, u64::from(*v)),
-        Value::Byte(v) => one(kind::BYTE, 1, u64::from(*v)),
-        Value::Int8(v) => one(kind::INT8, 1, *v as u64),
-        Value::Uint8(v) => one(kind::UINT8, 1, u64::from(*v)),
-        Value::Int16(v) => one(kind::INT16, 2, *v as u64),
-        Value::Uint16(v) => one(kind::UINT16, 2, u64::from(*v)),
-        Value::Int32(v) => one(kind::INT32, 4, *v as u64),
-        Value::Uint32(v) => one(kind::UINT32, 4, u64::from(*v)),
-        Value::Int64(v) => one(kind::INT64, 8, *v as u64),
-        Value::Uint64(v) => one(kind::UINT64, 8, *v),
-        Value::Hrtime(v) => one(kind::HRTIME, 8, *v as u64),
-        Value::Double(v) => one(kind::DOUBLE, 8, v.to_bits()),
-        Value::String(_) => (kind::STRING, 1, 0, vec![]),
-        Value::Nvlist(_) => (kind::NVLIST, 1, 0, vec![]),
-        Value::BooleanArray(v) => all(kind::BOOLEAN_ARRAY, 4, v, u64::from),
-        Value::ByteArray(v) => all(kind::BYTE_ARRAY, 1, v, u64::from),
-        Value::Int8Array(v) => all(kind::INT8_ARRAY, 1, v, |v| v as u64),
-        Value::Uint8Array(v) => all(kind::UINT8_ARRAY, 1, v, u64::from),
-        Value::Int16Array(v) => all(kind::INT16_ARRAY, 2, v, |v| v as u64),
-        Value::Uint16Array(v) => all(kind::UINT16_ARRAY, 2, v, u64::from),
-        Value::Int32Array(v) => all(kind::INT32_ARRAY, 4, v, |v| v as u64),
-        Value::Uint32Array(v) => all(kind::UINT32_ARRAY, 4, v, u64::from),
-        Value::Int64Array(v) => all(kind::INT64_ARRAY, 8, v, |v| v as u64),
-        Value::Uint64Array(v) => all(kind::UINT64_ARRAY, 8, v, |v| v),
-        Value::StringArray(v) => (kind::STRING_ARRAY, v.len(), 0, vec![]),
-        Value::NvlistArray(v) => (kind::NVLIST_ARRAY, v.len(), 0, vec![]),
-    }
-}
+use super::{
+    encode::{Output, integers},
+    *,
+};
 
 /// Packs a list as the kernel of that byte order does.
 fn native(list: &Nvlist, order: ByteOrder) -> Vec<u8> {
-    let endian = u8::from(order == ByteOrder::Little);
-    let mut out = Output { bytes: vec![0, endian, 0, 0], order };
-    out.ints(4, [0, 1]);
-    native_list(list, &mut out);
-    out.bytes
-}
-
-fn native_list(list: &Nvlist, out: &mut Output) {
-    for (name, value) in &list.0 {
-        let (number, count, width, elements) = integers(value);
-        let mut pair = Output { bytes: Vec::new(), order: out.order };
-        pair.int(2, name.len() as u64 + 1);
-        pair.int(2, 0);
-        pair.ints(4, [count as u64, number as u64]);
-        pair.bytes.extend(name.as_bytes());
-        // The size in front, which comes below, counts for the alignment.
-        pair.bytes.push(0);
-        pair.bytes.resize((pair.bytes.len() + 4).next_multiple_of(8) - 4, 0);
-        pair.ints(width, elements);
-        match value {
-            Value::String(string) => {
-                pair.bytes.extend(string.as_bytes());
-                pair.bytes.push(0);
-            }
-            Value::StringArray(strings) => {
-                pair.ints(8, strings.iter().map(|_| 0));
-                for string in strings {
-                    pair.bytes.extend(string.as_bytes());
-                    pair.bytes.push(0);
-                }
-            }
-            Value::Nvlist(_) => pair.ints(4, [0, 1, 0, 0, 0, 0]),
-            Value::NvlistArray(lists) => {
-                pair.ints(8, lists.iter().map(|_| 0));
-                lists.iter().for_each(|_| pair.ints(4, [0, 1, 0, 0, 0, 0]));
-            }
-            _ => {}
-        }
-        pair.bytes.resize((pair.bytes.len() + 4).next_multiple_of(8) - 4, 0);
-        out.int(4, pair.bytes.len() as u64 + 4);
-        out.bytes.extend(pair.bytes);
-        match value {
-            Value::Nvlist(list) => native_list(list, out),
-            Value::NvlistArray(lists) => lists.iter().for_each(|list| native_list(list, out)),
-            _ => {}
-        }
-    }
-    out.int(4, 0);
+    list.encode(order).expect("the list can be packed")
 }
 
 /// Packs a list as ZFS's tools do.
@@ -132,8 +21,12 @@ fn xdr(list: &Nvlist) -> Vec<u8> {
 
 fn xdr_string(string: &str, out: &mut Output) {
     out.int(4, string.len() as u64);
-    out.bytes.extend(string.as_bytes());
-    out.pad(4);
+    xdr_padded(string.as_bytes(), out);
+}
+
+fn xdr_padded(bytes: &[u8], out: &mut Output) {
+    out.bytes.extend(bytes);
+    out.bytes.resize(out.bytes.len().next_multiple_of(4), 0);
 }
 
 fn xdr_pairs(list: &Nvlist, out: &mut Output) {
@@ -144,10 +37,7 @@ fn xdr_pairs(list: &Nvlist, out: &mut Output) {
         xdr_string(name, &mut pair);
         pair.ints(4, [number as u64, count as u64]);
         match value {
-            Value::ByteArray(bytes) => {
-                pair.bytes.extend(bytes);
-                pair.pad(4);
-            }
+            Value::ByteArray(bytes) => xdr_padded(bytes, &mut pair),
             Value::String(string) => xdr_string(string, &mut pair),
             Value::StringArray(strings) => strings.iter().for_each(|s| xdr_string(s, &mut pair)),
             Value::Nvlist(list) => xdr_pairs(list, &mut pair),
@@ -162,8 +52,9 @@ fn xdr_pairs(list: &Nvlist, out: &mut Output) {
         }
         out.int(4, pair.bytes.len() as u64 + 8);
         // What it takes in memory, which is its size in the native layout.
-        let alone = Nvlist(vec![(name.clone(), value.clone())]);
-        out.bytes.extend(&native(&alone, ByteOrder::Big)[12..16]);
+        let mut alone = Output { bytes: Vec::new(), order: ByteOrder::Big };
+        alone.pair(name, value).expect("the pair can be packed");
+        out.bytes.extend(&alone.bytes[..4]);
         out.bytes.extend(pair.bytes);
     }
     out.ints(4, [0, 0]);
@@ -229,15 +120,33 @@ fn depth_and_number_of_values_are_bounded() {
         (0..depth)
             .fold(Nvlist::default(), |list, _| Nvlist(vec![("x".to_owned(), Value::Nvlist(list))]))
     };
+    for order in [ByteOrder::Little, ByteOrder::Big] {
+        let (one, deepest) = (native(&nested(1), order), native(&nested(31), order));
+        assert_eq!(Nvlist::decode(&deepest), Ok(nested(31)));
+        assert_eq!(nested(32).encode(order), Err(NvlistError::TooDeep));
+        // Once more around it: the pair before, the zero behind.
+        let around = [&one[..one.len() - 8], &deepest[12..], &[0; 4]].concat();
+        assert_eq!(Nvlist::decode(&around), Err(NvlistError::TooDeep));
+    }
     for (depth, expected) in [(31, Ok(nested(31))), (32, Err(NvlistError::TooDeep))] {
-        let list = nested(depth);
-        assert_eq!(Nvlist::decode(&native(&list, ByteOrder::Little)), expected);
-        assert_eq!(Nvlist::decode(&xdr(&list)), expected);
+        assert_eq!(Nvlist::decode(&xdr(&nested(depth))), expected);
     }
     let many = vec![String::new(); VALUES_MAX as usize + 1];
     let list = Nvlist(vec![("x".to_owned(), Value::StringArray(many))]);
     assert_eq!(Nvlist::decode(&native(&list, ByteOrder::Big)), Err(NvlistError::TooMany));
     assert_eq!(Nvlist::decode(&xdr(&list)), Err(NvlistError::TooMany));
+}
+
+#[test]
+fn what_could_not_be_read_again_is_not_packed() {
+    let pack = |name: &str, value| {
+        Nvlist(vec![(name.to_owned(), value)]).encode(ByteOrder::Little).map(|bytes| bytes.len())
+    };
+    assert_eq!(pack(&"n".repeat(0x7fff), Value::Boolean), Err(NvlistError::TooLong));
+    assert!(pack(&"n".repeat(0x7ffe), Value::Boolean).is_ok());
+    assert_eq!(pack("a\0b", Value::Boolean), Err(NvlistError::Malformed));
+    let strings = vec!["a".to_owned(), "\0".to_owned()];
+    assert_eq!(pack("a", Value::StringArray(strings)), Err(NvlistError::Malformed));
 }
 
 #[test]

@@ -440,6 +440,7 @@ proptest! {
             match change {
                 Change::Data { bytes, .. } => volume[range].copy_from_slice(&bytes),
                 Change::Zero(_) => volume[range].fill(0),
+                Change::Part(_) => panic!("a volume has no parts"),
             }
         }
         prop_assert!(volume == expected);

@@ -8,14 +8,14 @@ use crate::{
 };
 
 /// Size of the increment that is cut, and how much of it has arrived by then.
-const INCREMENT_MIB: u32 = 24;
-const ARRIVED_MIB: u32 = 8;
+pub(super) const INCREMENT_MIB: u32 = 24;
+pub(super) const ARRIVED_MIB: u32 = 8;
 
 /// What may move in the next run, in bytes: not all that had arrived again.
-const MOST_AGAIN: u64 = ((INCREMENT_MIB - ARRIVED_MIB / 2) as u64) << 20;
+pub(super) const MOST_AGAIN: u64 = ((INCREMENT_MIB - ARRIVED_MIB / 2) as u64) << 20;
 
 /// Slow enough to be cut where we want, and done soon enough where it is not.
-const RATE: &str = "2M";
+pub(super) const RATE: &str = "2M";
 
 /// A replica at its first generation, and an increment that has arrived in part.
 fn in_the_middle(lab: &mut Lab, name: &'static str) -> Result<Replication> {
@@ -164,7 +164,8 @@ pub(super) fn target_full(lab: &mut Lab) -> Result<()> {
     pair.target.sh("truncate -s 64M /srv/small.ext4; mkfs.ext4 -q /srv/small.ext4
          mkdir -p /srv/small; mount -o loop /srv/small.ext4 /srv/small")?;
     let image = "/srv/small/target-full.img";
-    let mut replication = Replication::new_at(&pair, "target-full", "-V 48M", image)?;
+    let (name, zvol) = ("target-full", "tank/target-full");
+    let mut replication = Replication::new_at(&pair, name, zvol, "-V 48M", image)?;
     replication.blocks(pair.source, "write", "1 0..4096")?;
     replication.generation(&pair)?;
     let before = pair.target.sh(&format!("driftline status file:{image}"))?;

@@ -2,6 +2,9 @@
 
 mod drbd;
 mod faults;
+mod live;
+mod live_faults;
+mod receive;
 mod walk;
 mod zvol;
 
@@ -74,6 +77,54 @@ pub(crate) const CASES: &[Case] = &[
         SHORT,
         zvol::rollback,
     ),
+    case(
+        "live-increments",
+        "zfs:tank/NAME: full and five increments under a running writer; others' points stay",
+        SHORT,
+        live::increments,
+    ),
+    case(
+        "live-resume",
+        "an increment cut by kill -9, its base destroyed: goes on from the bookmark",
+        LONG,
+        live::resume,
+    ),
+    case("live-resume-full", "a first copy cut beyond its checkpoint", LONG, live::resume_full),
+    case(
+        "live-read-back",
+        "--read-back changed and all; snapdev=hidden is told",
+        LONG,
+        live::read_back,
+    ),
+    case("live-user", "an ordinary user with six permissions of zfs allow", LONG, live::user),
+    case("live-key", "an encrypted volume, its key loaded and not", LONG, live::key),
+    case("live-names", "every character that a name can have", LONG, live::names),
+    case("live-renamed", "zfs rename between runs: guids decide", LONG, live::renamed),
+    case("live-two", "two replicas of one volume, pushed at the same time", LONG, live::two),
+    case(
+        "live-no-bookmark",
+        "nothing is left of what the target holds: base-mismatch, and --full",
+        LONG,
+        live::no_bookmark,
+    ),
+    case("live-clock", "a clock set back and forth between runs", LONG, live::clock),
+    case(
+        "live-destroyed",
+        "zfs destroy of the snapshot that is sent, and of its base",
+        LONG,
+        live_faults::destroyed,
+    ),
+    case("live-killed", "the zfs send -t of a resumed push killed", LONG, live_faults::killed),
+    case("live-resized", "a volume that grows and shrinks while sent", LONG, live_faults::resized),
+    case("live-exported", "zpool export -f in the middle", LONG, live_faults::exported),
+    case(
+        "live-suspended",
+        "a pool whose device fails in the middle, failmode=continue",
+        LONG,
+        live_faults::suspended,
+    ),
+    case("live-suspended-wait", "the same, failmode=wait", LONG, live_faults::suspended_wait),
+    case("live-pool-full", "no space for a snapshot", LONG, live_faults::pool_full),
     case("kill-pusher", "kill -9 of the pusher in the middle", SHORT, faults::kill_pusher),
     case("kill-target", "kill -9 of the target's service in the middle", LONG, faults::kill_target),
     case(
@@ -99,6 +150,37 @@ pub(crate) const CASES: &[Case] = &[
     ),
     case("target-full", "the target's disk is full, and then is not", LONG, faults::target_full),
     case(
+        "zvol-replica",
+        "a replica on a zvol: grown, cut, kept at each generation, read-only",
+        SHORT,
+        receive::zvol,
+    ),
+    case(
+        "zvol-modified",
+        "a replica on a zvol that was written is refused, and mended by consent",
+        LONG,
+        receive::zvol_modified,
+    ),
+    case(
+        "zvol-power",
+        "power failure of a target whose replica is a zvol",
+        LONG,
+        receive::zvol_power,
+    ),
+    case(
+        "files",
+        "a file system from ZFS to ZFS: resumed by its token, refused where it diverged",
+        SHORT,
+        receive::files,
+    ),
+    case(
+        "raw",
+        "an encrypted volume from ZFS to ZFS, its key never loaded there",
+        LONG,
+        receive::raw,
+    ),
+    case("tree", "a tree in one stream, with its properties by policy", LONG, receive::tree),
+    case(
         "drbd-thin",
         "a tracker on LVM thin: the map covers every change, the replica is equal",
         SHORT,
@@ -123,7 +205,8 @@ pub(crate) const CASES: &[Case] = &[
         SHORT,
         walk::walk,
     ),
-    case("timer", "the testbed's timer fires and replicates", LONG, walk::timer),
+    case("timer", "the testbed's timer fires, catches up and replicates", LONG, walk::timer),
+    case("timer-pull", "a timer on the target fires and pulls", LONG, walk::timer_pull),
 ];
 
 const SHORT: bool = true;

@@ -1,10 +1,14 @@
-//! The testbed of `vagrant/`: every command of its walk, and the timer that replicates.
+//! The testbed of `vagrant/`: every command of its walk, and the timers that replicate.
 
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{lab::Lab, machine::Machine};
+use crate::{
+    lab::{Lab, Pair},
+    machine::Machine,
+    replication::configure,
+};
 
 /// The walk itself, as it stands in the repository.
 const WALK: &str = include_str!("../../../../vagrant/README.md");
@@ -61,30 +65,152 @@ pub(super) fn walk(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The timer starts the job by itself, and what was written is on the target.
+/// The units are sound; the timer starts the job by itself, again and again, and makes up for a
+/// start that was missed; a run that is stopped goes on, also as an ordinary user.
 pub(super) fn timer(lab: &mut Lab) -> Result<()> {
     let [source, target, _] = testbed(lab)?;
-    // As it is, but for how often: a case does not wait five minutes.
-    source.sh("mkdir -p /etc/systemd/system/driftline-zvol@.timer.d
-         printf '[Timer]\\nOnCalendar=\\nOnCalendar=*:*:0/5\\nRandomizedDelaySec=0\\nAccuracySec=1s\\n' \
-             > /etc/systemd/system/driftline-zvol@.timer.d/often.conf
-         systemctl daemon-reload; systemctl restart driftline-zvol@vm1.timer
-         echo 'by timer' | dd of=/dev/zvol/tank/vm1 bs=1M seek=7 conv=fsync,notrunc status=none")?;
-    let arrived = |text: &str| {
-        target.until(&format!(
-            "[ \"$(dd if=/srv/vm1.img bs=1M skip=7 count=8 iflag=count_bytes status=none)\" = '{text}' ]"
-        ))
-    };
-    arrived("by timer")?;
-    // Not the first time only.
-    source.sh(
-        "echo 'by TIMER' | dd of=/dev/zvol/tank/vm1 bs=1M seek=7 conv=fsync,notrunc status=none",
-    )?;
-    arrived("by TIMER")?;
-    source.sh("systemd-analyze verify driftline-zvol@vm1.service driftline-zvol@vm1.timer")?;
-    target.sh("systemd-analyze verify driftline-serve.service")?;
-    source.sh("systemctl stop driftline-zvol@vm1.timer")?;
+    source.sh("for verb in push pull; do
+             set -- \"$@\" driftline-$verb@vm1.service driftline-$verb@vm1.timer
+         done
+         systemd-analyze verify --man=no --recursive-errors=no driftline-serve.service \"$@\"")?;
+    let arrives = |text: &str| arrives((source, "tank/vm1"), (target, "/srv/vm1.img"), text);
+    fire(source, "push@vm1", OFTEN)?;
+    arrives("by timer")?;
+    arrives("by TIMER")?;
+
+    // Off for longer than between two starts. A run that the timer has started is over first.
+    let rest = "systemctl stop driftline-push@vm1.timer; systemctl start driftline-push@vm1";
+    source.sh(rest)?;
+    source.sh("touch -d '2 years ago' /var/lib/systemd/timers/stamp-driftline-push@vm1.timer")?;
+    write(source, "tank/vm1", "caught up")?;
+    fire(source, "push@vm1", "yearly")?;
+    has_arrived(target, "/srv/vm1.img", "caught up")?;
+    source.sh(rest)?;
+
+    stopped_goes_on(source, target)
+}
+
+/// Stops a run of the job in the middle, and lets an ordinary user end it, with what the comment
+/// of the unit says.
+fn stopped_goes_on(source: &Machine, target: &Machine) -> Result<()> {
+    let said = said(PUSH, "# ZFS asks").replace("USER", "driftline");
+    let (allow, settings) = said.split_once('\n').context("what is allowed, and a drop-in")?;
+    let allow = allow.replace("POOL/VOLUME", "tank/vm1");
+    source.sh("cp /etc/driftline/jobs/vm1.toml /run/vm1.toml
+         echo 'limit_rate = \"1M\"' >> /etc/driftline/jobs/vm1.toml
+         /lab/blocks write /dev/zvol/tank/vm1 1 16384..20480")?;
+    write(source, "tank/vm1", "by a user")?;
+    source.sh("systemctl start --no-block driftline-push@vm1")?;
+    target.until("[ $(du -m /srv/vm1.img.driftline/journal | cut -f 1) -ge 2 ]")?;
+    let status = source.sh("systemctl stop driftline-push@vm1
+         systemctl show -p ExecMainStatus --value driftline-push@vm1")?;
+    ensure!(status == "130", "stopped, it ended with {status}");
+
+    source.sh(&format!(
+        "id driftline 2> /dev/null || useradd --system driftline
+         {allow}
+         install -m 600 -o driftline /etc/driftline/secret.key /etc/driftline/user.key
+         cp /run/vm1.toml /etc/driftline/jobs/vm1.toml
+         echo 'key = \"/etc/driftline/user.key\"' >> /etc/driftline/jobs/vm1.toml"
+    ))?;
+    drop_in(source, "driftline-push@vm1.service", settings)?;
+    let user = source.sh("systemctl start driftline-push@vm1
+         systemctl show -p User --value driftline-push@vm1")?;
+    ensure!(user == "driftline", "it ran as {user:?}");
+    has_arrived(target, "/srv/vm1.img", "by a user")?;
+    source.sh("rm -r /etc/systemd/system/driftline-push@vm1.*.d; systemctl daemon-reload")?;
     Ok(())
+}
+
+/// The timer that pulls, from a `driftline serve` beside the pool, each with what the comment of
+/// its unit says.
+pub(super) fn timer_pull(lab: &mut Lab) -> Result<()> {
+    let Pair { source, target } = lab.pair()?;
+    source.sh("/lab/provision/zvol tank/pulled 64M")?;
+    let place = "source = \"zfs:tank/pulled\"";
+    let toml = "/etc/driftline/driftline.toml";
+    configure(source, toml, 7420, ("target", "pull"), "pulled", place)?;
+    drop_in(source, "driftline-serve.service", &said(SERVE, "# Volumes of ZFS"))?;
+    source.sh("systemctl start driftline-serve")?;
+    target.sh("/lab/provision/job pull pulled pulled@10.7.0.1:7420 file:/srv/pulled.img source")?;
+    drop_in(target, "driftline-pull@pulled.service", &said(PULL, "# ZFS asks"))?;
+    fire(target, "pull@pulled", OFTEN)?;
+    for text in ["by timer", "by TIMER"] {
+        arrives((source, "tank/pulled"), (target, "/srv/pulled.img"), text)?;
+    }
+    target.sh("systemctl disable -q --now driftline-pull@pulled.timer
+         systemctl stop driftline-pull@pulled
+         rm -r /srv/pulled.img* /etc/driftline/jobs/pulled.toml
+         rm -r /etc/systemd/system/driftline-pull@pulled.*.d
+         systemctl daemon-reload")?;
+    source.sh(&format!(
+        "systemctl stop driftline-serve
+         rm -r {toml} /etc/systemd/system/driftline-serve.service.d
+         systemctl daemon-reload"
+    ))?;
+    source.until("zfs destroy -r tank/pulled")
+}
+
+const PUSH: &str = include_str!("../../../../transport/cli/dist/systemd/driftline-push@.service");
+const PULL: &str = include_str!("../../../../transport/cli/dist/systemd/driftline-pull@.service");
+const SERVE: &str = include_str!("../../../../transport/cli/dist/systemd/driftline-serve.service");
+
+/// What a comment says to write, in the paragraph of it that begins so.
+fn said(unit: &str, start: &str) -> String {
+    let paragraph = unit.lines().skip_while(|line| !line.starts_with(start));
+    let paragraph = paragraph.take_while(|line| line.starts_with("# "));
+    paragraph
+        .filter_map(|line| line.strip_prefix("#   "))
+        .map(|line| line.to_owned() + "\n")
+        .collect()
+}
+
+/// Adds settings to a unit.
+fn drop_in(machine: &Machine, unit: &str, settings: &str) -> Result<()> {
+    machine.sh(&format!(
+        "mkdir -p /etc/systemd/system/{unit}.d
+         cat > /etc/systemd/system/{unit}.d/lab.conf << 'END'
+{settings}
+END
+         systemctl daemon-reload"
+    ))?;
+    Ok(())
+}
+
+/// A schedule that a case does not wait for.
+const OFTEN: &str = "*:*:0/5";
+
+/// Starts the timer of `job`, `VERB@NAME`, as it is but for when.
+fn fire(machine: &Machine, job: &str, when: &str) -> Result<()> {
+    let timer = format!("driftline-{job}.timer");
+    let settings =
+        format!("[Timer]\nOnCalendar=\nOnCalendar={when}\nRandomizedDelaySec=0\nAccuracySec=1s");
+    drop_in(machine, &timer, &settings)?;
+    machine.sh(&format!("systemctl restart {timer}"))?;
+    Ok(())
+}
+
+/// Writes `text` to the zvol and waits until it is in the replica.
+fn arrives(
+    (source, zvol): (&Machine, &str),
+    (target, replica): (&Machine, &str),
+    text: &str,
+) -> Result<()> {
+    write(source, zvol, text)?;
+    has_arrived(target, replica, text)
+}
+
+fn write(source: &Machine, zvol: &str, text: &str) -> Result<()> {
+    source.sh(&format!(
+        "echo '{text}' | dd of=/dev/zvol/{zvol} bs=1M seek=7 conv=fsync,notrunc status=none"
+    ))?;
+    Ok(())
+}
+
+fn has_arrived(target: &Machine, replica: &str, text: &str) -> Result<()> {
+    target.until(&format!(
+        "[ \"$(dd if={replica} bs=1M skip=7 count=1 status=none | head -n 1)\" = '{text}' ]"
+    ))
 }
 
 /// The commands of the walk's console blocks, each with the lines that follow it.
@@ -132,6 +258,17 @@ mod tests {
         assert!(is_like("ab", "…a…b…"));
         assert!(!is_like("24.0 MiB changed, 3 s more", "24.0 MiB changed, … s"));
         assert!(!is_like("25.0 MiB", "24.0 MiB"));
+    }
+
+    #[test]
+    fn a_comment_says_what_to_write() {
+        let settings = said(SERVE, "# Volumes of ZFS");
+        assert_eq!(
+            settings,
+            "[Service]\nDeviceAllow=/dev/zfs rw\nCapabilityBoundingSet=CAP_SYS_ADMIN\n"
+        );
+        assert!(said(PUSH, "# ZFS asks").starts_with("zfs allow -u USER "));
+        assert!(said(PULL, "# ZFS asks").starts_with("[Service]\nCapabilityBoundingSet=\n"));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Arbitrary messages: every value that has an encoding, limits included.
 
 use driftline_extent::{
-    Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, Item, Offer, Plan,
-    PlanKind, Reason, ReplicaId, Resume, Root, Standing, TargetState, VOLUME_LEN_MAX, VolumeId,
+    Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, Item, Offer, PART_LEN_MAX,
+    Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Standing, Takes, TargetState,
+    VOLUME_LEN_MAX, VolumeId,
 };
 use driftline_wire::{Batch, Message, Verb, limits::BATCH_DATA_MAX};
 use proptest::{collection::vec, option, prelude::*};
@@ -43,19 +44,30 @@ fn resume() -> impl Strategy<Value = Resume> {
         .prop_map(|(base, tip, from)| Resume { base, tip, from })
 }
 
+/// Few points and short tokens: a test reads every prefix of a message. Another is about limits.
+fn takes() -> impl Strategy<Value = Takes> {
+    let point =
+        (any::<u64>(), "[ -~]{1,9}|\\PC{1,9}").prop_map(|(guid, name)| Point { guid, name });
+    let token = option::of("[0-9a-zA-Z][0-9a-zA-Z-]{0,40}");
+    let stream =
+        (token, vec(point, 0..4)).prop_map(|(token, points)| Takes::Stream { token, points });
+    prop_oneof![Just(Takes::Volume), stream]
+}
+
 fn state() -> impl Strategy<Value = TargetState> {
     let names = (any::<[u8; 16]>(), any::<[u8; 32]>(), option::of(volume_id()));
     let content = (option::of(generation()), option::of(root()), size());
-    (names, content, any::<bool>(), option::of(resume())).prop_map(
-        |((replica, chunk_key, volume), (generation, root, size), incomplete, resume)| {
-            let replica = ReplicaId(replica);
-            TargetState { replica, chunk_key, volume, generation, root, size, incomplete, resume }
+    (names, content, any::<bool>(), option::of(resume()), takes()).prop_map(
+        |((replica, chunk_key, volume), content, incomplete, resume, takes)| {
+            let (replica, (generation, root, size)) = (ReplicaId(replica), content);
+            let named = TargetState { replica, chunk_key, volume, ..TargetState::nothing() };
+            TargetState { generation, root, size, incomplete, resume, takes, ..named }
         },
     )
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
-    let kinds = [PlanKind::Incremental, PlanKind::Full, PlanKind::Scan];
+    let kinds = [PlanKind::Incremental, PlanKind::Full, PlanKind::Scan, PlanKind::Stream];
     let kind = prop::sample::select(kinds.to_vec());
     let generations = (option::of(generation()), option::of(generation()));
     let standing =
@@ -90,6 +102,11 @@ fn step() -> impl Strategy<Value = (u64, Item)> {
         }),
         count.clone().prop_map(|count| Item::Zero { index: 0, count }),
         (count, chunk_id()).prop_map(|(count, digest)| Item::Span { index: 0, count, digest }),
+        (1..=PART_LEN_MAX as u32, chunk_id()).prop_map(|(len, id)| Item::Part {
+            index: 0,
+            len,
+            id
+        }),
     ];
     (gap, item)
 }
@@ -104,9 +121,10 @@ fn batch() -> impl Strategy<Value = Batch> {
                 break;
             }
             match &mut item {
-                Item::Chunk { index, .. } | Item::Zero { index, .. } | Item::Span { index, .. } => {
-                    *index = next + gap;
-                }
+                Item::Chunk { index, .. }
+                | Item::Zero { index, .. }
+                | Item::Span { index, .. }
+                | Item::Part { index, .. } => *index = next + gap,
             }
             next = item.first() + item.count();
             items.push(item);
@@ -133,7 +151,7 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
         (verb, name).prop_map(|(verb, volume)| Message::Request { verb, volume }),
         Just(Message::Accept),
         (reason(), detail).prop_map(|(reason, detail)| Message::Refuse { reason, detail }),
-        state().prop_map(Message::State),
+        state().prop_map(|state| Message::State(Box::new(state))),
         (plan(), any::<bool>())
             .prop_map(|(plan, overwrite)| Message::Offer(Offer { plan, overwrite })),
         (0..=CHUNKS_MAX).prop_map(|from| Message::Begin(Begin { from })),

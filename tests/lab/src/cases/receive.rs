@@ -1,0 +1,305 @@
+//! Targets that are ZFS: replicas on volumes that ZFS keeps, and data sets that receive streams.
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    lab::{Lab, Pair, Role, TARGET_ADDRESS},
+    machine::{Machine, Output},
+    replication::{Report, configure, exit, lost_connection, refused, start},
+};
+
+/// A data set of the source that goes to the pool `back`, which is made on the target for it.
+struct Copy {
+    /// Its name below `tank`, and the name of the volume.
+    name: &'static str,
+    /// The target: `zvol:back/NAME` or `zfs:back/NAME`.
+    place: String,
+}
+
+impl Copy {
+    /// Makes the data set with `create`'s options of `zfs create`.
+    fn new(pair: &Pair<'_>, name: &'static str, kind: &str, create: &str) -> Result<Self> {
+        pair.source.sh(&format!("zfs create {create} tank/{name}; udevadm settle"))?;
+        // What the unit says of volumes of ZFS.
+        pair.target.sh("truncate -s 3G /srv/back.pool
+             zpool create -f -O snapdev=visible -m none back /srv/back.pool
+             mkdir -p /etc/systemd/system/driftline-serve.service.d
+             cat > /etc/systemd/system/driftline-serve.service.d/zfs.conf << END
+[Service]
+DeviceAllow=/dev/zfs rw
+CapabilityBoundingSet=CAP_SYS_ADMIN
+END
+             systemctl daemon-reload; sync")?;
+        let copy = Self { name, place: format!("{kind}:back/{name}") };
+        copy.serve(pair, "")?;
+        Ok(copy)
+    }
+
+    /// Lets the source push it, with more lines about the volume in the configuration.
+    fn serve(&self, pair: &Pair<'_>, more: &str) -> Result<()> {
+        let place = format!("target = \"{}\"\n{more}", self.place);
+        let file = "/etc/driftline/driftline.toml";
+        configure(pair.target, file, 7420, ("source", "push"), self.name, &place)?;
+        pair.target.sh("systemctl restart driftline-serve")?;
+        Ok(())
+    }
+
+    fn command(&self, options: &str) -> String {
+        let name = self.name;
+        format!(
+            "export DRIFTLINE_PEER=$(cat /lab/keys/target.pub)
+             driftline push --json {options} zfs:tank/{name} {name}@{TARGET_ADDRESS}"
+        )
+    }
+
+    fn push(&self, source: &Machine, options: &str) -> Result<Output> {
+        source.run(&self.command(&format!("--quiet {options}")))
+    }
+
+    /// Pushes, which must succeed.
+    fn arrives(&self, source: &Machine, options: &str) -> Result<Report> {
+        Report::of(&self.push(source, options)?)
+    }
+
+    /// The newest snapshot of the source's data set.
+    fn newest(&self, source: &Machine) -> Result<String> {
+        source.sh(&format!(
+            "zfs list -Hp -d 1 -t snapshot -o name -S createtxg tank/{} | head -n 1",
+            self.name
+        ))
+    }
+
+    /// Compares the replica, and its newest snapshot, with the source's newest snapshot.
+    fn volumes_are_equal(&self, pair: &Pair<'_>) -> Result<()> {
+        let name = self.name;
+        let newest = self.newest(pair.source)?;
+        let expected = pair.source.sh(&format!("sha256sum < '/dev/zvol/{newest}'"))?;
+        let replica = pair.target.sh(&format!("sha256sum < /dev/zvol/back/{name}"))?;
+        ensure!(replica == expected, "the replica of {newest} differs");
+        let kept = pair.target.sh(&format!(
+            "kept=$(zfs list -Hp -d 1 -t snapshot -o name -S createtxg back/{name} | head -n 1)
+             udevadm settle
+             sha256sum < \"/dev/zvol/$kept\""
+        ))?;
+        ensure!(kept == expected, "what is kept of {newest} differs");
+        let property = pair.target.sh(&format!("zfs get -Hp -o value readonly back/{name}"))?;
+        ensure!(property == "on", "the replica can be written: readonly={property}");
+        Ok(())
+    }
+
+    /// Compares all files below the data sets, and the guids of the newest snapshots.
+    fn files_are_equal(&self, pair: &Pair<'_>) -> Result<()> {
+        let newest = self.newest(pair.source)?;
+        let snapshot = newest.split_once('@').map_or("", |(_, snapshot)| snapshot);
+        let digest = |machine: &Machine, name: &str| {
+            machine.sh(&format!(
+                "mkdir -p /run/look; mount -t zfs '{name}' /run/look
+                 (cd /run/look; find . -type f -print0 | sort -z | xargs -0r sha256sum; find . | sort) |
+                     sha256sum
+                 umount /run/look
+                 zfs get -Hp -o value guid '{name}'"
+            ))
+        };
+        let expected = digest(pair.source, &newest)?;
+        let received = digest(pair.target, &format!("back/{}@{snapshot}", self.name))?;
+        ensure!(received == expected, "{newest}: {received} is not {expected}");
+        Ok(())
+    }
+
+    fn remove(self, lab: &mut Lab) -> Result<()> {
+        let pair = lab.pair()?;
+        pair.target.sh("systemctl stop driftline-serve")?;
+        pair.target.until("zpool destroy -f back")?;
+        pair.target.sh("rm -r /srv/back.pool /etc/systemd/system/driftline-serve.service.d
+             rm -rf /var/lib/driftline/zvol/back; systemctl daemon-reload")?;
+        pair.source.until(&format!("zfs destroy -r tank/{}", self.name))
+    }
+}
+
+pub(super) fn zvol(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    let copy = Copy::new(&pair, "zvol-replica", "zvol", "-s -o snapdev=visible -V 32M -b 16k")?;
+    let device = "/dev/zvol/tank/zvol-replica";
+    pair.source.sh(&format!("/lab/blocks write {device} 1 0..4096"))?;
+    ensure!(copy.arrives(pair.source, "")?.kind() == "full", "the first copy is none");
+    copy.volumes_are_equal(&pair)?;
+    for (resize, change) in [
+        ("zfs set volsize=48M", format!("/lab/blocks write {device} 2 8000..12288")),
+        ("true", format!("blkdiscard -o 8M -l 16M {device}")),
+        ("zfs set volsize=16M", format!("/lab/blocks write {device} 3 100..200")),
+    ] {
+        pair.source.sh(&format!("{resize} tank/zvol-replica; udevadm settle; {change}"))?;
+        let report = copy.arrives(pair.source, "")?;
+        ensure!(report.kind() == "incremental", "{}", report.kind());
+        copy.volumes_are_equal(&pair)?;
+    }
+    let kept = pair.target.sh(
+        "zfs get -Hp -d 1 -t snapshot -s local -o value driftline:generation back/zvol-replica",
+    )?;
+    ensure!(kept.lines().filter(|line| line.starts_with("zfs:")).count() == 4, "{kept}");
+    let used = pair.target.sh("zfs get -Hp -o value referenced back/zvol-replica")?;
+    ensure!(used.parse::<u64>()? < 16 << 20, "{used} bytes: holes were filled");
+    let verified = pair.target.sh("systemctl stop driftline-serve
+         driftline verify zvol:back/zvol-replica; driftline status zvol:back/zvol-replica")?;
+    ensure!(verified.contains("clean: zfs:"), "{verified}");
+    copy.remove(lab)
+}
+
+pub(super) fn zvol_modified(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    let copy = Copy::new(&pair, "zvol-modified", "zvol", "-s -o snapdev=visible -V 32M -b 16k")?;
+    let device = "/dev/zvol/tank/zvol-modified";
+    pair.source.sh(&format!("/lab/blocks write {device} 1 0..2048"))?;
+    copy.arrives(pair.source, "")?;
+    // Where no increment will look: only that it was written tells.
+    pair.target.sh("zfs set readonly=off back/zvol-modified; udevadm settle
+         echo 'written here' | dd of=/dev/zvol/back/zvol-modified bs=1M seek=20 conv=fsync,notrunc \
+             status=none
+         zpool sync back")?;
+    let before = pair.target.sh("sha256sum < /dev/zvol/back/zvol-modified")?;
+    pair.source.sh(&format!("/lab/blocks write {device} 2 0..16"))?;
+    let output = copy.push(pair.source, "")?;
+    refused(&output, exit::TARGET_MODIFIED, "target-modified")?;
+    let after = pair.target.sh("sha256sum < /dev/zvol/back/zvol-modified")?;
+    ensure!(before == after, "a refused push wrote");
+    // Both consents mend it.
+    copy.serve(&pair, "overwrite = true")?;
+    copy.arrives(pair.source, "--full")?;
+    copy.volumes_are_equal(&pair)?;
+    pair.source.sh(&format!("/lab/blocks write {device} 3 16..32"))?;
+    ensure!(copy.arrives(pair.source, "")?.kind() == "incremental", "it does not go on");
+    copy.volumes_are_equal(&pair)?;
+    copy.remove(lab)
+}
+
+pub(super) fn zvol_power(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    let copy = Copy::new(&pair, "zvol-power", "zvol", "-s -o snapdev=visible -V 64M -b 16k")?;
+    let device = "/dev/zvol/tank/zvol-power";
+    pair.source.sh(&format!("/lab/blocks write {device} 1 0..1024"))?;
+    copy.arrives(pair.source, "")?;
+    pair.source.sh(&format!("/lab/blocks write {device} 2 0..6144"))?;
+    start(pair.source, "push", &copy.command("--limit-rate 2M"))?;
+    pair.target
+        .until("[ $(du -m /var/lib/driftline/zvol/back/zvol-power/journal | cut -f1) -ge 8 ]")?;
+    lab.power_off(Role::Target)?;
+    let pair = lab.pair()?;
+    pair.target.sh("zpool list back > /dev/null 2>&1 || zpool import -d /srv/back.pool back
+         systemctl restart driftline-serve; udevadm settle")?;
+    lost_connection(pair.source, "push")?;
+    copy.arrives(pair.source, "")?;
+    copy.volumes_are_equal(&pair)?;
+    copy.remove(lab)
+}
+
+/// Files of all sizes, a hole, and links.
+const FILES: &str = "cd /tank/NAME
+    mkdir -p a/b; seq 1 200000 > a/numbers; cp a/numbers a/b/again; echo small > a/b/small
+    head -c 3M /dev/urandom > noise; truncate -s 40M sparse; ln -s numbers a/link; ln noise hard";
+
+fn write_files(pair: &Pair<'_>, name: &str) -> Result<()> {
+    pair.source.sh(&FILES.replace("NAME", name))?;
+    Ok(())
+}
+
+pub(super) fn files(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    let copy = Copy::new(&pair, "files", "zfs", "-o mountpoint=/tank/files")?;
+    write_files(&pair, "files")?;
+    ensure!(copy.arrives(pair.source, "")?.kind() == "stream", "it is no stream");
+    copy.files_are_equal(&pair)?;
+    pair.source.sh("cd /tank/files; rm a/numbers; mv noise a/moved; echo more >> a/b/small
+         head -c 24M /dev/urandom > large; cp large twice")?;
+    // The same blocks again do not move again.
+    let sent = copy.arrives(pair.source, "")?.sent();
+    ensure!(sent < 40 << 20, "{sent} bytes were sent for 24 MiB that are there twice");
+    copy.files_are_equal(&pair)?;
+
+    // Cut in the middle: ZFS keeps what it has, and its token says where to go on.
+    pair.source.sh("head -c 24M /dev/urandom > /tank/files/next; sync")?;
+    start(pair.source, "push", &copy.command("--limit-rate 2M"))?;
+    pair.target.until(
+        "[ $(zfs get -Hp -o value written back/files/%recv 2> /dev/null || echo 0) -gt 8000000 ]",
+    )?;
+    pair.source.sh("systemctl kill -s KILL push")?;
+    pair.target.until("[ $(zfs get -Hp -o value receive_resume_token back/files) != - ]")?;
+    let sent = copy.arrives(pair.source, "--latest")?.sent();
+    ensure!(sent < 20 << 20, "{sent} bytes were sent again");
+    copy.files_are_equal(&pair)?;
+    copy.arrives(pair.source, "")?;
+    copy.files_are_equal(&pair)?;
+
+    // A past of its own: refused, with what a person may do, and nothing done.
+    pair.target.sh("zfs snapshot back/files@mine")?;
+    let output = copy.push(pair.source, "")?;
+    refused(&output, exit::REFUSED, "base-mismatch")?;
+    ensure!(output.stderr.contains("zfs rollback -r back/files@"), "{}", output.stderr);
+    pair.target.sh("zfs list back/files@mine && zfs destroy back/files@mine")?;
+    copy.arrives(pair.source, "")?;
+    copy.remove(lab)
+}
+
+pub(super) fn raw(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    pair.source.sh("head -c 32 /dev/urandom > /root/raw.key")?;
+    let create = "-s -o snapdev=visible -V 32M -o encryption=on -o keyformat=raw -o keylocation=file:///root/raw.key";
+    let copy = Copy::new(&pair, "raw", "zfs", create)?;
+    let device = "/dev/zvol/tank/raw";
+    pair.source.sh(&format!("/lab/blocks write {device} 1 0..2048"))?;
+    pair.source.until("zfs unload-key tank/raw")?;
+    let output = copy.push(pair.source, "")?;
+    ensure!(output.stderr.contains("zfs load-key tank/raw"), "{}", output.stderr);
+    copy.arrives(pair.source, "--raw")?;
+    pair.source.sh(&format!(
+        "zfs load-key tank/raw; udevadm settle
+         /lab/blocks write {device} 2 100..300"
+    ))?;
+    copy.arrives(pair.source, "--raw")?;
+    // Whoever has the key reads the same there.
+    let expected =
+        pair.source.sh(&format!("sha256sum < '/dev/zvol/{}'", copy.newest(pair.source)?))?;
+    let status = pair.target.sh("zfs get -Hp -o value keystatus back/raw")?;
+    ensure!(status == "unavailable", "the key went along: {status}");
+    let key = pair.source.sh("base64 -w 0 < /root/raw.key")?;
+    let found = pair.target.sh(&format!(
+        "echo {key} | base64 -d > /root/raw.key
+         zfs load-key -L file:///root/raw.key back/raw
+         udevadm settle; sha256sum < /dev/zvol/back/raw"
+    ))?;
+    ensure!(found == expected, "the replica differs");
+    copy.remove(lab)
+}
+
+pub(super) fn tree(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    let copy = Copy::new(&pair, "tree", "zfs", "-o mountpoint=/tank/tree -o snapdev=visible")?;
+    pair.source.sh("zfs create -o compression=zstd tank/tree/one
+         zfs create -o recordsize=1M tank/tree/two; zfs create -s -V 16M tank/tree/volume
+         zfs set driftline:colour=green tank/tree/one")?;
+    write_files(&pair, "tree/one")?;
+    pair.source.sh("udevadm settle; /lab/blocks write /dev/zvol/tank/tree/volume 1 0..512
+         zfs snapshot -r tank/tree@first")?;
+    copy.serve(
+        &pair,
+        "[volume.receive]\nexclude_properties = [\"compression\"]\n\
+         set_properties = [\"readonly=on\"]\n",
+    )?;
+    copy.arrives(pair.source, "--snapshot first --with tree")?;
+    pair.source.sh("cp -r /tank/tree/one /tank/tree/two/; zfs snapshot -r tank/tree@second")?;
+    copy.arrives(pair.source, "--snapshot second --with tree")?;
+    for below in ["", "/one", "/two", "/volume"] {
+        let guid = |machine: &Machine, pool: &str| {
+            machine.sh(&format!("zfs get -Hp -o value guid {pool}/tree{below}@second"))
+        };
+        ensure!(guid(pair.source, "tank")? == guid(pair.target, "back")?, "{below} differs");
+    }
+    let properties =
+        pair.target.sh("zfs get -Hp -o value driftline:colour,readonly back/tree/one
+         zfs get -Hp -o value recordsize back/tree/two
+         zfs get -Hp -o value compression back/tree/one")?;
+    ensure!(
+        properties == "green\non\n1048576\non" || properties == "green\non\n1048576\nlz4",
+        "{properties:?}"
+    );
+    copy.remove(lab)
+}

@@ -1,0 +1,171 @@
+//! Job files: what a timer replicates, one TOML file for each job.
+//!
+//! Their keys are the long options of `push` and `pull` with `_` for `-`. What the command line
+//! says comes first. Consent to an overwrite is no key: a timer cannot give it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+use crate::args;
+
+/// Where the job is that is named and not written as a path.
+const JOBS_DIR: &str = "/etc/driftline/jobs";
+
+/// A job as it is written. Unknown keys are errors: a misspelt one would silently not apply.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    version: u32,
+    source: String,
+    target: String,
+    peer: Option<String>,
+    key: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
+    compress: Option<String>,
+    limit_rate: Option<String>,
+    #[serde(default)]
+    zfs: args::Zfs,
+    #[serde(default)]
+    receive: args::Receive,
+}
+
+/// Fills in what the command line leaves to the job file that it names.
+pub(crate) fn fill(arguments: &mut args::Replicate) -> anyhow::Result<()> {
+    let Some(job) = &arguments.job else { return Ok(()) };
+    let path = path_of(job)?;
+    let context = || format!("the job {} cannot be used", path.display());
+    let text = fs::read_to_string(&path).with_context(context)?;
+    fill_from(arguments, &text).with_context(context)
+}
+
+fn path_of(job: &str) -> anyhow::Result<PathBuf> {
+    match job {
+        "" | "." | ".." => bail!("{job:?} is no job's name"),
+        job if job.contains('/') => Ok(job.into()),
+        job => Ok(Path::new(JOBS_DIR).join(format!("{job}.toml"))),
+    }
+}
+
+fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> {
+    let written: Written = toml::from_str(text)?;
+    if written.version != 1 {
+        bail!("version is {}, and this build knows version 1", written.version);
+    }
+    if written.zfs.latest && written.zfs.snapshot.is_some() {
+        bail!("snapshot and latest exclude each other");
+    }
+    let args::Replicate { source, target, compress, limit_rate, zfs, receive, peer, state, .. } =
+        arguments;
+    *source = Some(written.source);
+    *target = Some(written.target);
+    let or = |said: &mut Option<String>, written| *said = said.take().or(written);
+    or(compress, written.compress);
+    or(limit_rate, written.limit_rate);
+    or(&mut peer.peer, written.peer);
+    peer.key = peer.key.take().or(written.key);
+    state.state_dir = state.state_dir.take().or(written.state_dir);
+    // Which snapshot is one choice, wherever it is made.
+    if !zfs.latest && zfs.snapshot.is_none() {
+        (zfs.latest, zfs.snapshot) = (written.zfs.latest, written.zfs.snapshot);
+    }
+    or(&mut zfs.prefix, written.zfs.prefix);
+    zfs.keep = zfs.keep.or(written.zfs.keep);
+    zfs.read_back = zfs.read_back.or(written.zfs.read_back);
+    zfs.raw |= written.zfs.raw;
+    zfs.with = zfs.with.or(written.zfs.with);
+    receive.exclude.extend(written.receive.exclude);
+    receive.set.extend(written.receive.set);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Arguments, Command, ReadBack, Replicate};
+
+    const SAMPLE: &str = include_str!("../dist/job.toml");
+
+    fn parse(line: &[&str]) -> Replicate {
+        let line = ["driftline", "push"].iter().chain(line);
+        match Arguments::try_parse_from(line).unwrap().command {
+            Command::Push(replicate) => replicate,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_shipped_sample_is_a_job() {
+        let mut job = parse(&["--job", "vm1"]);
+        fill_from(&mut job, SAMPLE).unwrap();
+        assert_eq!(job.source.as_deref(), Some("zfs:tank/vm1"));
+        assert_eq!(job.target.as_deref(), Some("vm1@target.example:7420"));
+        assert!(job.peer.peer.is_some() && !job.full);
+    }
+
+    #[test]
+    fn the_command_line_comes_first() {
+        let text = "version = 1\nsource = \"zfs:a/b\"\ntarget = \"file:/x\"\nlimit_rate = \"1M\"\n\
+                    compress = \"3\"\n[zfs]\nlatest = true\nkeep = 7\nread_back = \"all\"\n";
+        let line = ["--job", "vm1", "--limit-rate", "2M", "--snapshot", "x", "--full"];
+        let mut job = parse(&line);
+        fill_from(&mut job, text).unwrap();
+        assert_eq!(job.limit_rate.as_deref(), Some("2M"));
+        assert_eq!(job.compress.as_deref(), Some("3"));
+        assert_eq!((job.zfs.snapshot.as_deref(), job.zfs.latest), (Some("x"), false));
+        assert_eq!((job.zfs.keep, job.zfs.read_back), (Some(7), Some(ReadBack::All)));
+        assert!(job.full);
+    }
+
+    #[test]
+    fn names_and_paths() {
+        assert_eq!(path_of("vm1").unwrap(), Path::new("/etc/driftline/jobs/vm1.toml"));
+        assert_eq!(path_of("./vm1").unwrap(), Path::new("./vm1"));
+        assert!(path_of("").is_err() && path_of("..").is_err());
+    }
+
+    #[test]
+    fn the_units_of_push_and_pull_differ_in_the_verb_alone() {
+        let settings = |unit: &str| {
+            let lines = unit.lines().filter(|line| !line.starts_with('#'));
+            lines.map(|line| line.replace("pull", "push") + "\n").collect::<String>()
+        };
+        for (push, pull) in [
+            (
+                include_str!("../dist/systemd/driftline-push@.service"),
+                include_str!("../dist/systemd/driftline-pull@.service"),
+            ),
+            (
+                include_str!("../dist/systemd/driftline-push@.timer"),
+                include_str!("../dist/systemd/driftline-pull@.timer"),
+            ),
+        ] {
+            assert_eq!(settings(push), settings(pull));
+            assert_ne!(push, pull);
+        }
+    }
+
+    /// Each replacement breaks the sample in one way, and the message says which.
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        for (from, to, says) in [
+            ("version = 1", "version = 2", "version"),
+            ("version = 1", "", "version"),
+            ("source =", "sorce =", "sorce"),
+            ("target =", "full = true\ntarget =", "full"),
+            ("[zfs]", "[zfs]\nkept = 1", "kept"),
+            ("[zfs]", "[zfs]\nlatest = true\nsnapshot = \"x\"", "exclude"),
+        ] {
+            assert!(SAMPLE.contains(from), "{from}");
+            let bad = SAMPLE.replacen(from, to, 1);
+            let error = fill_from(&mut parse(&["--job", "vm1"]), &bad).expect_err(to);
+            assert!(format!("{error:#}").contains(says), "{error:#}");
+        }
+    }
+}

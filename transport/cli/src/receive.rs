@@ -1,0 +1,128 @@
+//! A data set of this machine's ZFS as a target: `zfs receive` applies what arrives.
+
+use std::{cmp::Reverse, io::Write};
+
+use driftline_extent::{Explained, Generation, Offer, POINTS_MAX, Point as Told, Reason};
+use driftline_target::{Sink, SinkState};
+use driftline_zfs::{
+    Dataset, DatasetName, Point, PointName,
+    host::{ReceiveRequest, Receiving, Zfs, ZfsError},
+    select::Divergence,
+};
+
+use crate::args;
+
+/// Why a stream cannot be received.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReceiveError {
+    #[error(transparent)]
+    Zfs(#[from] ZfsError),
+    /// Something stands there that was not received.
+    #[error(
+        "{0} exists and has no snapshot: it was not received, and nothing is overwritten; name \
+         another data set below it, or make room: zfs rename {0} {0}-old"
+    )]
+    Foreign(DatasetName),
+    /// It was written since its newest snapshot.
+    #[error(transparent)]
+    Diverged(#[from] Divergence),
+    /// The child ended before the stream did, and was content.
+    #[error("zfs receive took only a part of the stream into {0}: {1}")]
+    Cut(DatasetName, std::io::Error),
+    #[error("nothing is being received")]
+    Idle,
+}
+
+impl Explained for ReceiveError {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Zfs(error) => error.reason(),
+            Self::Foreign(_) => Reason::TargetForeign,
+            Self::Diverged(error) => error.reason(),
+            Self::Cut(..) | Self::Idle => Reason::Failed,
+        }
+    }
+}
+
+/// Receives into the data set of this name, which need not exist. Nothing is ever rolled back.
+#[derive(Debug)]
+pub(crate) struct ReceiveSink {
+    zfs: Zfs,
+    name: DatasetName,
+    policy: args::Receive,
+    receiving: Option<Receiving>,
+}
+
+impl ReceiveSink {
+    pub(crate) const fn new(zfs: Zfs, name: DatasetName, policy: args::Receive) -> Self {
+        Self { zfs, name, policy, receiving: None }
+    }
+
+    /// The data set, and its snapshots, newest first.
+    fn look(&self) -> Result<Option<(Dataset, Vec<Point>)>, ReceiveError> {
+        let Some(dataset) = self.zfs.dataset(&self.name)? else { return Ok(None) };
+        let mut points = self.zfs.points(&self.name)?;
+        points.retain(Point::is_snapshot);
+        points.sort_by_key(|point| Reverse(point.createtxg));
+        Ok(Some((dataset, points)))
+    }
+
+    /// What `zfs receive` would refuse, with what a person may do about it.
+    fn check(&self) -> Result<(), ReceiveError> {
+        let Some((dataset, points)) = self.look()? else { return Ok(()) };
+        if dataset.receive_resume_token.is_some() {
+            return Ok(());
+        }
+        let Some(newest) = points.first() else {
+            return Err(ReceiveError::Foreign(self.name.clone()));
+        };
+        if dataset.written.is_some_and(|bytes| bytes > 0) {
+            let common: Option<PointName> = Some(newest.name.clone());
+            let (dataset, beyond) = (self.name.clone(), Vec::new());
+            return Err(Divergence { dataset, common, beyond, written: true }.into());
+        }
+        Ok(())
+    }
+}
+
+impl Sink for ReceiveSink {
+    type Error = ReceiveError;
+
+    fn state(&mut self) -> Result<SinkState, ReceiveError> {
+        let Some((dataset, points)) = self.look()? else { return Ok(SinkState::default()) };
+        let told = points.iter().take(POINTS_MAX.into());
+        Ok(SinkState {
+            generation: points.first().map(|point| Generation::Zfs(point.guid)),
+            token: dataset.receive_resume_token,
+            points: told
+                .map(|point| Told { guid: point.guid, name: point.name.to_string() })
+                .collect(),
+        })
+    }
+
+    fn begin(&mut self, _: &Offer) -> Result<(), ReceiveError> {
+        self.check()?;
+        let request = ReceiveRequest {
+            exclude: self.policy.exclude.clone(),
+            overrides: self.policy.overrides(),
+            ..ReceiveRequest::new(self.name.clone())
+        };
+        self.receiving = Some(self.zfs.receive(&request)?);
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), ReceiveError> {
+        let receiving = self.receiving.as_mut().ok_or(ReceiveError::Idle)?;
+        let Err(error) = receiving.write_all(bytes) else { return Ok(()) };
+        // What it says of its end is nearer to the cause than that it does not read.
+        if let Some(receiving) = self.receiving.take() {
+            receiving.finish()?;
+        }
+        Err(ReceiveError::Cut(self.name.clone(), error))
+    }
+
+    fn finish(&mut self, _: &Generation) -> Result<SinkState, ReceiveError> {
+        self.receiving.take().ok_or(ReceiveError::Idle)?.finish()?;
+        self.state()
+    }
+}

@@ -1,0 +1,211 @@
+//! Every kind of target behind one type.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use driftline_extent::{
+    Begin, Committed, Explained, Finish, Item, Offer, Reason, Target, TargetState,
+};
+use driftline_target::{FileDisk, Options, Replica, StreamTarget, StreamTargetError, TargetError};
+use driftline_zfs::{
+    DatasetName,
+    host::{Zfs, ZfsError},
+};
+
+use crate::{
+    args,
+    place::Place,
+    receive::{ReceiveError, ReceiveSink},
+    zvol::{ZvolKeeper, device_of, state_dir_of},
+};
+
+/// Where a target is, on this machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum TargetPlace {
+    /// A file or block device.
+    File(PathBuf),
+    /// A volume of ZFS, as a replica.
+    Zvol(DatasetName),
+    /// A data set of ZFS, which receives streams.
+    Zfs(DatasetName),
+}
+
+/// What is agreed about a target, besides where it is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct TargetTerms {
+    /// Where a replica's books are, if not at their usual place.
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Whether an offer's consent to a copy over what stands here is not enough.
+    pub(crate) forbid_overwrite: bool,
+    /// What becomes of the properties in a stream.
+    pub(crate) receive: args::Receive,
+}
+
+/// A target of any kind.
+#[derive(Debug)]
+pub(crate) enum AnyTarget {
+    Replica(Box<Replica<FileDisk>>),
+    Stream(Box<StreamTarget<ReceiveSink>>),
+}
+
+/// Why a target failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AnyTargetError {
+    #[error(transparent)]
+    Replica(#[from] TargetError),
+    #[error(transparent)]
+    Stream(#[from] StreamTargetError<ReceiveError>),
+    #[error(transparent)]
+    Zfs(#[from] ZfsError),
+    /// ZFS itself keeps what it received.
+    #[error("zfs:{0} is kept by ZFS itself, which has checksums over all of it: `zpool scrub`")]
+    NoReplica(DatasetName),
+    /// The folder for the books of a replica cannot be made.
+    #[error("the folder {path} for the replica's books cannot be made")]
+    StateDir {
+        path: String,
+        #[source]
+        error: std::io::Error,
+    },
+    /// No randomness from the operating system.
+    #[error("no randomness from the operating system: {0}")]
+    Entropy(String),
+}
+
+impl Explained for AnyTargetError {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Replica(error) => error.reason(),
+            Self::Stream(error) => error.reason(),
+            Self::Zfs(error) => error.reason(),
+            Self::NoReplica(_) => Reason::Unsupported,
+            Self::StateDir { .. } | Self::Entropy(_) => Reason::Failed,
+        }
+    }
+}
+
+impl TargetPlace {
+    /// The target that a place names, if it can be one.
+    pub(crate) fn of(place: &Place) -> anyhow::Result<Self> {
+        match place {
+            Place::File(path) => Ok(Self::File(path.clone())),
+            Place::Zvol(name) => Ok(Self::Zvol(name.clone())),
+            Place::Zfs(name) => Ok(Self::Zfs(name.clone())),
+            _ => anyhow::bail!(
+                "{place} is no target: write file:PATH, zvol:POOL/NAME, zfs:POOL/NAME or \
+                 NAME@HOST:PORT"
+            ),
+        }
+    }
+
+    /// Opens it for a session. That recovers, which can take a while.
+    pub(crate) fn open(&self, terms: &TargetTerms) -> Result<AnyTarget, AnyTargetError> {
+        if let Self::Zfs(name) = self {
+            let mut secret = [0; 32];
+            getrandom::fill(&mut secret)
+                .map_err(|error| AnyTargetError::Entropy(error.to_string()))?;
+            let sink = ReceiveSink::new(Zfs::find()?, name.clone(), terms.receive.clone());
+            let target = StreamTarget::new(sink, format!("zfs:{name}"), secret)?;
+            return Ok(AnyTarget::Stream(Box::new(target)));
+        }
+        Ok(AnyTarget::Replica(Box::new(self.open_replica(true, terms)?)))
+    }
+
+    /// Opens the replica that it is, or with `create` is to be.
+    pub(crate) fn open_replica(
+        &self,
+        create: bool,
+        terms: &TargetTerms,
+    ) -> Result<Replica<FileDisk>, AnyTargetError> {
+        let TargetTerms { state_dir, forbid_overwrite, .. } = terms.clone();
+        let options = Options { create, state_dir, forbid_overwrite };
+        match self {
+            Self::File(path) => Ok(driftline_target::open(path, &options)?),
+            Self::Zfs(name) => Err(AnyTargetError::NoReplica(name.clone())),
+            Self::Zvol(name) => {
+                let zfs = Zfs::find()?;
+                let state_dir = self.state_dir(&options);
+                if create && let Some(dir) = &state_dir {
+                    make_parents(dir)?;
+                }
+                let options = Options { state_dir, ..options };
+                let keeper = Box::new(ZvolKeeper::new(zfs, name.clone()));
+                Ok(driftline_target::open_kept(&device_of(name), &options, keeper)?)
+            }
+        }
+    }
+
+    /// What it holds, without waiting for whoever writes it.
+    pub(crate) fn state(&self, terms: &TargetTerms) -> Result<TargetState, AnyTargetError> {
+        let options = Options { state_dir: terms.state_dir.clone(), ..Options::default() };
+        let path = match self {
+            Self::File(path) => path.clone(),
+            Self::Zvol(name) => device_of(name),
+            Self::Zfs(_) => return Ok(self.open(terms)?.state()),
+        };
+        let inspection = driftline_target::inspect(&path, self.state_dir(&options).as_deref())?;
+        Ok(inspection.map_or_else(TargetState::nothing, |inspection| inspection.state))
+    }
+
+    fn state_dir(&self, options: &Options) -> Option<PathBuf> {
+        let usual = match self {
+            Self::File(_) | Self::Zfs(_) => None,
+            Self::Zvol(name) => Some(state_dir_of(name)),
+        };
+        options.state_dir.clone().or(usual)
+    }
+}
+
+fn make_parents(dir: &Path) -> Result<(), AnyTargetError> {
+    let Some(parent) = dir.parent() else { return Ok(()) };
+    fs::create_dir_all(parent)
+        .map_err(|error| AnyTargetError::StateDir { path: parent.display().to_string(), error })
+}
+
+impl Target for AnyTarget {
+    type Error = AnyTargetError;
+
+    fn state(&self) -> TargetState {
+        match self {
+            Self::Replica(replica) => replica.state(),
+            Self::Stream(stream) => stream.state(),
+        }
+    }
+
+    fn begin(&mut self, offer: &Offer) -> Result<Begin, AnyTargetError> {
+        match self {
+            Self::Replica(replica) => Ok(replica.begin(offer)?),
+            Self::Stream(stream) => Ok(stream.begin(offer)?),
+        }
+    }
+
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, AnyTargetError> {
+        match self {
+            Self::Replica(replica) => Ok(replica.lacks(items)?),
+            Self::Stream(stream) => Ok(stream.lacks(items)?),
+        }
+    }
+
+    fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), AnyTargetError> {
+        match self {
+            Self::Replica(replica) => Ok(replica.apply(item, data)?),
+            Self::Stream(stream) => Ok(stream.apply(item, data)?),
+        }
+    }
+
+    fn mark(&mut self, watermark: u64) -> Result<(), AnyTargetError> {
+        match self {
+            Self::Replica(replica) => Ok(replica.mark(watermark)?),
+            Self::Stream(stream) => Ok(stream.mark(watermark)?),
+        }
+    }
+
+    fn commit(&mut self, finish: &Finish) -> Result<Committed, AnyTargetError> {
+        match self {
+            Self::Replica(replica) => Ok(replica.commit(finish)?),
+            Self::Stream(stream) => Ok(stream.commit(finish)?),
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Volumes of a ZFS on this machine, with a `zfs` that replays recorded streams and remembers
+//! what was asked of it. Real ones are in the lab.
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use tempfile::TempDir;
+
+use common::{command, recorded_sha256, sha256, stream};
+
+/// Guids of the recorded snapshots `lz4-16k@s1`, `@s2` and `@s3`, and what they were sized.
+const GUIDS: [u64; 3] = [14672962806766498543, 17056389756854695150, 985389201224908894];
+const SIZES: [u64; 3] = [16 << 20, 16 << 20, 24 << 20];
+
+/// What it answers from is in its folder: `points`, a line for each snapshot and bookmark,
+/// and `next`, the number of the snapshot that is taken next. It writes down what it is asked.
+const FAKE: &str = r##"#!/bin/bash
+cd "$(dirname "$0")" || exit 99
+printf '%s\n' "$*" >> calls
+tab=$'\t'
+guid_of() { awk -F '\t' -v name="$1" '$1 == name { print $2 }' points; }
+for last; do :; done
+case "$*" in
+"list -H -o name -t filesystem,volume"*) [ "$last" = "tank/vm 1" ] || { echo "cannot open '$last': dataset does not exist" >&2; exit 1; }; echo "$last" ;;
+"list -Hp"*"-t filesystem,volume"*) cat dataset ;;
+"list -Hp"*"-t snapshot,bookmark"*) cat points ;;
+"snapshot "*)
+    read -r number guid < next
+    printf '%s\t%s\t%s\t%s\t0\n' "$last" "$guid" "$((number * 10))" "$number" >> points
+    tail -n +2 next > rest; mv rest next ;;
+"bookmark "*) awk -F '\t' -v OFS='\t' -v name="$2" -v mark="$3" '$1 == name { print mark, $2, $3, $4, "-" }' points > new; cat new >> points ;;
+"destroy "*) grep -v "^$last$tab" points > rest; mv rest points ;;
+hold*|release*) ;;
+"get -Hp -o value volsize "*) cat "size.$(guid_of "$last")" ;;
+version) cat version ;;
+"send -nvP"*) printf 'full\t%s\t1000000\nsize\t1000000\n' "$last" ;;
+"send "*)
+    base=0; [ "$5" != -i ] || base=$(guid_of "$6")
+    cat "stream.$base.$(guid_of "$last")"
+    [ ! -e fails ] || { cat fails >&2; exit 1; } ;;
+*) echo "the fake zfs does not know: $*" >&2; exit 98 ;;
+esac
+"##;
+
+const COLUMNS: &str = "volume\t77\tSIZE\t16384\t-\t0\toff\t-\t-\t-";
+
+struct Fake(TempDir);
+
+impl Fake {
+    /// A volume `tank/vm 1` with the snapshots of other people's `points`.
+    fn new(points: &[(&str, u64, u64)]) -> Self {
+        let fake = Self(TempDir::new().unwrap());
+        fake.write("zfs", FAKE);
+        fake.write("version", "zfs-2.3.9-1\nzfs-kmod-2.3.9-1\n");
+        fs::set_permissions(fake.path("zfs"), PermissionsExt::from_mode(0o755)).unwrap();
+        fake.write("dataset", &format!("tank/vm 1\t{}\n", COLUMNS.replace("SIZE", "25165824")));
+        let lines = points.iter().map(|(name, guid, txg)| {
+            let holds = if name.contains('@') { "0" } else { "-" };
+            format!("tank/vm 1{name}\t{guid}\t{txg}\t{txg}\t{holds}\n")
+        });
+        fake.write("points", &lines.collect::<String>());
+        let taken = GUIDS.iter().zip(1..);
+        fake.write("next", &taken.map(|(guid, i)| format!("{i} {guid}\n")).collect::<String>());
+        for (guid, size) in GUIDS.iter().zip(SIZES) {
+            fake.write(&format!("size.{guid}"), &format!("{size}\n"));
+        }
+        let [a, b, c] = GUIDS;
+        for (base, tip, file) in [(0, a, "full"), (a, b, "1-2"), (b, c, "2-3")] {
+            let to = fake.path(&format!("stream.{base}.{tip}"));
+            fs::copy(stream(&format!("lz4-16k.{file}.zs")), to).unwrap();
+        }
+        fake
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn push(&self, arguments: &[&str]) -> Output {
+        let mut all = vec!["push", "--json", "zfs:tank/vm 1", "file:vm.img"];
+        all.extend(arguments);
+        command(self.0.path(), &all).env("DRIFTLINE_ZFS", self.path("zfs")).output().unwrap()
+    }
+
+    /// Pushes, and the replica must be the recorded snapshot of this number.
+    fn arrives(&self, arguments: &[&str], number: usize) {
+        let output = self.push(arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        let expected = recorded_sha256(&format!("lz4-16k@s{number}"));
+        assert_eq!(sha256(&self.path("vm.img")), expected);
+    }
+
+    /// Pushes, which must fail with this exit code, and these words in what it says.
+    fn fails(&self, arguments: &[&str], code: i32, words: &[&str]) {
+        let output = self.push(arguments);
+        let text = text(&output);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        words.iter().for_each(|word| assert!(text.contains(word), "{word} is not in {text}"));
+    }
+
+    /// The names of what there is, sorted.
+    fn points(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path("points")).unwrap();
+        let names = text.lines().map(|line| line.split('\t').next().unwrap().to_owned());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
+    fn calls(&self) -> String {
+        fs::read_to_string(self.path("calls")).unwrap_or_default()
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn exists(path: &Path) -> bool {
+    path.try_exists().unwrap()
+}
+
+#[test]
+fn each_run_takes_a_snapshot_and_leaves_one_and_its_bookmark() {
+    let fake = Fake::new(&[("@other:1 x", 5, 1), ("#other", 6, 1), ("@driftline-1", 7, 2)]);
+    for number in 1..=3 {
+        fake.arrives(&[], number);
+        let points = fake.points();
+        assert_eq!(points.len(), 5, "{points:?}");
+        let mark = format!("-{:016x}", GUIDS[number - 1]);
+        assert!(points.iter().any(|p| p.contains('#') && p.ends_with(&mark)), "{points:?}");
+        for others in ["tank/vm 1@other:1 x", "tank/vm 1#other", "tank/vm 1@driftline-1"] {
+            assert!(points.iter().any(|point| point == others), "{others} is gone: {points:?}");
+        }
+    }
+    let calls = fake.calls();
+    let sends = calls.lines().filter(|call| call.starts_with("send -L")).count();
+    assert_eq!(sends, 3, "{calls}");
+    // A bookmark would do as well, but a snapshot can be looked at.
+    assert!(calls.contains("send -L -c -e -i tank/vm 1@driftline-"), "{calls}");
+}
+
+#[test]
+fn the_bookmark_is_enough_to_go_on_from() {
+    let fake = Fake::new(&[]);
+    fake.arrives(&[], 1);
+    let points = fs::read_to_string(fake.path("points")).unwrap();
+    let marks = points.lines().filter(|line| line.contains('#'));
+    fake.write("points", &marks.map(|line| format!("{line}\n")).collect::<String>());
+    fake.arrives(&[], 2);
+    assert!(fake.calls().contains("send -L -c -e -i tank/vm 1#driftline-"));
+}
+
+#[test]
+fn two_targets_keep_apart_what_they_need() {
+    let fake = Fake::new(&[]);
+    fake.arrives(&[], 1);
+    let of_first = fake.points();
+    let mut again =
+        command(fake.0.path(), &["push", "zfs:tank/vm 1", "file:other.img", "--latest"]);
+    let output = again.env("DRIFTLINE_ZFS", fake.path("zfs")).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    // The second one's bookmark came, and nothing of the first one's went.
+    let points = fake.points();
+    assert_eq!(points.len(), of_first.len() + 1, "{points:?}");
+    assert!(of_first.iter().all(|point| points.contains(point)), "{points:?}");
+}
+
+#[test]
+fn a_snapshot_of_other_people_is_replicated_and_left_alone() {
+    let fake = Fake::new(&[("@a", GUIDS[0], 1), ("@b:c", GUIDS[1], 2), ("#z", 9, 3)]);
+    fake.arrives(&["--snapshot", "a"], 1);
+    fake.arrives(&["--latest"], 2);
+    assert!(!fake.calls().lines().any(|call| call.starts_with("snapshot")));
+    let points = fake.points();
+    assert!(points.contains(&"tank/vm 1@a".to_owned()), "{points:?}");
+    // There is nothing newer.
+    fake.arrives(&["--latest"], 2);
+    fake.fails(&["--snapshot", "a"], 3, &["base-mismatch", "newer than tank/vm 1@a"]);
+    fake.fails(&["--snapshot", "nothing"], 1, &["no snapshot tank/vm 1@nothing"]);
+}
+
+#[test]
+fn what_is_left_of_nothing_is_a_base_mismatch_until_a_full_copy_is_agreed_to() {
+    let fake = Fake::new(&[]);
+    fake.arrives(&[], 1);
+    // Rolled back: what the target holds has never been.
+    fake.write("points", "");
+    fake.write("next", &format!("1 {}\n", GUIDS[0] - 1));
+    fake.write(&format!("size.{}", GUIDS[0] - 1), "16777216\n");
+    let before = sha256(&fake.path("vm.img"));
+    fake.fails(&[], 3, &["base-mismatch", "agree to a full copy"]);
+    // A timer would leave one behind each time.
+    assert_eq!(fake.points(), [""; 0], "a snapshot was taken that cannot be sent");
+    assert_eq!(sha256(&fake.path("vm.img")), before);
+    fake.write("points", &format!("tank/vm 1@again\t{}\t5\t5\t0\n", GUIDS[0]));
+    fake.arrives(&["--full", "--latest"], 1);
+}
+
+#[test]
+fn a_sender_that_fails_is_quoted_and_nothing_is_committed() {
+    let fake = Fake::new(&[]);
+    fake.arrives(&[], 1);
+    let (a, b) = (GUIDS[0], GUIDS[1]);
+    let whole = fs::read(fake.path(&format!("stream.{a}.{b}"))).unwrap();
+    // Cut short, and then whole but with an exit status that does not vouch for it.
+    for len in [whole.len() / 2, whole.len()] {
+        fs::write(fake.path(&format!("stream.{a}.{b}")), &whole[..len]).unwrap();
+        fake.write("fails", "warning: cannot send: I/O error\nsecond line\n");
+        fake.fails(&["--latest"], 0, &[]);
+        fake.write("next", &format!("2 {b}\n"));
+        fake.fails(&[], 1, &["I/O error", "second line"]);
+        assert_eq!(sha256(&fake.path("vm.img")), recorded_sha256("lz4-16k@s1"));
+        let points = fs::read_to_string(fake.path("points")).unwrap();
+        let kept = points.lines().filter(|line| !line.contains(&b.to_string()));
+        fake.write("points", &kept.map(|line| format!("{line}\n")).collect::<String>());
+    }
+    fs::remove_file(fake.path("fails")).unwrap();
+    fake.write("next", &format!("2 {b}\n"));
+    fake.arrives(&[], 2);
+}
+
+#[test]
+fn what_cannot_be_read_is_refused_before_a_snapshot_is_taken() {
+    let fake = Fake::new(&[]);
+    let with = |from: &str, to: &str| {
+        let line = COLUMNS.replace("SIZE", "25165824").replacen(from, to, 1);
+        fake.write("dataset", &format!("tank/vm 1\t{line}\n"));
+    };
+    with("off\t-\t-", "aes-256-gcm\ttank\tunavailable");
+    fake.fails(&[], 1, &["key of tank/vm 1 is not loaded", "zfs load-key"]);
+    with("volume\t77\t25165824\t16384", "filesystem\t77\t-\t-");
+    fake.fails(&[], 3, &["is a file system"]);
+    let mut none = command(fake.0.path(), &["push", "zfs:tank/none", "file:x.img"]);
+    let output = none.env("DRIFTLINE_ZFS", fake.path("zfs")).output().unwrap();
+    assert!(text(&output).contains("there is no tank/none"), "{}", text(&output));
+    assert!(!fake.calls().contains("snapshot tank"), "{}", fake.calls());
+    assert!(!exists(&fake.path("vm.img")), "a refused push left a file");
+}
+
+#[test]
+fn a_zfs_that_is_known_to_lose_data_is_named() {
+    let fake = Fake::new(&[]);
+    let output = fake.push(&[]);
+    assert!(!text(&output).contains("zeroed-chunks"), "{}", text(&output));
+    fake.write("version", "zfs-2.2.1-1\nzfs-kmod-2.2.1-1\n");
+    let output = fake.push(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(text(&output).contains("zeroed-chunks"), "{}", text(&output));
+}
+
+#[test]
+fn a_machine_without_zfs_is_told_so() {
+    let dir = TempDir::new().unwrap();
+    let mut push = command(dir.path(), &["push", "zfs:tank/vm", "file:vm.img"]);
+    push.env("DRIFTLINE_ZFS", dir.path().join("none"));
+    let output = push.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("cannot be started"), "{}", text(&output));
+}

@@ -1,0 +1,276 @@
+//! The handle on a real ZFS: everything that is asked of one goes through [`Zfs`].
+//!
+//! Where the library libzfs_core is there, and the kernel module behind it, libzetta calls it:
+//! for existence, snapshots, bookmarks, their destruction, and plain sends. All else, and all
+//! of it where there is no library, is done by the `zfs` command. Nothing here forces, rolls
+//! back, or destroys a data set.
+
+mod command;
+mod error;
+mod hold;
+mod library;
+mod list;
+mod receive;
+mod send;
+
+use std::{
+    env,
+    ffi::OsStr,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use crate::{DatasetName, PointKind, PointName, Version, parse_versions};
+use command::Call;
+pub use error::{Cause, Errno, ZfsError};
+pub use hold::Hold;
+use library::Engine;
+pub use receive::{ReceiveRequest, Receiving};
+pub use send::{Package, SendRequest, Sending};
+
+/// Names the `zfs` command where it is not in a usual place. Only the command is used then,
+/// as the library may be of another ZFS.
+const COMMAND_VARIABLE: &str = "DRIFTLINE_ZFS";
+/// Where the command is looked for after `PATH`, which often lacks them for ordinary users.
+const COMMAND_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
+
+/// A data set, or a point in its past.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Name {
+    /// A file system or volume.
+    Dataset(DatasetName),
+    /// A snapshot or bookmark.
+    Point(PointName),
+}
+
+impl From<DatasetName> for Name {
+    fn from(name: DatasetName) -> Self {
+        Self::Dataset(name)
+    }
+}
+
+impl From<PointName> for Name {
+    fn from(name: PointName) -> Self {
+        Self::Point(name)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dataset(name) => name.fmt(f),
+            Self::Point(name) => name.fmt(f),
+        }
+    }
+}
+
+/// A ZFS that is there. Cheap to clone, and its clones may be used by several threads.
+#[derive(Clone, Debug)]
+pub struct Zfs {
+    /// The `zfs` command, or why there is none.
+    command: Result<PathBuf, String>,
+    /// The library, or why it is not used.
+    library: Result<Engine, String>,
+}
+
+impl Zfs {
+    /// Looks for the library and for the `zfs` command: in the variable `DRIFTLINE_ZFS`, which
+    /// also turns the library off, then in `PATH`, `/usr/sbin` and `/sbin`.
+    ///
+    /// # Errors
+    ///
+    /// [`ZfsError::Unavailable`] if neither is there.
+    pub fn find() -> Result<Self, ZfsError> {
+        if let Some(path) = env::var_os(COMMAND_VARIABLE).filter(|path| !path.is_empty()) {
+            return Ok(Self::with_command(path));
+        }
+        let found =
+            Self { command: search(env::var_os("PATH").as_deref()), library: Engine::open() };
+        match (&found.command, &found.library) {
+            (Err(command), Err(library)) => Err(ZfsError::Unavailable {
+                command: command.clone(),
+                library: Some(library.clone()),
+            }),
+            _ => Ok(found),
+        }
+    }
+
+    /// The ZFS behind this command alone, such as zfs-fuse's, without the library. Whether it
+    /// can be run shows when it is.
+    pub fn with_command(path: impl Into<PathBuf>) -> Self {
+        let library = Err("the library is not used beside a command that was named".to_owned());
+        Self { command: Ok(path.into()), library }
+    }
+
+    /// Whether the library is used.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not, in words.
+    pub fn library(&self) -> Result<(), &str> {
+        self.library.as_ref().map(|_| ()).map_err(String::as_str)
+    }
+
+    /// What one call of `zfs` with these arguments writes to its standard output. Bytes that
+    /// are not UTF-8 are replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`ZfsError::Failed`] with all that it wrote to standard error, unless it succeeded.
+    pub fn run<S: AsRef<str>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+    ) -> Result<String, ZfsError> {
+        self.call(args)?.output()
+    }
+
+    /// Whether this exists.
+    ///
+    /// # Errors
+    ///
+    /// The command's, where it is not "does not exist". The library tells no reasons: what
+    /// cannot be seen does not exist to it.
+    pub fn exists(&self, name: impl Into<Name>) -> Result<bool, ZfsError> {
+        let name = name.into();
+        let kinds = match &name {
+            Name::Dataset(_) => "filesystem,volume",
+            Name::Point(point) if point.kind() == PointKind::Snapshot => "snapshot",
+            Name::Point(_) => "bookmark",
+        };
+        // The library cannot see bookmarks by name.
+        if let (Ok(engine), "filesystem,volume" | "snapshot") = (&self.library, kinds) {
+            return engine.exists(&name);
+        }
+        match self.run(["list", "-H", "-o", "name", "-t", kinds, &name.to_string()]) {
+            Ok(_) => Ok(true),
+            Err(ZfsError::Failed { stderr, .. }) if stderr.contains("does not exist") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes all of these snapshots at one instant, or none. They must be of one pool.
+    ///
+    /// # Errors
+    ///
+    /// A name that is a bookmark's, and what ZFS refuses.
+    pub fn snapshot(&self, snapshots: &[PointName]) -> Result<(), ZfsError> {
+        all_snapshots("take", snapshots)?;
+        match &self.library {
+            _ if snapshots.is_empty() => Ok(()),
+            Ok(engine) => engine.snapshot(snapshots),
+            Err(_) => self.run(words(&["snapshot"], snapshots)).map(drop),
+        }
+    }
+
+    /// Makes a bookmark of a snapshot; since OpenZFS 2.0 also of another bookmark.
+    ///
+    /// # Errors
+    ///
+    /// A second name that is a snapshot's, and what ZFS refuses.
+    pub fn bookmark(&self, of: &PointName, bookmark: &PointName) -> Result<(), ZfsError> {
+        if bookmark.kind() != PointKind::Bookmark {
+            return Err(ZfsError::Misuse(format!("{bookmark} is no name of a bookmark: use #")));
+        }
+        match &self.library {
+            Ok(engine) => engine.bookmark(of, bookmark),
+            Err(_) => self.run(words(&["bookmark"], [of, bookmark])).map(drop),
+        }
+    }
+
+    /// Destroys these snapshots and bookmarks and nothing else: no clone, no data set, and
+    /// nothing later. One that is not there is no error.
+    ///
+    /// # Errors
+    ///
+    /// What ZFS refuses, above all snapshots that are held or have clones. Of those that come
+    /// after it in the slice some may exist still.
+    pub fn destroy(&self, points: &[PointName]) -> Result<(), ZfsError> {
+        // To the command, `a%b` means all from a to b.
+        if let Some(range) = points.iter().find(|point| point.short().contains('%')) {
+            return Err(ZfsError::Misuse(format!(
+                "{range} is one of ZFS's own names, and not destroyed: ZFS does it itself"
+            )));
+        }
+        let alike = |a: &PointName, b: &PointName| {
+            (a.kind(), a.dataset().pool()) == (b.kind(), b.dataset().pool())
+        };
+        for batch in points.chunk_by(alike) {
+            match &self.library {
+                Ok(engine) => engine.destroy(batch)?,
+                Err(_) => batch.iter().try_for_each(|point| self.destroy_by_command(point))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn destroy_by_command(&self, point: &PointName) -> Result<(), ZfsError> {
+        match self.run(["destroy", &point.to_string()]) {
+            Err(error @ ZfsError::Failed { .. }) => match self.exists(point.clone())? {
+                true => Err(error),
+                false => Ok(()),
+            },
+            other => other.map(drop),
+        }
+    }
+
+    /// The versions of the command, and of the kernel module where that is loaded.
+    ///
+    /// # Errors
+    ///
+    /// That of the command, which before OpenZFS 0.8 does not know its version.
+    pub fn versions(&self) -> Result<(Version, Option<Version>), ZfsError> {
+        let call = self.call(["version"])?;
+        let command = call.text();
+        // Without the module it fails, but tells its own version before.
+        let (stdout, end) = call.output_and_end()?;
+        let Ok(versions) = parse_versions(&stdout) else {
+            let output = stdout.chars().take(200).collect();
+            return end.and(Err(ZfsError::NotUnderstood { command, output }));
+        };
+        Ok(versions)
+    }
+
+    /// A call of the command, not started.
+    fn call<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Result<Call, ZfsError> {
+        match &self.command {
+            Ok(program) => Ok(Call::new(program, args)),
+            Err(why) => Err(ZfsError::Unavailable { command: why.clone(), library: None }),
+        }
+    }
+}
+
+/// The command, in these folders and the usual ones.
+fn search(path: Option<&OsStr>) -> Result<PathBuf, String> {
+    let listed = path.into_iter().flat_map(env::split_paths);
+    listed
+        .filter(|folder| folder.is_absolute())
+        .chain(COMMAND_FOLDERS.map(PathBuf::from))
+        .map(|folder| folder.join("zfs"))
+        .find(|file| is_program(file))
+        .ok_or_else(|| format!("no command zfs in PATH, {}", COMMAND_FOLDERS.join(" or ")))
+}
+
+fn is_program(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+}
+
+/// These words, then these names.
+fn words<'a>(
+    start: &[&str],
+    names: impl IntoIterator<Item = &'a PointName>,
+) -> impl Iterator<Item = String> {
+    let start: Vec<_> = start.iter().map(|word| (*word).to_owned()).collect();
+    let names: Vec<_> = names.into_iter().map(ToString::to_string).collect();
+    start.into_iter().chain(names)
+}
+
+fn all_snapshots(verb: &str, points: &[PointName]) -> Result<(), ZfsError> {
+    match points.iter().find(|point| point.kind() != PointKind::Snapshot) {
+        Some(point) => Err(ZfsError::Misuse(format!("{point} is no snapshot to {verb}: use @"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

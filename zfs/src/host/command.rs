@@ -1,0 +1,186 @@
+//! One call of the `zfs` command as a child process.
+
+use std::{
+    io::{self, Read},
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio},
+    sync::mpsc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use super::ZfsError;
+
+/// The most that is kept of what a command writes to standard output: a list of more than a
+/// hundred thousand snapshots.
+const OUTPUT_MAX: u64 = 64 << 20;
+/// The most that is kept of what a command writes to standard error.
+const STDERR_MAX: u64 = 64 << 10;
+/// How long to wait for the end of a child that was killed. One that hangs in the kernel, as
+/// on a suspended pool, is left to a thread.
+const REAP: Duration = Duration::from_secs(10);
+
+/// A program and its arguments, not started.
+pub(super) struct Call {
+    program: PathBuf,
+    args: Vec<String>,
+}
+
+impl Call {
+    pub(super) fn new<S: AsRef<str>>(program: &Path, args: impl IntoIterator<Item = S>) -> Self {
+        let args = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        Self { program: program.to_owned(), args }
+    }
+
+    /// How it would be typed.
+    pub(super) fn text(&self) -> String {
+        let program = self.program.file_name().unwrap_or(self.program.as_os_str());
+        let mut text = program.to_string_lossy().into_owned();
+        for arg in &self.args {
+            text.push(' ');
+            text.push_str(&quoted(arg));
+        }
+        text
+    }
+
+    /// Runs it to its end, and returns what it wrote if it succeeded.
+    pub(super) fn output(self) -> Result<String, ZfsError> {
+        let (output, end) = self.output_and_end()?;
+        end.map(|_| output)
+    }
+
+    /// Runs it to its end, and returns what it wrote, and how it ended.
+    pub(super) fn output_and_end(self) -> Result<(String, Result<String, ZfsError>), ZfsError> {
+        let (running, stdout) = self.start_reading()?;
+        let mut output = Vec::new();
+        let read = stdout.take(OUTPUT_MAX + 1).read_to_end(&mut output);
+        read.map_err(|error| ZfsError::Pipe { command: running.text.clone(), error })?;
+        if output.len() as u64 > OUTPUT_MAX {
+            return Err(ZfsError::TooMuch { command: running.text.clone(), limit: OUTPUT_MAX });
+        }
+        let end = running.finish();
+        Ok((String::from_utf8_lossy(&output).into_owned(), end))
+    }
+
+    /// Starts it, to be read from.
+    pub(super) fn start_reading(self) -> Result<(Running, ChildStdout), ZfsError> {
+        let mut running = self.start(Stdio::null(), Stdio::piped())?;
+        let stdout = running.child.as_mut().and_then(|child| child.stdout.take());
+        running.with(stdout)
+    }
+
+    /// Starts it, to be written to.
+    pub(super) fn start_writing(self) -> Result<(Running, ChildStdin), ZfsError> {
+        let mut running = self.start(Stdio::piped(), Stdio::null())?;
+        let stdin = running.child.as_mut().and_then(|child| child.stdin.take());
+        running.with(stdin)
+    }
+
+    fn start(self, stdin: Stdio, stdout: Stdio) -> Result<Running, ZfsError> {
+        let text = self.text();
+        let mut child = Command::new(&self.program)
+            .args(&self.args)
+            // What it says is looked at, and is quoted to people who search for it.
+            .env("LC_ALL", "C")
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| ZfsError::Start {
+                command: text.clone(),
+                program: self.program,
+                error,
+            })?;
+        let stderr = child.stderr.take();
+        let mut running = Running { child: Some(child), stderr: None, text };
+        let drain = thread::Builder::new().name("zfs stderr".to_owned());
+        match drain.spawn(move || stderr.map_or_else(String::new, drained)) {
+            Ok(thread) => running.stderr = Some(thread),
+            Err(error) => return Err(ZfsError::Pipe { command: running.text.clone(), error }),
+        }
+        Ok(running)
+    }
+}
+
+/// A child at work. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub(super) struct Running {
+    /// There until it was waited for.
+    child: Option<Child>,
+    /// What it writes to standard error, read by a thread so that it never waits for us.
+    stderr: Option<JoinHandle<String>>,
+    text: String,
+}
+
+impl Running {
+    /// Waits for its end: what it wrote to standard error, as an error if it failed.
+    pub(super) fn finish(mut self) -> Result<String, ZfsError> {
+        let Some(mut child) = self.child.take() else { return Ok(String::new()) };
+        let status = child.wait();
+        let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        let command = std::mem::take(&mut self.text);
+        match status {
+            Ok(status) if status.success() => Ok(stderr),
+            Ok(status) => Err(ZfsError::Failed { command, status: status.to_string(), stderr }),
+            Err(error) => Err(ZfsError::Pipe { command, error }),
+        }
+    }
+
+    fn with<P>(self, pipe: Option<P>) -> Result<(Self, P), ZfsError> {
+        match pipe {
+            Some(pipe) => Ok((self, pipe)),
+            None => Err(ZfsError::Pipe {
+                command: self.text.clone(),
+                error: io::Error::other("it has no pipe"),
+            }),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        // It fails only if the child ended by itself.
+        let _ = child.kill();
+        let (ended, end) = mpsc::channel();
+        // Without a thread nobody waits for it, and `recv_timeout` returns at once.
+        let _ = thread::Builder::new().name("zfs end".to_owned()).spawn(move || {
+            let _ = child.wait();
+            let _ = ended.send(());
+        });
+        let _ = end.recv_timeout(REAP);
+    }
+}
+
+/// All that comes, of which the first part is kept.
+fn drained(mut stderr: ChildStderr) -> String {
+    let mut kept = Vec::new();
+    let read = stderr.by_ref().take(STDERR_MAX).read_to_end(&mut kept);
+    let rest = read.and_then(|_| io::copy(&mut stderr, &mut io::sink())).unwrap_or(0);
+    let mut text = String::from_utf8_lossy(&kept).trim_end().to_owned();
+    if rest > 0 {
+        text.push_str(&format!("\n({rest} more bytes were not kept)"));
+    }
+    text
+}
+
+/// A word as a shell would take it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@#%+=,".contains(c);
+    match !word.is_empty() && !word.starts_with('#') && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_reads_as_it_would_be_typed() {
+        let args = ["send", "-i", "tank/vm 1#a:b", "it's", "", "tank/a@b"];
+        let call = Call::new(Path::new("/usr/sbin/zfs"), args);
+        assert_eq!(call.text(), r"zfs send -i 'tank/vm 1#a:b' 'it'\''s' '' tank/a@b");
+    }
+}

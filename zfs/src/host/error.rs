@@ -1,0 +1,275 @@
+//! What can go wrong with a real ZFS, in words.
+
+use std::{fmt, io, path::PathBuf};
+
+use driftline_extent::{Explained, Reason};
+use rustix::io::Errno as Unix;
+
+/// Why ZFS did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ZfsError {
+    /// What is needed is not there.
+    #[error(
+        "ZFS is not available here: {command}{}. Install zfsutils-linux and load the module \
+         zfs, or name the command in DRIFTLINE_ZFS",
+        library.as_ref().map(|why| format!("; {why}")).unwrap_or_default()
+    )]
+    Unavailable {
+        /// Why there is no command.
+        command: String,
+        /// Why there is no library, where it could have helped.
+        library: Option<String>,
+    },
+    /// What the command printed makes no sense.
+    #[error(transparent)]
+    Listing(#[from] crate::ListingError),
+    /// The command could not be started.
+    #[error("{command}: {} cannot be started: {error}", program.display())]
+    Start {
+        /// How it would be typed.
+        command: String,
+        /// The file.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// The command failed.
+    #[error("{command} failed, {status}: {}", said(stderr))]
+    Failed {
+        /// How it would be typed.
+        command: String,
+        /// Its exit status, or the signal that killed it.
+        status: String,
+        /// All that it wrote to standard error, at most 64 KiB of it.
+        stderr: String,
+    },
+    /// The command was started, but cannot be talked with.
+    #[error("{command}: its pipes or its end cannot be read: {error}")]
+    Pipe {
+        /// How it would be typed.
+        command: String,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// The command wrote more than is read.
+    #[error("{command} printed more than {limit} bytes: ask it for fewer data sets at once")]
+    TooMuch {
+        /// How it would be typed.
+        command: String,
+        /// The most bytes that are read.
+        limit: u64,
+    },
+    /// The command wrote something else than it should.
+    #[error("{command} printed what is not understood: {output:?}; is it the zfs of OpenZFS?")]
+    NotUnderstood {
+        /// How it would be typed.
+        command: String,
+        /// The beginning of what it wrote.
+        output: String,
+    },
+    /// libzfs_core refused.
+    #[error("ZFS could not {task}: {}", listed(causes))]
+    Refused {
+        /// What it was to do, and with what.
+        task: String,
+        /// Why, for each name that ZFS tells apart.
+        causes: Vec<Cause>,
+    },
+    /// libzfs_core could not be asked.
+    #[error("libzfs_core could not be asked to {task}: {why}")]
+    Library {
+        /// What it was to do, and with what.
+        task: String,
+        /// Why.
+        why: String,
+    },
+    /// What was asked for makes no sense, or is never done.
+    #[error("{0}")]
+    Misuse(String),
+}
+
+/// One reason of a refusal.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cause {
+    /// The snapshot or bookmark that it is about; `None` for all.
+    pub name: Option<String>,
+    /// What ZFS said.
+    pub errno: Errno,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "{name}: {}", self.errno),
+            None => self.errno.fmt(f),
+        }
+    }
+}
+
+fn said(stderr: &str) -> &str {
+    if stderr.is_empty() { "it said nothing" } else { stderr }
+}
+
+fn listed(causes: &[Cause]) -> String {
+    causes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// A number by which ZFS says why: an errno of the system, or from 1024 on one of its own
+/// (`zfs_errno_t` in its `sys/fs/zfs.h`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Errno(pub i32);
+
+/// The first of ZFS's own numbers; [`OWN`] goes on from there.
+const OWN_FIRST: i32 = 1024;
+
+/// ZFS's own errors: their names after `ZFS_ERR_`, and what they mean.
+const OWN: [(&str, &str); 28] = [
+    ("CHECKPOINT_EXISTS", "the pool has a checkpoint"),
+    ("DISCARDING_CHECKPOINT", "the pool's checkpoint is being discarded"),
+    ("NO_CHECKPOINT", "the pool has no checkpoint"),
+    ("DEVRM_IN_PROGRESS", "a device is being removed from the pool"),
+    ("VDEV_TOO_BIG", "the device is too big"),
+    ("IOC_CMD_UNAVAIL", "the kernel module does not know this call: it is older than the library"),
+    (
+        "IOC_ARG_UNAVAIL",
+        "the kernel module does not know an argument: it is older than the library",
+    ),
+    (
+        "IOC_ARG_REQUIRED",
+        "the kernel module wants another argument: it is not of the library's version",
+    ),
+    ("IOC_ARG_BADTYPE", "the kernel module wants another type: it is not of the library's version"),
+    ("WRONG_PARENT", "the encryption key comes from another parent"),
+    ("FROM_IVSET_GUID_MISSING", "the base has no IV set guid: it was received by an older ZFS"),
+    ("FROM_IVSET_GUID_MISMATCH", "the IV set guids differ: the base is not the stream's"),
+    ("SPILL_BLOCK_FLAG_MISSING", "the stream lacks spill block flags: an older ZFS made it"),
+    ("UNKNOWN_SEND_STREAM_FEATURE", "the stream has a feature that this ZFS does not know"),
+    ("EXPORT_IN_PROGRESS", "the pool is being exported"),
+    ("BOOKMARK_SOURCE_NOT_ANCESTOR", "the bookmark's source is of another data set"),
+    ("STREAM_TRUNCATED", "the stream ends too early"),
+    ("STREAM_LARGE_BLOCK_MISMATCH", "streams with and without large blocks cannot be mixed"),
+    ("RESILVER_IN_PROGRESS", "the pool is being resilvered"),
+    ("REBUILD_IN_PROGRESS", "the pool is being rebuilt"),
+    ("BADPROP", "a property is not valid"),
+    ("VDEV_NOTSUP", "this kind of device cannot do that"),
+    ("NOT_USER_NAMESPACE", "this is no user namespace"),
+    ("RESUME_EXISTS", "the target holds a partly received stream: resume it, or discard it"),
+    ("CRYPTO_NOTSUP", "this kind of encryption is not supported"),
+    ("RAIDZ_EXPAND_IN_PROGRESS", "a RAID-Z device is being expanded"),
+    ("ASHIFT_MISMATCH", "the devices' sector sizes differ"),
+    ("STREAM_LARGE_MICROZAP", "the stream has large directories, which this pool does not take"),
+];
+
+/// What a number of the system mostly means where ZFS says it.
+const SYSTEM: [(Unix, &str); 14] = [
+    (Unix::NOENT, "it does not exist"),
+    (Unix::EXIST, "it exists already"),
+    (Unix::BUSY, "it is in use: held, mounted, cloned or being received"),
+    (Unix::PERM, "not permitted: be root, or see zfs allow"),
+    (Unix::ACCESS, "not permitted: be root, or see zfs allow"),
+    (Unix::XDEV, "the names are of several pools, or the base is no ancestor"),
+    (Unix::NODEV, "the base is not what the target holds"),
+    (Unix::NOSPC, "the pool is full"),
+    (Unix::DQUOT, "the quota is used up"),
+    (Unix::IO, "the pool could not be read or written: see zpool status"),
+    (Unix::NXIO, "the pool is suspended: see zpool status"),
+    (Unix::PIPE, "the reader stopped reading"),
+    (Unix::NOTSUP, "not supported by this pool, stream or ZFS"),
+    (Unix::NAMETOOLONG, "the name is too long"),
+];
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let own = self.0.checked_sub(OWN_FIRST).and_then(|i| usize::try_from(i).ok());
+        if let Some(own) = own {
+            return match OWN.get(own) {
+                Some((name, meaning)) => write!(f, "{meaning} (ZFS_ERR_{name})"),
+                None => write!(f, "error {} of ZFS, which this program has no name for", self.0),
+            };
+        }
+        match SYSTEM.iter().find(|(errno, _)| errno.raw_os_error() == self.0) {
+            Some((_, meaning)) => write!(f, "{meaning} (errno {})", self.0),
+            None => io::Error::from_raw_os_error(self.0).fmt(f),
+        }
+    }
+}
+
+impl Explained for ZfsError {
+    /// By what ZFS says: its command has one exit status for all.
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Failed { stderr, .. } if stderr.contains("out of space") => Reason::TargetFull,
+            Self::Refused { causes, .. }
+                if causes.iter().any(|c| c.errno == Errno(Unix::NOSPC.raw_os_error())) =>
+            {
+                Reason::TargetFull
+            }
+            _ => Reason::Failed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_words() {
+        for (number, says) in [
+            (1024, "the pool has a checkpoint (ZFS_ERR_CHECKPOINT_EXISTS)"),
+            (
+                1034,
+                "the base has no IV set guid: it was received by an older ZFS \
+                    (ZFS_ERR_FROM_IVSET_GUID_MISSING)",
+            ),
+            (
+                1047,
+                "the target holds a partly received stream: resume it, or discard it \
+                    (ZFS_ERR_RESUME_EXISTS)",
+            ),
+            (
+                1051,
+                "the stream has large directories, which this pool does not take \
+                    (ZFS_ERR_STREAM_LARGE_MICROZAP)",
+            ),
+            (1052, "error 1052 of ZFS, which this program has no name for"),
+            (i32::MAX, "error 2147483647 of ZFS, which this program has no name for"),
+            (2, "it does not exist (errno 2)"),
+            (16, "it is in use: held, mounted, cloned or being received (errno 16)"),
+            (95, "not supported by this pool, stream or ZFS (errno 95)"),
+            (22, "Invalid argument (os error 22)"),
+        ] {
+            assert_eq!(Errno(number).to_string(), says);
+        }
+        // Numbers that no system has are no reason to stop.
+        for number in [0, -1, 1023, i32::MIN] {
+            assert!(!Errno(number).to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_refusal_lists_each_name() {
+        let cause = |name: Option<&str>, errno| Cause { name: name.map(str::to_owned), errno };
+        let error = ZfsError::Refused {
+            task: "take snapshots".to_owned(),
+            causes: vec![cause(Some("tank/a@b"), Errno(17)), cause(None, Errno(28))],
+        };
+        assert_eq!(
+            error.to_string(),
+            "ZFS could not take snapshots: tank/a@b: it exists already (errno 17); \
+             the pool is full (errno 28)"
+        );
+    }
+
+    #[test]
+    fn what_is_missing_comes_with_what_to_do() {
+        let command = "no command zfs".to_owned();
+        let library = Some("libzfs_core.so.3 cannot be used".to_owned());
+        let error = ZfsError::Unavailable { command, library }.to_string();
+        assert!(error.starts_with(
+            "ZFS is not available here: no command zfs; libzfs_core.so.3 cannot be used. Install"
+        ));
+    }
+}

@@ -1,0 +1,321 @@
+//! The handle against a `zfs` of our own: a shell script that each test writes.
+
+use std::{
+    fs,
+    io::{ErrorKind, Read as _, Write as _},
+    process::{Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+use super::*;
+
+/// A folder with a `zfs` that runs this script. It writes its arguments, one to a line and
+/// followed by an empty one, to the file `calls`.
+struct Fake {
+    folder: TempDir,
+    zfs: Zfs,
+}
+
+impl Fake {
+    fn new(script: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("zfs");
+        // Written by another process: this one never has it open for writing, which a child
+        // forked in that moment by another test would inherit, and the script could not run.
+        let mut install = Command::new("install")
+            .args(["-m", "755", "/dev/stdin"])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let text = format!(
+            "#!/bin/sh\ncd '{}'\n{{ printf '%s\\n' \"$@\"; echo; }} >> calls\n{script}\n",
+            folder.path().display()
+        );
+        install.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert!(install.wait().unwrap().success());
+        Self { zfs: Zfs::with_command(path), folder }
+    }
+
+    fn file(&self, name: &str) -> String {
+        fs::read_to_string(self.folder.path().join(name)).unwrap()
+    }
+
+    /// The arguments of each call.
+    fn calls(&self) -> Vec<Vec<String>> {
+        let calls = self.file("calls");
+        calls
+            .split_terminator("\n\n")
+            .map(|call| call.lines().map(str::to_owned).collect())
+            .collect()
+    }
+}
+
+fn point(name: &str) -> PointName {
+    name.parse().unwrap()
+}
+
+fn request() -> SendRequest {
+    SendRequest::full(point("tank/vm 1@a:b"))
+}
+
+#[test]
+fn output_is_returned_and_messages_are_in_english() {
+    let fake = Fake::new("echo \"$LC_ALL\"; echo ignored >&2; read x || echo closed");
+    assert_eq!(fake.zfs.run(["list"]).unwrap(), "C\nclosed\n");
+}
+
+#[test]
+fn a_failure_carries_the_command_and_all_that_it_said() {
+    let fake = Fake::new("echo out; echo \"cannot open '$2'\" >&2; echo again >&2; exit 3");
+    let error = fake.zfs.run(["get", "tank/my vm"]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "zfs get 'tank/my vm' failed, exit status: 3: cannot open 'tank/my vm'\nagain"
+    );
+}
+
+#[test]
+fn a_silent_or_killed_command_is_an_error_too() {
+    let error = Fake::new("exit 1").zfs.run(["x"]).unwrap_err().to_string();
+    assert_eq!(error, "zfs x failed, exit status: 1: it said nothing");
+    let error = Fake::new("kill -9 $$").zfs.run(["x"]).unwrap_err().to_string();
+    assert!(error.contains("signal: 9"), "{error}");
+}
+
+/// More than a pipe holds, on both: a sender that waits for its errors to be read would never
+/// end.
+#[test]
+fn much_stderr_neither_blocks_nor_is_cut_below_its_limit() {
+    let fake = Fake::new(
+        "i=0; while [ $i -lt 20 ]; do head -c 5000 /dev/zero | tr '\\0' x >&2; i=$((i+1)); done
+         head -c 300000 /dev/zero; exit 1",
+    );
+    let mut sending = fake.zfs.send(&request()).unwrap();
+    assert_eq!(sending.read_to_end(&mut Vec::new()).unwrap(), 300_000);
+    let Err(ZfsError::Failed { stderr, .. }) = sending.finish() else { panic!("it must fail") };
+    let kept = "x".repeat(64 << 10);
+    assert_eq!(stderr, format!("{kept}\n({} more bytes were not kept)", 100_000 - (64 << 10)));
+}
+
+#[test]
+fn names_arrive_as_one_argument_each() {
+    let fake = Fake::new("");
+    let (a, b) = (point("tank/vm 1@a:b c"), point("tank/vm 1#a:b c"));
+    fake.zfs.snapshot(&[a.clone(), point("tank/x@y")]).unwrap();
+    fake.zfs.bookmark(&a, &b).unwrap();
+    fake.zfs.destroy(&[a.clone(), b.clone()]).unwrap();
+    let mut sending = fake.zfs.send(&SendRequest { base: Some(b.clone()), ..request() }).unwrap();
+    sending.read_to_end(&mut Vec::new()).unwrap();
+    sending.finish().unwrap();
+    fake.zfs.resume("1-abc-d").unwrap().finish().unwrap();
+    assert!(fake.zfs.exists(b).unwrap() && fake.zfs.exists(a).unwrap());
+    assert!(fake.zfs.exists("tank/vm 1".parse::<DatasetName>().unwrap()).unwrap());
+    let expected: [&[&str]; 9] = [
+        &["snapshot", "tank/vm 1@a:b c", "tank/x@y"],
+        &["bookmark", "tank/vm 1@a:b c", "tank/vm 1#a:b c"],
+        &["destroy", "tank/vm 1@a:b c"],
+        &["destroy", "tank/vm 1#a:b c"],
+        &["send", "-L", "-c", "-e", "-i", "tank/vm 1#a:b c", "tank/vm 1@a:b"],
+        &["send", "-t", "1-abc-d"],
+        &["list", "-H", "-o", "name", "-t", "bookmark", "tank/vm 1#a:b c"],
+        &["list", "-H", "-o", "name", "-t", "snapshot", "tank/vm 1@a:b c"],
+        &["list", "-H", "-o", "name", "-t", "filesystem,volume", "tank/vm 1"],
+    ];
+    assert_eq!(fake.calls(), expected);
+}
+
+#[test]
+fn only_a_missing_name_is_no_error() {
+    let missing = Fake::new(
+        "[ $1 = destroy ] || echo \"cannot open '$7': dataset does not exist\" >&2; exit 1",
+    );
+    assert!(!missing.zfs.exists(point("tank/a@b")).unwrap());
+    missing.zfs.destroy(&[point("tank/a@b")]).unwrap();
+    let denied = Fake::new("echo 'Unable to open /dev/zfs: Permission denied.' >&2; exit 1");
+    assert!(denied.zfs.exists(point("tank/a@b")).unwrap_err().to_string().contains("denied"));
+    let held = Fake::new("[ $1 = list ] && exit; echo \"'$2' is held\" >&2; exit 1");
+    let error = held.zfs.destroy(&[point("tank/a@b"), point("tank/a@c")]).unwrap_err();
+    assert!(error.to_string().ends_with("'tank/a@b' is held"), "{error}");
+    assert_eq!(held.calls().len(), 2, "the second is not tried");
+}
+
+#[test]
+fn what_is_never_done_calls_nothing() {
+    let fake = Fake::new("");
+    // To the command it would be all snapshots from a to b.
+    assert!(fake.zfs.destroy(&[point("tank/a@a%b")]).is_err());
+    assert!(fake.zfs.snapshot(&[point("tank/a#b")]).is_err());
+    assert!(fake.zfs.hold(&[point("tank/a#b")]).is_err());
+    assert!(fake.zfs.bookmark(&point("tank/a@b"), &point("tank/a@c")).is_err());
+    fake.zfs.snapshot(&[]).unwrap();
+    fake.zfs.destroy(&[]).unwrap();
+    fake.zfs.hold(&[]).unwrap().release().unwrap();
+    assert!(!fake.folder.path().join("calls").exists());
+}
+
+#[test]
+fn holds_end_with_their_owner() {
+    let fake = Fake::new("");
+    let names = [point("tank/a@x y"), point("tank/b@x y")];
+    let first = fake.zfs.hold(&names).unwrap();
+    let second = fake.zfs.hold(&names).unwrap();
+    drop(first);
+    second.release().unwrap();
+    let calls = fake.calls();
+    let tags: Vec<&str> = calls.iter().map(|call| call[1].as_str()).collect();
+    assert_eq!((tags[0], tags[1]), (tags[2], tags[3]));
+    assert_ne!(tags[0], tags[1]);
+    let verbs: Vec<&str> = calls.iter().map(|call| call[0].as_str()).collect();
+    assert_eq!(verbs, ["hold", "hold", "release", "release"]);
+    assert!(calls.iter().all(|call| call[2..] == ["tank/a@x y", "tank/b@x y"]));
+}
+
+#[test]
+fn a_hold_that_fails_releases_what_it_got() {
+    let fake = Fake::new("[ $1 = release ] || { echo 'cannot hold tank/b@x' >&2; exit 1; }");
+    let error = fake.zfs.hold(&[point("tank/a@x"), point("tank/b@x")]).unwrap_err();
+    assert!(error.to_string().ends_with("cannot hold tank/b@x"), "{error}");
+    let calls = fake.calls();
+    assert_eq!((calls.len(), calls[1][0].as_str()), (2, "release"));
+    assert_eq!(calls[0][1], calls[1][1]);
+}
+
+#[test]
+fn a_stream_is_whole_only_if_its_sender_says_so() {
+    let good = Fake::new("printf stream; echo 'a warning' >&2");
+    let mut sending = good.zfs.send(&request()).unwrap();
+    let mut stream = String::new();
+    sending.read_to_string(&mut stream).unwrap();
+    assert_eq!((stream.as_str(), sending.finish().unwrap().as_str()), ("stream", "a warning"));
+
+    let bad = Fake::new("printf stre; echo 'I/O error' >&2; exit 1");
+    let mut sending = bad.zfs.send(&request()).unwrap();
+    assert_eq!(sending.read_to_end(&mut Vec::new()).unwrap(), 4);
+    let error = sending.finish().unwrap_err().to_string();
+    assert_eq!(error, "zfs send -L -c -e 'tank/vm 1@a:b' failed, exit status: 1: I/O error");
+}
+
+/// The child never ends by itself: the shell replaces itself by a writer without end.
+#[test]
+fn a_sender_that_nobody_wants_is_killed_and_reaped() {
+    let fake = Fake::new("echo $$ > pid; exec yes");
+    let mut sending = fake.zfs.send(&request()).unwrap();
+    sending.read_exact(&mut [0; 4096]).unwrap();
+    let process = format!("/proc/{}", fake.file("pid").trim());
+    assert!(Path::new(&process).exists());
+    drop(sending);
+    assert!(!Path::new(&process).exists());
+
+    // And one whose stream is not read to its end does not wait for a reader.
+    let mut sending = fake.zfs.send(&request()).unwrap();
+    sending.read_exact(&mut [0; 4096]).unwrap();
+    assert!(sending.finish().is_err());
+}
+
+#[test]
+fn a_receiver_gets_all_and_is_asked() {
+    let fake = Fake::new("cat > received; echo 'cannot mount' >&2");
+    let dataset: DatasetName = "tank/copy 1".parse().unwrap();
+    let mut receiving = fake.zfs.receive(&ReceiveRequest::new(dataset)).unwrap();
+    let data = "a stream\n".repeat(500_000);
+    receiving.write_all(data.as_bytes()).unwrap();
+    assert_eq!(receiving.finish().unwrap(), "cannot mount");
+    assert!(fake.file("received") == data);
+    assert_eq!(fake.calls(), [["receive", "-u", "-s", "tank/copy 1"]]);
+}
+
+#[test]
+fn a_receiver_that_gives_up_says_why() {
+    let fake =
+        Fake::new("head -c 100 > received; echo 'destination has been modified' >&2; exit 1");
+    let mut receiving = fake.zfs.receive(&ReceiveRequest::new(point("tank/a@b"))).unwrap();
+    let failed = std::iter::repeat_with(|| receiving.write_all(&[0; 1 << 16]))
+        .find_map(Result::err)
+        .expect("it goes on until it fails");
+    assert_eq!(failed.kind(), ErrorKind::BrokenPipe);
+    let error = receiving.finish().unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "zfs receive -u -s tank/a@b failed, exit status: 1: destination has been modified"
+    );
+}
+
+/// Killed, not told that the stream ends here: else it would write `ended`.
+#[test]
+fn a_receiver_that_is_left_is_killed_and_reaped() {
+    let fake = Fake::new("echo $$ > pid; read line; echo \"$line\" > got; read line; echo > ended");
+    let name: DatasetName = "tank/a".parse().unwrap();
+    let mut receiving = fake.zfs.receive(&ReceiveRequest::new(name)).unwrap();
+    receiving.write_all(b"first\n").unwrap();
+    let got = fake.folder.path().join("got");
+    while !fs::read(&got).is_ok_and(|text| text == b"first\n") {
+        std::thread::yield_now();
+    }
+    let process = format!("/proc/{}", fake.file("pid").trim());
+    assert!(Path::new(&process).exists());
+    drop(receiving);
+    assert!(!Path::new(&process).exists());
+    assert!(!fake.folder.path().join("ended").exists());
+}
+
+#[test]
+fn estimates_come_from_a_dry_run() {
+    let fake = Fake::new("printf 'full\\t%s\\t4096\\nsize\\t4096\\n' \"$6\"");
+    assert_eq!(fake.zfs.send_len(&request()).unwrap(), Some(4096));
+    assert_eq!(fake.calls(), [["send", "-nvP", "-L", "-c", "-e", "tank/vm 1@a:b"]]);
+    let plain = SendRequest { plain: true, ..request() };
+    assert_eq!(fake.zfs.send_len(&plain).unwrap(), None);
+    assert_eq!(fake.calls().len(), 1);
+}
+
+#[test]
+fn versions_are_known_without_a_module() {
+    let fake = Fake::new("echo zfs-2.3.2-2; echo zfs-kmod-2.3.1-1");
+    let (_, kernel) = fake.zfs.versions().unwrap();
+    assert_eq!(kernel.unwrap().to_string(), "2.3.1-1");
+    let fake = Fake::new("echo zfs-2.3.2-2; echo 'zfs_version_kernel() failed' >&2; exit 1");
+    let (userland, kernel) = fake.zfs.versions().unwrap();
+    assert_eq!((userland.to_string().as_str(), kernel), ("2.3.2-2", None));
+    let old = Fake::new("echo \"unrecognized command '$1'\" >&2; exit 2");
+    assert!(old.zfs.versions().unwrap_err().to_string().contains("unrecognized command"));
+    let odd = Fake::new("echo 7");
+    assert!(odd.zfs.versions().unwrap_err().to_string().contains("not understood: \"7\\n\""));
+}
+
+#[test]
+fn the_command_is_looked_for_in_absolute_folders() {
+    let fake = Fake::new("");
+    let folder = fake.folder.path();
+    let path = env::join_paths([Path::new("."), Path::new("/nonexistent"), folder]).unwrap();
+    assert_eq!(search(Some(&path)).unwrap(), folder.join("zfs"));
+    fs::rename(folder.join("zfs"), folder.join("other")).unwrap();
+    // What is left are the usual places, where this machine may have one.
+    match search(Some(&path)) {
+        Ok(found) => assert!(COMMAND_FOLDERS.map(Path::new).contains(&found.parent().unwrap())),
+        Err(why) => assert_eq!(why, "no command zfs in PATH, /usr/sbin or /sbin"),
+    }
+}
+
+#[test]
+fn a_command_that_is_not_there_is_named() {
+    let zfs = Zfs::with_command("/nonexistent/zfs");
+    let error = zfs.run(["list"]).unwrap_err().to_string();
+    assert!(error.starts_with("zfs list: /nonexistent/zfs cannot be started: No such"), "{error}");
+    assert!(zfs.library().is_err());
+}
+
+/// Whatever this machine has: a handle, or both reasons and what to do.
+#[test]
+fn find_never_panics() {
+    match Zfs::find() {
+        Ok(zfs) => assert!(zfs.command.is_ok() || zfs.library().is_ok()),
+        Err(error) => {
+            let words = error.to_string();
+            assert!(words.starts_with("ZFS is not available here: no command zfs"), "{words}");
+            assert!(words.contains("libnvpair") || words.contains("libzfs_core"), "{words}");
+            assert!(words.contains("Install zfsutils-linux"), "{words}");
+        }
+    }
+}

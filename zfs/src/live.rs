@@ -1,0 +1,532 @@
+//! A data set of the ZFS on this machine as a source.
+//!
+//! To a target of volumes, a volume is sent as its changes; to one that is ZFS itself, any data
+//! set is sent as the stream that it is. It takes or picks a snapshot, sends what changed since
+//! the generation that the target holds, and goes on in the middle of what was cut off. What
+//! the target has committed is bookmarked, and only snapshots and bookmarks whose names say that
+//! they were made for this are destroyed.
+
+mod error;
+
+use std::{fmt, num::NonZeroU64};
+
+use driftline_extent::{
+    Change, Finish, Generation, Plan, PlanKind, Source, Standing, Takes, TargetState, Volume,
+};
+
+use crate::{
+    Dataset, DatasetKind, DatasetName, KeyStatus, OpaqueStream, Point, PointName, ResumeToken,
+    SnapshotDevice, StreamError, Warning, ZvolStream,
+    host::{Hold, Package, SendRequest, Sending, Zfs},
+    select::{Base, OwnNames, Request, choose_base, choose_tip, newest_common, prune},
+    warnings,
+};
+pub use error::LiveError;
+
+/// Which snapshot is replicated.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Pick {
+    /// One that is taken for it.
+    New,
+    /// The newest there is.
+    Latest,
+    /// This one, by its name after the `@`.
+    Named(String),
+}
+
+/// What is compared with the snapshot's device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReadBack {
+    /// Nothing: the stream is believed.
+    Nothing,
+    /// The data of every changed extent. Holes are compared only with all.
+    Changed,
+    /// Every byte of the volume, by the root over it.
+    All,
+}
+
+/// How a data set is replicated.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LiveOptions {
+    /// Which snapshot.
+    pub pick: Pick,
+    /// The names of the snapshots and bookmarks that are made and removed.
+    pub names: OwnNames,
+    /// How many of these snapshots are kept after they arrived, besides the newest.
+    pub keep: usize,
+    /// Whether the user has agreed to a full copy over another generation of a volume.
+    pub allow_full: bool,
+    /// What is compared with the snapshot's device, of a volume.
+    pub read_back: ReadBack,
+    /// To another ZFS: as it is on disk, encrypted if it is encrypted there.
+    pub raw: bool,
+    /// To another ZFS: what goes with it.
+    pub package: Package,
+    /// The time that a snapshot is named after, in milliseconds since 1970.
+    pub now_ms: u64,
+}
+
+/// A data set, and what is being replicated of it.
+pub struct LiveSource {
+    zfs: Zfs,
+    name: DatasetName,
+    options: LiveOptions,
+    /// The snapshot that was taken in this run.
+    taken: Option<PointName>,
+    /// What the target can take in.
+    takes: Takes,
+    /// The snapshot that an increment of a volume which was cut off led to.
+    cut: Option<Generation>,
+    increment: Option<Increment>,
+    /// Of all increments.
+    bytes_read: u64,
+    /// Of those before the stream that is being read.
+    bytes_before: u64,
+    /// Whether the user's consent to a full copy is still to be used.
+    consent: bool,
+    /// Whether what is known to be wrong with this ZFS was said.
+    warned: bool,
+}
+
+/// What is being sent.
+struct Increment {
+    tip: Point,
+    base: Option<Point>,
+    /// What a stream goes on from, where one was cut off.
+    token: Option<ResumeToken>,
+    /// Of a volume that is sent as its changes.
+    shape: Option<Shape>,
+    stream: Option<Stream>,
+    device: Option<SnapshotDevice>,
+    /// What it led to, once it was sent whole.
+    finish: Option<Finish>,
+    /// Nobody destroys the snapshot before it has arrived.
+    _hold: Hold,
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    size: u64,
+    block_len: NonZeroU64,
+}
+
+/// What `zfs send` writes, as it is read.
+enum Stream {
+    Volume(ZvolStream<Sending>),
+    Opaque(OpaqueStream<Sending>),
+}
+
+impl Stream {
+    fn source(&mut self) -> &mut dyn Source<Error = StreamError> {
+        match self {
+            Self::Volume(stream) => stream,
+            Self::Opaque(stream) => stream,
+        }
+    }
+
+    /// Why it came to its end: what the sender says of it is nearer to the cause.
+    fn failed(self, snapshot: &PointName, error: StreamError) -> LiveError {
+        match self.into_sending().finish() {
+            Err(sender) if error.is_about_the_end() => LiveError::Zfs(sender),
+            _ => LiveError::Stream { snapshot: snapshot.clone(), error: error.into() },
+        }
+    }
+
+    fn into_sending(self) -> Sending {
+        match self {
+            Self::Volume(stream) => stream.into_inner(),
+            Self::Opaque(stream) => stream.into_inner(),
+        }
+    }
+}
+
+impl LiveSource {
+    /// The data set of this name. Nothing is looked at yet.
+    pub const fn new(zfs: Zfs, name: DatasetName, options: LiveOptions) -> Self {
+        let consent = options.allow_full;
+        Self {
+            zfs,
+            name,
+            options,
+            taken: None,
+            takes: Takes::Volume,
+            cut: None,
+            increment: None,
+            bytes_read: 0,
+            bytes_before: 0,
+            consent,
+            warned: false,
+        }
+    }
+
+    /// Says what is known to be wrong with this version of ZFS, once.
+    fn warn(&mut self, dataset: &Dataset) {
+        if std::mem::replace(&mut self.warned, true) {
+            return;
+        }
+        // Those before 0.8 do not know their version.
+        let Ok((userland, kernel)) = self.zfs.versions() else { return };
+        let encrypted = dataset.encryption.is_some();
+        for known in warnings(&userland, kernel.as_ref(), encrypted, self.options.raw) {
+            let Warning { word, version, means, advice } = known;
+            tracing::warn!(warning = word, %version, "{means}; {advice}");
+        }
+    }
+
+    fn look(&self) -> Result<Dataset, LiveError> {
+        let dataset = self.zfs.dataset(&self.name)?;
+        let dataset = dataset.ok_or_else(|| LiveError::NotFound(self.name.clone()))?;
+        let as_volume = self.takes == Takes::Volume;
+        match (dataset.kind, dataset.key) {
+            (DatasetKind::FileSystem, _) if as_volume => {
+                Err(LiveError::FileSystem(self.name.clone()))
+            }
+            (_, KeyStatus::Unavailable) if as_volume || !self.options.raw => {
+                Err(LiveError::KeyNotLoaded(self.name.clone()))
+            }
+            _ => Ok(dataset),
+        }
+    }
+
+    /// The snapshot that a resume token leads to, and what it starts from.
+    fn go_on(&self, token: &str, points: &[Point]) -> Result<(Point, ResumeToken), LiveError> {
+        let stale = |why: String| LiveError::Token { why };
+        let mut token: ResumeToken = token.parse().map_err(|e| stale(format!("{e}")))?;
+        let tip = points.iter().find(|point| point.is_snapshot() && point.guid == token.toguid);
+        let Some(tip) = tip else {
+            return Err(stale(format!(
+                "{} is no snapshot of {} any more",
+                token.toname, self.name
+            )));
+        };
+        // By its present name, as ZFS looks for it under that.
+        token.toname = tip.name.clone();
+        Ok((tip.clone(), token))
+    }
+
+    /// What is sent next to a target that holds `held`.
+    fn choose_tip(
+        &mut self,
+        points: &[Point],
+        held: Option<&Generation>,
+    ) -> Result<Point, LiveError> {
+        let cut = self.cut.take();
+        let cut = points
+            .iter()
+            .find(|point| point.is_snapshot() && cut == Some(Generation::Zfs(point.guid)));
+        if let Some(point) = cut {
+            return Ok(point.clone());
+        }
+        match &self.options.pick {
+            Pick::Named(name) => {
+                let wanted = self.name.snapshot(name)?;
+                Ok(choose_tip(points, Request::Named(&wanted))?.clone())
+            }
+            Pick::Latest => Ok(choose_tip(points, Request::Latest(&self.name))?.clone()),
+            Pick::New => self.take_snapshot(points, held),
+        }
+    }
+
+    /// The snapshot of this run, taken when it is first asked for. One that could not be sent is
+    /// not taken: a timer whose job is refused would leave one behind each time.
+    fn take_snapshot(
+        &mut self,
+        points: &[Point],
+        held: Option<&Generation>,
+    ) -> Result<Point, LiveError> {
+        if self.taken.is_none() {
+            let name = self.name.snapshot(&self.options.names.snapshot(self.options.now_ms))?;
+            let (createtxg, user_refs) = (u64::MAX, None);
+            let planned = Point { name, guid: 0, createtxg, creation: 0, user_refs };
+            self.choose_base(points, &planned, held)?;
+            self.zfs.snapshot(std::slice::from_ref(&planned.name))?;
+            self.taken = Some(planned.name);
+        }
+        let points = self.zfs.points(&self.name)?;
+        let taken = self.taken.as_ref().ok_or(LiveError::Unplanned)?;
+        Ok(choose_tip(&points, Request::Named(taken))?.clone())
+    }
+
+    /// Which point the increment to `tip` starts from.
+    fn choose_base<'a>(
+        &self,
+        points: &'a [Point],
+        tip: &Point,
+        held: Option<&Generation>,
+    ) -> Result<Base<'a>, LiveError> {
+        // An increment would leave as it is what it does not touch.
+        if self.consent && self.takes == Takes::Volume {
+            return Ok(Base::Nothing);
+        }
+        let held = match held {
+            None => None,
+            Some(Generation::Zfs(guid)) => Some(*guid),
+            Some(other) => return Err(LiveError::Foreign(*other)),
+        };
+        match choose_base(points, tip, held) {
+            Ok(base) => Ok(base),
+            Err(error) => {
+                self.check_common(points)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Names what a target that is a data set itself has beyond what both have.
+    fn check_common(&self, points: &[Point]) -> Result<(), LiveError> {
+        let Takes::Stream { points: theirs, .. } = &self.takes else { return Ok(()) };
+        // They are told newest first.
+        let numbered = theirs.iter().rev().zip(1..);
+        let theirs: Vec<Point> = numbered
+            .filter_map(|(point, createtxg)| {
+                let name = point.name.parse().ok()?;
+                Some(Point { name, guid: point.guid, createtxg, creation: 0, user_refs: None })
+            })
+            .collect();
+        let Some(newest) = theirs.last() else { return Ok(()) };
+        newest_common(points, &theirs, newest.name.dataset(), false)?;
+        Ok(())
+    }
+
+    /// Sees to what the target holds by now: it is bookmarked, and what is older goes.
+    fn arrived(&self, points: &[Point], guid: u64) {
+        let Some(held) = points.iter().find(|point| point.guid == guid) else { return };
+        if let Err(error) = self.mark(points, held) {
+            // The snapshot stays what the next increment starts from.
+            tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
+            return;
+        }
+        let gone = prune(points, &self.options.names, guid, self.options.keep);
+        if let Err(error) = self.zfs.destroy(&gone) {
+            tracing::warn!(dataset = %self.name, %error, "what is not needed any more stays");
+        }
+    }
+
+    /// Bookmarks what the target holds. Another owner's bookmark of it is not enough: it goes
+    /// when that one needs it no more.
+    fn mark(&self, points: &[Point], held: &Point) -> Result<(), LiveError> {
+        let bookmark = self.name.bookmark(&self.options.names.bookmark(held.guid))?;
+        if points.iter().any(|point| point.name == bookmark && point.guid == held.guid) {
+            return Ok(());
+        }
+        Ok(self.zfs.bookmark(&held.name, &bookmark)?)
+    }
+
+    fn start(&mut self, from: u64) -> Result<(), LiveError> {
+        let Some(increment) = &mut self.increment else { return Err(LiveError::Unplanned) };
+        let Increment { tip, base, token, shape, .. } = &*increment;
+        let block_len = shape.map(|shape| shape.block_len);
+        let token = match (token, block_len) {
+            (Some(token), _) => Some(token.clone()),
+            (None, Some(block_len)) if from >= block_len.get() => {
+                let fromguid = base.as_ref().map(|base| base.guid);
+                let name = tip.name.clone();
+                Some(ResumeToken::for_volume(tip.guid, name, fromguid, from, block_len))
+            }
+            _ => None,
+        };
+        let sending = match token {
+            Some(token) => self.zfs.resume(&token.to_string())?,
+            None => self.zfs.send(&request(&self.options, increment))?,
+        };
+        let held = base.as_ref().map(|base| Generation::Zfs(base.guid));
+        let mut stream = match shape {
+            Some(_) => Stream::Volume(ZvolStream::new(sending)),
+            None => Stream::Opaque(OpaqueStream::new(sending)),
+        };
+        match stream.source().plan(held.as_ref()) {
+            Ok(_) => {
+                increment.stream = Some(stream);
+                self.bytes_before = self.bytes_read;
+                Ok(())
+            }
+            Err(error) => Err(stream.failed(&tip.name, error)),
+        }
+    }
+}
+
+/// What is asked of `zfs send` for an increment that starts at its beginning.
+fn request(options: &LiveOptions, increment: &Increment) -> SendRequest {
+    let base = increment.base.as_ref().map(|base| base.name.clone());
+    let request = SendRequest { base, ..SendRequest::full(increment.tip.name.clone()) };
+    match increment.shape {
+        Some(_) => request,
+        None => SendRequest { raw: options.raw, package: options.package, ..request },
+    }
+}
+
+impl Source for LiveSource {
+    type Error = LiveError;
+
+    fn learn(&mut self, target: &TargetState) {
+        self.takes = target.takes.clone();
+        self.cut = target.resume.as_ref().and_then(|resume| resume.tip);
+    }
+
+    fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, LiveError> {
+        self.increment = None;
+        let dataset = self.look()?;
+        self.warn(&dataset);
+        let points = self.zfs.points(&self.name)?;
+        if let Some(Generation::Zfs(guid)) = base {
+            self.arrived(&points, *guid);
+        }
+        let token = match &self.takes {
+            Takes::Stream { token: Some(token), .. } => Some(self.go_on(token, &points)?),
+            _ => None,
+        };
+        let (tip, token) = match token {
+            Some((tip, token)) => (tip, Some(token)),
+            None => (self.choose_tip(&points, base)?, None),
+        };
+        let points = self.zfs.points(&self.name)?;
+        let mut plan = Plan {
+            kind: PlanKind::UpToDate,
+            volume: None,
+            base: None,
+            tip: Some(Generation::Zfs(tip.guid)),
+            size: None,
+            standing: Standing::Proven,
+            bytes_expected: 0,
+        };
+        let from = match self.choose_base(&points, &tip, base)? {
+            Base::UpToDate => return Ok(plan),
+            Base::Nothing => None,
+            Base::Since(point) => Some(point.clone()),
+        };
+        let hold = self.zfs.hold(std::slice::from_ref(&tip.name))?;
+        plan.base = from.as_ref().map(|point| Generation::Zfs(point.guid));
+        let shape = match self.takes {
+            Takes::Stream { .. } => None,
+            Takes::Volume => Some(Shape {
+                size: self.zfs.volsize(&tip.name)?,
+                block_len: dataset
+                    .volblocksize
+                    .and_then(NonZeroU64::new)
+                    .unwrap_or(NonZeroU64::MIN),
+            }),
+        };
+        plan.size = shape.map(|shape| shape.size);
+        plan.kind = match (shape, &from) {
+            (None, _) => PlanKind::Stream,
+            (Some(_), Some(_)) => PlanKind::Incremental,
+            (Some(_), None) => PlanKind::Full,
+        };
+        let device = match (shape, self.options.read_back) {
+            (None, _) | (_, ReadBack::Nothing) => None,
+            (Some(shape), _) => Some(SnapshotDevice::open(&tip.name, shape.size)?),
+        };
+        let increment = Increment {
+            tip,
+            base: from,
+            token,
+            shape,
+            stream: None,
+            device,
+            finish: None,
+            _hold: hold,
+        };
+        // Of a package ZFS says where it leads only at its end; what is left of a stream that
+        // was cut off it does not estimate well.
+        if self.options.package == Package::Replicate && shape.is_none() {
+            plan.tip = None;
+        }
+        if increment.token.is_none() {
+            let request = request(&self.options, &increment);
+            let expected = self.zfs.send_len(&request)?;
+            plan.bytes_expected = expected.map_or(0, |len| len.saturating_add(self.bytes_read));
+        }
+        self.increment = Some(increment);
+        Ok(plan)
+    }
+
+    fn seeks(&self) -> bool {
+        true
+    }
+
+    fn next_change(&mut self, from: u64) -> Result<Option<Change>, LiveError> {
+        let is_new =
+            |increment: &Increment| increment.stream.is_none() && increment.finish.is_none();
+        if self.increment.as_ref().is_some_and(is_new) {
+            self.start(from)?;
+        }
+        let Some(increment) = &mut self.increment else { return Err(LiveError::Unplanned) };
+        loop {
+            let Some(stream) = &mut increment.stream else { return Ok(None) };
+            let next = stream.source().next_change(from);
+            self.bytes_read = self.bytes_before + stream.source().bytes_read();
+            let snapshot = &increment.tip.name;
+            match (next, increment.shape, increment.stream.take()) {
+                // The stream of a volume that kept its size does not say where it ends.
+                (Ok(Some(Change::Zero(hole))), Some(shape), stream) => {
+                    increment.stream = stream;
+                    if let Some(hole) = hole.clamp(shape.size) {
+                        return Ok(Some(Change::Zero(hole)));
+                    }
+                }
+                (Ok(Some(change)), _, stream) => {
+                    increment.stream = stream;
+                    if let (ReadBack::Changed, Some(device)) =
+                        (self.options.read_back, &increment.device)
+                    {
+                        compare(device, &change, snapshot)?;
+                    }
+                    return Ok(Some(change));
+                }
+                (Ok(None), shape, Some(mut stream)) => {
+                    let finish = match stream.source().finish() {
+                        Ok(finish) => finish,
+                        Err(error) => return Err(stream.failed(snapshot, error)),
+                    };
+                    stream.into_sending().finish()?;
+                    let size = shape.map(|shape| shape.size);
+                    increment.finish = Some(Finish { size, ..finish });
+                    self.consent = false;
+                    return Ok(None);
+                }
+                (Err(error), _, Some(stream)) => return Err(stream.failed(snapshot, error)),
+                (_, _, None) => return Err(LiveError::Unplanned),
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Result<Finish, LiveError> {
+        let finish = self.increment.as_ref().and_then(|increment| increment.finish.clone());
+        finish.ok_or(LiveError::Unplanned)
+    }
+
+    fn read_back(&mut self) -> Result<Option<Box<dyn Volume>>, LiveError> {
+        match (&mut self.increment, self.options.read_back) {
+            (Some(increment), ReadBack::All) => {
+                Ok(increment.device.take().map(|device| Box::new(device) as Box<dyn Volume>))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+}
+
+/// Compares what is sent with what the snapshot's device shows.
+fn compare(
+    device: &SnapshotDevice,
+    change: &Change,
+    snapshot: &PointName,
+) -> Result<(), LiveError> {
+    let Change::Data { offset, bytes } = change else { return Ok(()) };
+    let mut shown = vec![0; bytes.len()];
+    let read = device.read_at(*offset, &mut shown);
+    read.map_err(|error| LiveError::Read { snapshot: snapshot.clone(), error })?;
+    if shown == *bytes {
+        return Ok(());
+    }
+    Err(LiveError::Differs { snapshot: snapshot.clone(), offset: *offset })
+}
+
+impl fmt::Debug for LiveSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveSource").field("name", &self.name).finish_non_exhaustive()
+    }
+}
