@@ -1,10 +1,11 @@
-//! The device of a snapshot: what ZFS itself says a volume held at that time.
+//! The devices of volumes and of their snapshots, which show what a volume held at that time.
 
 use std::{
-    fs::File,
+    fmt::Display,
+    fs::{self, File},
     io,
-    os::unix::fs::FileExt,
-    path::PathBuf,
+    os::unix::fs::{FileExt, FileTypeExt},
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -37,29 +38,35 @@ pub struct SnapshotDevice {
 impl SnapshotDevice {
     /// Opens the device of a snapshot of `size` bytes, and waits for one that was just taken.
     pub fn open(snapshot: &PointName, size: u64) -> Result<Self, DeviceError> {
-        let path = path_of(snapshot);
-        let started = Instant::now();
-        let file = loop {
-            match File::open(&path) {
-                Err(error)
-                    if error.kind() == io::ErrorKind::NotFound
-                        && started.elapsed() < LINK_WAIT_MAX =>
-                {
-                    thread::sleep(Duration::from_millis(20));
-                }
-                opened => break opened,
-            }
-        };
-        match file {
+        let path = device_of(snapshot);
+        match wait_for_device(&path, LINK_WAIT_MAX).and_then(|()| File::open(&path)) {
             Ok(file) => Ok(Self { file, size }),
             Err(what) => Err(DeviceError { path: path.display().to_string(), what }),
         }
     }
 }
 
-/// Where udev puts the link to a snapshot's device; it writes `+` for a space.
-fn path_of(snapshot: &PointName) -> PathBuf {
-    format!("/dev/zvol/{snapshot}").replace(' ', "+").into()
+/// Where udev puts the link to the device of a volume or of its snapshot; it writes `+` for a
+/// space.
+pub fn device_of(name: &impl Display) -> PathBuf {
+    format!("/dev/zvol/{name}").replace(' ', "+").into()
+}
+
+/// Waits until udev has made this device, for so long at most.
+///
+/// # Errors
+///
+/// That there is none, or something else.
+pub fn wait_for_device(path: &Path, at_most: Duration) -> io::Result<()> {
+    let started = Instant::now();
+    loop {
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.file_type().is_block_device() => return Ok(()),
+            _ if started.elapsed() < at_most => thread::sleep(Duration::from_millis(20)),
+            Ok(_) => return Err(io::Error::other("it is no block device")),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 impl Volume for SnapshotDevice {
@@ -82,7 +89,7 @@ mod tests {
 
     #[test]
     fn links_are_where_udev_puts_them() {
-        let point = "tank/vm 1@a:b c".parse().unwrap();
-        assert_eq!(path_of(&point), PathBuf::from("/dev/zvol/tank/vm+1@a:b+c"));
+        let point: PointName = "tank/vm 1@a:b c".parse().unwrap();
+        assert_eq!(device_of(&point), PathBuf::from("/dev/zvol/tank/vm+1@a:b+c"));
     }
 }

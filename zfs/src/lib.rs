@@ -47,7 +47,7 @@ pub mod testing;
 
 pub use checksum::{ByteOrder, Fletcher4};
 pub use codec::{CodecError, Decoder};
-pub use device::{DeviceError, SnapshotDevice};
+pub use device::{DeviceError, SnapshotDevice, device_of, wait_for_device};
 pub use error::{Fault, StreamError};
 pub use listing::{
     DATASET_COLUMNS, DATASET_PROPERTIES, DATASET_PROPERTIES_V23, Dataset, DatasetKind, KeyStatus,

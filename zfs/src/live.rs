@@ -11,7 +11,7 @@ mod error;
 use std::{fmt, num::NonZeroU64};
 
 use driftline_extent::{
-    Change, Finish, Generation, Plan, PlanKind, Source, Standing, Takes, TargetState, Volume,
+    Change, Finish, Generation, Plan, PlanKind, Source, Takes, TargetState, Volume,
 };
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     SnapshotDevice, StreamError, Warning, ZvolStream,
     host::{Hold, Package, SendRequest, Sending, Zfs},
     select::{Base, OwnNames, Request, choose_base, choose_tip, newest_common, prune},
+    source::plan_of,
     warnings,
 };
 pub use error::LiveError;
@@ -54,7 +55,8 @@ pub struct LiveOptions {
     pub names: OwnNames,
     /// How many of these snapshots are kept after they arrived, besides the newest.
     pub keep: usize,
-    /// Whether the user has agreed to a full copy over another generation of a volume.
+    /// Whether the user has agreed to a full copy over another generation of a volume. One copy
+    /// uses the consent up.
     pub allow_full: bool,
     /// What is compared with the snapshot's device, of a volume.
     pub read_back: ReadBack,
@@ -82,8 +84,6 @@ pub struct LiveSource {
     bytes_read: u64,
     /// Of those before the stream that is being read.
     bytes_before: u64,
-    /// Whether the user's consent to a full copy is still to be used.
-    consent: bool,
     /// Whether what is known to be wrong with this ZFS was said.
     warned: bool,
 }
@@ -143,7 +143,6 @@ impl Stream {
 impl LiveSource {
     /// The data set of this name. Nothing is looked at yet.
     pub const fn new(zfs: Zfs, name: DatasetName, options: LiveOptions) -> Self {
-        let consent = options.allow_full;
         Self {
             zfs,
             name,
@@ -154,7 +153,6 @@ impl LiveSource {
             increment: None,
             bytes_read: 0,
             bytes_before: 0,
-            consent,
             warned: false,
         }
     }
@@ -255,7 +253,7 @@ impl LiveSource {
         held: Option<&Generation>,
     ) -> Result<Base<'a>, LiveError> {
         // An increment would leave as it is what it does not touch.
-        if self.consent && self.takes == Takes::Volume {
+        if self.options.allow_full && self.takes == Takes::Volume {
             return Ok(Base::Nothing);
         }
         let held = match held {
@@ -286,6 +284,16 @@ impl LiveSource {
         let Some(newest) = theirs.last() else { return Ok(()) };
         newest_common(points, &theirs, newest.name.dataset(), false)?;
         Ok(())
+    }
+
+    /// What must be known of a volume that is sent as its changes.
+    fn shape_of(&self, dataset: &Dataset, tip: &Point) -> Result<Option<Shape>, LiveError> {
+        if self.takes != Takes::Volume {
+            return Ok(None);
+        }
+        let block_len = dataset.volblocksize.and_then(NonZeroU64::new);
+        let block_len = block_len.unwrap_or(NonZeroU64::MIN);
+        Ok(Some(Shape { size: self.zfs.volsize(&tip.name)?, block_len }))
     }
 
     /// Sees to what the target holds by now: it is bookmarked, and what is older goes.
@@ -379,39 +387,23 @@ impl Source for LiveSource {
             Some((tip, token)) => (tip, Some(token)),
             None => (self.choose_tip(&points, base)?, None),
         };
-        let points = self.zfs.points(&self.name)?;
-        let mut plan = Plan {
-            kind: PlanKind::UpToDate,
-            volume: None,
-            base: None,
-            tip: Some(Generation::Zfs(tip.guid)),
-            size: None,
-            standing: Standing::Proven,
-            bytes_expected: 0,
-        };
         let from = match self.choose_base(&points, &tip, base)? {
-            Base::UpToDate => return Ok(plan),
+            Base::UpToDate => return Ok(plan_of(PlanKind::UpToDate, None, Some(tip.guid))),
             Base::Nothing => None,
             Base::Since(point) => Some(point.clone()),
         };
         let hold = self.zfs.hold(std::slice::from_ref(&tip.name))?;
-        plan.base = from.as_ref().map(|point| Generation::Zfs(point.guid));
-        let shape = match self.takes {
-            Takes::Stream { .. } => None,
-            Takes::Volume => Some(Shape {
-                size: self.zfs.volsize(&tip.name)?,
-                block_len: dataset
-                    .volblocksize
-                    .and_then(NonZeroU64::new)
-                    .unwrap_or(NonZeroU64::MIN),
-            }),
-        };
-        plan.size = shape.map(|shape| shape.size);
-        plan.kind = match (shape, &from) {
+        let shape = self.shape_of(&dataset, &tip)?;
+        let kind = match (shape, &from) {
             (None, _) => PlanKind::Stream,
             (Some(_), Some(_)) => PlanKind::Incremental,
             (Some(_), None) => PlanKind::Full,
         };
+        // Of a package ZFS says where it leads only at its end.
+        let told = shape.is_some() || self.options.package != Package::Replicate;
+        let start = from.as_ref().map(|point| Generation::Zfs(point.guid));
+        let mut plan = plan_of(kind, start, told.then_some(tip.guid));
+        plan.size = shape.map(|shape| shape.size);
         let device = match (shape, self.options.read_back) {
             (None, _) | (_, ReadBack::Nothing) => None,
             (Some(shape), _) => Some(SnapshotDevice::open(&tip.name, shape.size)?),
@@ -426,11 +418,7 @@ impl Source for LiveSource {
             finish: None,
             _hold: hold,
         };
-        // Of a package ZFS says where it leads only at its end; what is left of a stream that
-        // was cut off it does not estimate well.
-        if self.options.package == Package::Replicate && shape.is_none() {
-            plan.tip = None;
-        }
+        // What is left of a stream that was cut off ZFS does not estimate well.
         if increment.token.is_none() {
             let request = request(&self.options, &increment);
             let expected = self.zfs.send_len(&request)?;
@@ -481,7 +469,7 @@ impl Source for LiveSource {
                     stream.into_sending().finish()?;
                     let size = shape.map(|shape| shape.size);
                     increment.finish = Some(Finish { size, ..finish });
-                    self.consent = false;
+                    self.options.allow_full = false;
                     return Ok(None);
                 }
                 (Err(error), _, Some(stream)) => return Err(stream.failed(snapshot, error)),

@@ -3,14 +3,15 @@
 use std::{collections::VecDeque, fmt, io::Read, mem};
 
 use driftline_extent::{
-    Change, Finish, Generation, PART_LEN_MAX, PART_OWN_MIN, Plan, PlanKind, Source, Standing,
-    Takes, TargetState,
+    Change, Finish, Generation, PART_LEN_MAX, PART_OWN_MIN, Plan, PlanKind, Source, Takes,
+    TargetState,
 };
 
 use crate::{
     error::{Fault, StreamError},
     reader::{RecordReader, Summary},
     record::{Begin, Features, HEADER_LEN, Record},
+    source::plan_of,
 };
 
 /// The longest part, and the shortest payload that is a part of its own, as lengths in memory.
@@ -264,7 +265,7 @@ impl<R: Read> Source for OpaqueStream<R> {
                 self.check_resumption()?;
                 let package = self.current.as_ref().is_some_and(|current| current.root.is_some());
                 // Where a package leads is known only at its end.
-                return Ok(plan_of(PlanKind::Stream, base, (!package).then_some(ends.to)));
+                return Ok(plan_of(PlanKind::Stream, base.copied(), (!package).then_some(ends.to)));
             }
             self.skip()?;
             let to = self.ends().map_or(ends.to, |ends| ends.to);
@@ -309,18 +310,6 @@ impl<R> fmt::Debug for OpaqueStream<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ends = self.current.as_ref().map(|current| current.ends);
         f.debug_struct("OpaqueStream").field("ends", &ends).finish_non_exhaustive()
-    }
-}
-
-fn plan_of(kind: PlanKind, base: Option<&Generation>, tip: Option<u64>) -> Plan {
-    Plan {
-        kind,
-        volume: None,
-        base: base.copied(),
-        tip: tip.map(Generation::Zfs),
-        size: None,
-        standing: Standing::Proven,
-        bytes_expected: 0,
     }
 }
 

@@ -308,13 +308,13 @@ impl<R: Read> Source for ZvolStream<R> {
             if let Some(kind) = kind {
                 self.enter(&begin)?;
                 let base = base.filter(|_| kind == PlanKind::Incremental).copied();
-                return Ok(plan_of(kind, base, begin.toguid));
+                return Ok(plan_of(kind, base, Some(begin.toguid)));
             }
         }
         match base {
             Some(Generation::Zfs(held)) if at_base => {
                 self.last_tip = Some(*held);
-                Ok(plan_of(PlanKind::UpToDate, None, *held))
+                Ok(plan_of(PlanKind::UpToDate, None, Some(*held)))
             }
             _ => Err(match self.seen {
                 Some(ends) => self.mismatch(base, ends),
@@ -363,12 +363,13 @@ impl<R> fmt::Debug for ZvolStream<R> {
     }
 }
 
-fn plan_of(kind: PlanKind, base: Option<Generation>, tip: u64) -> Plan {
+/// A plan of ZFS, which proves its maps; no size and no length are known yet.
+pub(crate) fn plan_of(kind: PlanKind, base: Option<Generation>, tip: Option<u64>) -> Plan {
     Plan {
         kind,
         volume: None,
         base,
-        tip: Some(Generation::Zfs(tip)),
+        tip: tip.map(Generation::Zfs),
         size: None,
         standing: Standing::Proven,
         bytes_expected: 0,

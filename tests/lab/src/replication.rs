@@ -182,19 +182,26 @@ impl Replication {
     }
 }
 
-/// Lets the source push the volume `name`, and nothing else, to `replica`.
+/// Lets the source push the volume `name`, and nothing else, to the file `replica`.
 pub(crate) fn allow_push(pair: &Pair<'_>, name: &str, replica: &str) -> Result<()> {
-    let place = format!("target = \"file:{replica}\"");
-    configure(
-        pair.target,
-        "/etc/driftline/driftline.toml",
-        7420,
-        ("source", "push"),
-        name,
-        &place,
-    )?;
+    allow_push_to(pair, name, &format!("target = \"file:{replica}\""))
+}
+
+/// The same with what the configuration says of the volume.
+pub(crate) fn allow_push_to(pair: &Pair<'_>, name: &str, place: &str) -> Result<()> {
+    let file = "/etc/driftline/driftline.toml";
+    configure(pair.target, file, 7420, ("source", "push"), name, place)?;
     pair.target.sh("systemctl restart driftline-serve")?;
     Ok(())
+}
+
+/// The command that pushes a data set of the source's own ZFS to the volume `name`. `run_as` is
+/// nothing, or a command that makes it another user's.
+pub(crate) fn live_push(dataset: &str, name: &str, options: &str, run_as: &str) -> String {
+    format!(
+        "export DRIFTLINE_PEER=$(cat /lab/keys/target.pub)
+         {run_as} driftline push --json {options} 'zfs:{dataset}' {name}@{TARGET_ADDRESS}"
+    )
 }
 
 /// Writes a configuration in which one peer may do one thing with one volume.
@@ -236,10 +243,15 @@ pub(crate) fn start(machine: &Machine, unit: &str, script: &str) -> Result<()> {
 /// Waits until `unit`, a push or a pull, has ended, and it must say that the connection failed:
 /// that is how a timer job learns of it.
 pub(crate) fn lost_connection(machine: &Machine, unit: &str) -> Result<()> {
-    machine.until(&format!("! systemctl is-active --quiet {unit}"))?;
-    let code = machine.sh(&format!("systemctl show -p ExecMainStatus --value {unit}"))?;
+    let code = end_of(machine, unit)?;
     ensure!(code == exit::CONNECTION.to_string(), "the {unit} ended with {code}");
     Ok(())
+}
+
+/// Waits until `unit` has ended, and gives its exit code.
+pub(crate) fn end_of(machine: &Machine, unit: &str) -> Result<String> {
+    machine.until(&format!("! systemctl is-active --quiet {unit}"))?;
+    machine.sh(&format!("systemctl show -p ExecMainStatus --value {unit}"))
 }
 
 /// That a run ended with this exit code, and gave this reason.

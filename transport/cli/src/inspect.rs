@@ -40,9 +40,7 @@ pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
 /// Reads a replica again.
 pub(crate) fn verify(arguments: &args::Verify, json: bool) -> anyhow::Result<()> {
     let place = TargetPlace::of(&arguments.target.parse()?)?;
-    let state_dir = arguments.state.state_dir.clone();
-    let terms = TargetTerms { state_dir, ..TargetTerms::default() };
-    let mut replica = place.open_replica(false, &terms)?;
+    let mut replica = place.open_replica(false, &TargetTerms::looking(&arguments.state))?;
     let report = replica.verify(&mut |_| {})?;
     if json {
         println!("{}", report::verify_json(&report));
@@ -86,11 +84,7 @@ pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Resu
             connection.close().await?;
             state
         }
-        _ => {
-            let state_dir = arguments.state.state_dir.clone();
-            let terms = TargetTerms { state_dir, ..TargetTerms::default() };
-            TargetPlace::of(&place)?.state(&terms)?
-        }
+        _ => TargetPlace::of(&place)?.state(&TargetTerms::looking(&arguments.state))?,
     };
     if json {
         println!("{}", report::state_json(&state));

@@ -122,15 +122,15 @@ impl Job {
                 if self.overwrite {
                     bail!("whether {source} may overwrite is decided where it is pushed from");
                 }
-                let opened = self.open(target).await?;
+                let opened = self.open(TargetPlace::of(target)?).await?;
                 let mut connection = self.dial(address, peer, progress).await?;
                 request(&mut connection, Verb::Pull, volume).await?;
                 Ok(serve_target(connection, opened).await.0?)
             }
             _ => {
-                TargetPlace::of(target)?;
+                let place = TargetPlace::of(target)?;
                 let job = self.source(source, target)?;
-                self.local(job, self.open(target).await?, progress).await
+                self.local(job, self.open(place).await?, progress).await
             }
         }
     }
@@ -140,8 +140,8 @@ impl Job {
         source::job(source, terms, self.compression)
     }
 
-    async fn open(&self, target: &Place) -> anyhow::Result<AnyTarget> {
-        let (place, terms) = (TargetPlace::of(target)?, self.target.clone());
+    async fn open(&self, place: TargetPlace) -> anyhow::Result<AnyTarget> {
+        let terms = self.target.clone();
         Ok(tokio::task::spawn_blocking(move || place.open(&terms)).await??)
     }
 

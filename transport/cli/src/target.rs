@@ -10,7 +10,7 @@ use driftline_extent::{
 };
 use driftline_target::{FileDisk, Options, Replica, StreamTarget, StreamTargetError, TargetError};
 use driftline_zfs::{
-    DatasetName,
+    DatasetName, device_of,
     host::{Zfs, ZfsError},
 };
 
@@ -18,7 +18,7 @@ use crate::{
     args,
     place::Place,
     receive::{ReceiveError, ReceiveSink},
-    zvol::{ZvolKeeper, device_of, state_dir_of},
+    zvol::{ZvolKeeper, state_dir_of},
 };
 
 /// Where a target is, on this machine.
@@ -83,6 +83,13 @@ impl Explained for AnyTargetError {
             Self::NoReplica(_) => Reason::Unsupported,
             Self::StateDir { .. } | Self::Entropy(_) => Reason::Failed,
         }
+    }
+}
+
+impl TargetTerms {
+    /// Those of someone who only looks.
+    pub(crate) fn looking(state: &args::StateDir) -> Self {
+        Self { state_dir: state.state_dir.clone(), ..Self::default() }
     }
 }
 

@@ -2,18 +2,17 @@
 //! its generations.
 
 use std::{
-    fs, io,
-    os::unix::fs::FileTypeExt,
+    io,
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use driftline_extent::{Committed, Generation};
 use driftline_target::{Keeper, Kept};
 use driftline_zfs::{
-    DatasetName, Point, PointName,
+    DatasetName, Point, PointName, device_of,
     host::{Zfs, ZfsError},
+    wait_for_device,
 };
 
 /// The property of a snapshot that says which generation of the source it is.
@@ -31,12 +30,8 @@ const LINK_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Where the books of replicas on volumes are, if nothing else is said.
 const STATE_DIR: &str = "/var/lib/driftline/zvol";
 
-/// Where the device of a volume is; udev writes `+` for a space.
-pub(crate) fn device_of(name: &DatasetName) -> PathBuf {
-    format!("/dev/zvol/{name}").replace(' ', "+").into()
-}
-
-/// Where its books are. Nothing can be below a volume, so no two of them share a folder.
+/// Where the books of the replica on this volume are. Nothing can be below a volume, so no two of
+/// them share a folder.
 pub(crate) fn state_dir_of(name: &DatasetName) -> PathBuf {
     Path::new(STATE_DIR).join(name.as_str())
 }
@@ -116,7 +111,10 @@ impl Keeper for ZvolKeeper {
         if compression == "off" {
             self.set("compression=on")?;
         }
-        appears(&device_of(&self.name))
+        let device = device_of(&self.name);
+        wait_for_device(&device, LINK_WAIT_MAX).map_err(|error| {
+            io::Error::other(format!("the device {} does not appear: {error}", device.display()))
+        })
     }
 
     fn resize(&mut self, size: u64) -> io::Result<()> {
@@ -170,20 +168,4 @@ impl Keeper for ZvolKeeper {
 
 fn in_zfs(error: ZfsError) -> io::Error {
     io::Error::other(error)
-}
-
-/// Waits until udev has made a device.
-fn appears(path: &Path) -> io::Result<()> {
-    let started = Instant::now();
-    loop {
-        match fs::metadata(path) {
-            Ok(metadata) if metadata.file_type().is_block_device() => return Ok(()),
-            _ if started.elapsed() < LINK_WAIT_MAX => thread::sleep(Duration::from_millis(20)),
-            Ok(_) => return Err(io::Error::other(format!("{} is no device", path.display()))),
-            Err(error) => {
-                let what = format!("the device {} does not appear: {error}", path.display());
-                return Err(io::Error::other(what));
-            }
-        }
-    }
 }

@@ -16,7 +16,7 @@ impl Zfs {
         if !self.exists(name.clone())? {
             return Ok(None);
         }
-        Ok(self.datasets(name, "0")?.into_iter().find(|dataset| dataset.name == *name))
+        Ok(self.datasets(name, &["-d", "0"])?.into_iter().find(|dataset| dataset.name == *name))
     }
 
     /// This data set and all below it, parents before their children.
@@ -25,14 +25,13 @@ impl Zfs {
     ///
     /// As of [`dataset`](Self::dataset), and that there is none.
     pub fn tree(&self, root: &DatasetName) -> Result<Vec<Dataset>, ZfsError> {
-        let mut tree = self.datasets(root, "-1")?;
+        let mut tree = self.datasets(root, &["-r"])?;
         tree.sort_by(|a, b| a.name.as_str().split('/').cmp(b.name.as_str().split('/')));
         Ok(tree)
     }
 
-    fn datasets(&self, root: &DatasetName, depth: &str) -> Result<Vec<Dataset>, ZfsError> {
+    fn datasets(&self, root: &DatasetName, depth: &[&str]) -> Result<Vec<Dataset>, ZfsError> {
         let root = root.as_str();
-        let depth: &[&str] = if depth == "0" { &["-d", "0"] } else { &["-r"] };
         let kinds = ["-t", "filesystem,volume"];
         let list = ["list", "-Hp"].iter().chain(depth).chain(&kinds);
         match self.run(list.chain(&["-o", DATASET_COLUMNS, root])) {

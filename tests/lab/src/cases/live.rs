@@ -5,9 +5,9 @@ use serde_json::Value;
 
 use super::faults::{ARRIVED_MIB, INCREMENT_MIB, MOST_AGAIN, RATE};
 use crate::{
-    lab::{Lab, Pair, TARGET_ADDRESS},
+    lab::{Lab, Pair},
     machine::{Machine, Output},
-    replication::{Replication, Report, exit, refused, start},
+    replication::{Replication, Report, end_of, exit, live_push, refused, start},
 };
 
 /// A zvol that the source pushes from its own ZFS, and the replica of it.
@@ -38,10 +38,7 @@ impl Live {
     /// The command that pushes it.
     fn command(&self, options: &str) -> String {
         let Self { replication: Replication { name, zvol, .. }, run_as } = self;
-        format!(
-            "export DRIFTLINE_PEER=$(cat /lab/keys/target.pub)
-             {run_as} driftline push --json {options} 'zfs:{zvol}' {name}@{TARGET_ADDRESS}"
-        )
+        live_push(zvol, name, options, run_as)
     }
 
     /// Pushes it, whatever comes of it.
@@ -186,8 +183,7 @@ pub(super) fn kill_push(source: &Machine) -> Result<()> {
 
 /// Waits until the unit `push` has ended: its exit code, and what it said if it failed.
 pub(super) fn end_of_push(source: &Machine) -> Result<(String, String)> {
-    source.until("! systemctl is-active --quiet push")?;
-    let code = source.sh("systemctl show -p ExecMainStatus --value push")?;
+    let code = end_of(source, "push")?;
     let said = source.sh("journalctl --no-pager -o cat \
          _SYSTEMD_INVOCATION_ID=\"$(systemctl show -p InvocationID --value push)\"")?;
     Ok((code, said))

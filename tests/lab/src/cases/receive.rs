@@ -3,9 +3,9 @@
 use anyhow::{Result, ensure};
 
 use crate::{
-    lab::{Lab, Pair, Role, TARGET_ADDRESS},
+    lab::{Lab, Pair, Role},
     machine::{Machine, Output},
-    replication::{Report, configure, exit, lost_connection, refused, start},
+    replication::{Report, allow_push_to, exit, live_push, lost_connection, refused, start},
 };
 
 /// A data set of the source that goes to the pool `back`, which is made on the target for it.
@@ -37,19 +37,11 @@ END
 
     /// Lets the source push it, with more lines about the volume in the configuration.
     fn serve(&self, pair: &Pair<'_>, more: &str) -> Result<()> {
-        let place = format!("target = \"{}\"\n{more}", self.place);
-        let file = "/etc/driftline/driftline.toml";
-        configure(pair.target, file, 7420, ("source", "push"), self.name, &place)?;
-        pair.target.sh("systemctl restart driftline-serve")?;
-        Ok(())
+        allow_push_to(pair, self.name, &format!("target = \"{}\"\n{more}", self.place))
     }
 
     fn command(&self, options: &str) -> String {
-        let name = self.name;
-        format!(
-            "export DRIFTLINE_PEER=$(cat /lab/keys/target.pub)
-             driftline push --json {options} zfs:tank/{name} {name}@{TARGET_ADDRESS}"
-        )
+        live_push(&format!("tank/{}", self.name), self.name, options, "")
     }
 
     fn push(&self, source: &Machine, options: &str) -> Result<Output> {
