@@ -162,6 +162,31 @@ impl Zfs {
         }
     }
 
+    /// Makes the data sets above `name` that are missing, from `root` on, as empty file systems
+    /// that are never mounted.
+    ///
+    /// # Errors
+    ///
+    /// What ZFS refuses: above all that what `root` itself is in is not there.
+    pub fn make_parents(&self, name: &DatasetName, root: &DatasetName) -> Result<(), ZfsError> {
+        let above = std::iter::successors(name.parent(), DatasetName::parent);
+        let mut missing = Vec::new();
+        for parent in above.take_while(|parent| parent.below(root).is_some()) {
+            if self.exists(parent.clone())? {
+                break;
+            }
+            missing.push(parent);
+        }
+        for parent in missing.iter().rev() {
+            match self.run(["create", "-o", "canmount=off", parent.as_str()]) {
+                // Another session needed it as well.
+                Err(_) if self.exists(parent.clone())? => {}
+                made => made.map(drop)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a bookmark of a snapshot; since OpenZFS 2.0 also of another bookmark.
     ///
     /// # Errors

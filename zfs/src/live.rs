@@ -7,6 +7,7 @@
 //! they were made for this are destroyed.
 
 mod error;
+mod moment;
 
 use std::{fmt, num::NonZeroU64};
 
@@ -23,16 +24,25 @@ use crate::{
     warnings,
 };
 pub use error::LiveError;
+pub use moment::Moment;
 
 /// Which snapshot is replicated.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Pick {
     /// One that is taken for it.
-    New,
+    New(Moment),
     /// The newest there is.
     Latest,
     /// This one, by its name after the `@`.
     Named(String),
+}
+
+impl Pick {
+    /// Whether this is the snapshot that is taken.
+    fn is_new(&self, snapshot: &PointName) -> bool {
+        let Self::New(moment) = self else { return false };
+        moment.snapshot_of(snapshot.dataset()).as_ref() == Ok(snapshot)
+    }
 }
 
 /// What is compared with the snapshot's device.
@@ -47,7 +57,7 @@ pub enum ReadBack {
 }
 
 /// How a data set is replicated.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct LiveOptions {
     /// Which snapshot.
     pub pick: Pick,
@@ -64,8 +74,6 @@ pub struct LiveOptions {
     pub raw: bool,
     /// To another ZFS: what goes with it.
     pub package: Package,
-    /// The time that a snapshot is named after, in milliseconds since 1970.
-    pub now_ms: u64,
 }
 
 /// A data set, and what is being replicated of it.
@@ -73,8 +81,9 @@ pub struct LiveSource {
     zfs: Zfs,
     name: DatasetName,
     options: LiveOptions,
-    /// The snapshot that was taken in this run.
-    taken: Option<PointName>,
+    /// Whether anything was sent of the snapshot that was taken in this run: it can be gone on
+    /// with from then on.
+    needed: bool,
     /// What the target can take in.
     takes: Takes,
     /// The snapshot that an increment of a volume which was cut off led to.
@@ -147,7 +156,7 @@ impl LiveSource {
             zfs,
             name,
             options,
-            taken: None,
+            needed: false,
             takes: Takes::Volume,
             cut: None,
             increment: None,
@@ -221,28 +230,27 @@ impl LiveSource {
                 Ok(choose_tip(points, Request::Named(&wanted))?.clone())
             }
             Pick::Latest => Ok(choose_tip(points, Request::Latest(&self.name))?.clone()),
-            Pick::New => self.take_snapshot(points, held),
+            Pick::New(moment) => self.take_snapshot(&moment.clone(), points, held),
         }
     }
 
     /// The snapshot of this run, taken when it is first asked for. One that could not be sent is
-    /// not taken: a timer whose job is refused would leave one behind each time.
+    /// not taken.
     fn take_snapshot(
-        &mut self,
+        &self,
+        moment: &Moment,
         points: &[Point],
         held: Option<&Generation>,
     ) -> Result<Point, LiveError> {
-        if self.taken.is_none() {
-            let name = self.name.snapshot(&self.options.names.snapshot(self.options.now_ms))?;
+        let name = moment.snapshot_of(&self.name)?;
+        if !self.needed {
             let (createtxg, user_refs) = (u64::MAX, None);
-            let planned = Point { name, guid: 0, createtxg, creation: 0, user_refs };
+            let planned = Point { name: name.clone(), guid: 0, createtxg, creation: 0, user_refs };
             self.choose_base(points, &planned, held)?;
-            self.zfs.snapshot(std::slice::from_ref(&planned.name))?;
-            self.taken = Some(planned.name);
         }
+        moment.take()?;
         let points = self.zfs.points(&self.name)?;
-        let taken = self.taken.as_ref().ok_or(LiveError::Unplanned)?;
-        Ok(choose_tip(&points, Request::Named(taken))?.clone())
+        Ok(choose_tip(&points, Request::Named(&name))?.clone())
     }
 
     /// Which point the increment to `tip` starts from.
@@ -344,6 +352,7 @@ impl LiveSource {
         };
         match stream.source().plan(held.as_ref()) {
             Ok(_) => {
+                self.needed |= self.options.pick.is_new(&increment.tip.name);
                 increment.stream = Some(stream);
                 self.bytes_before = self.bytes_read;
                 Ok(())
@@ -511,6 +520,17 @@ fn compare(
         return Ok(());
     }
     Err(LiveError::Differs { snapshot: snapshot.clone(), offset: *offset })
+}
+
+impl Drop for LiveSource {
+    fn drop(&mut self) {
+        // It is held for as long as it is to be sent.
+        self.increment = None;
+        match &self.options.pick {
+            Pick::New(moment) if !self.needed => moment.withdraw(&self.name),
+            _ => {}
+        }
+    }
 }
 
 impl fmt::Debug for LiveSource {

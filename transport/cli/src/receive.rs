@@ -50,12 +50,19 @@ pub(crate) struct ReceiveSink {
     zfs: Zfs,
     name: DatasetName,
     policy: args::Receive,
+    /// From where on data sets above it may be made.
+    root: Option<DatasetName>,
     receiving: Option<Receiving>,
 }
 
 impl ReceiveSink {
-    pub(crate) const fn new(zfs: Zfs, name: DatasetName, policy: args::Receive) -> Self {
-        Self { zfs, name, policy, receiving: None }
+    pub(crate) const fn new(
+        zfs: Zfs,
+        name: DatasetName,
+        policy: args::Receive,
+        root: Option<DatasetName>,
+    ) -> Self {
+        Self { zfs, name, policy, root, receiving: None }
     }
 
     /// The data set, and its snapshots, newest first.
@@ -102,6 +109,9 @@ impl Sink for ReceiveSink {
 
     fn begin(&mut self, _: &Offer) -> Result<(), ReceiveError> {
         self.check()?;
+        if let Some(root) = &self.root {
+            self.zfs.make_parents(&self.name, root)?;
+        }
         let request = ReceiveRequest {
             exclude: self.policy.exclude.clone(),
             overrides: self.policy.overrides(),
