@@ -152,8 +152,8 @@ pub(crate) struct Tree {
     #[arg(id = "exclude_members", long = "exclude", value_name = "PATTERN")]
     pub(crate) exclude: Vec<String>,
     /// With -r, how many data sets are on their way at the same time, 1 to 64 [default: 4].
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub(crate) at_once: Option<u8>,
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) at_once: Option<usize>,
 }
 
 /// What is said of a `zfs:` source.

@@ -34,7 +34,7 @@ struct Written {
     include: Vec<String>,
     #[serde(default)]
     exclude: Vec<String>,
-    at_once: Option<u8>,
+    at_once: Option<usize>,
     #[serde(default)]
     zfs: args::Zfs,
     #[serde(default)]

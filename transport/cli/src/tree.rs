@@ -23,8 +23,9 @@ use crate::{
     target::TargetPlace,
 };
 
-/// How many members are on their way at the same time if nothing is said.
-const AT_ONCE: u8 = 4;
+/// How many members are on their way at the same time if nothing is said, and at most.
+const AT_ONCE: usize = 4;
+const AT_ONCE_MAX: usize = 64;
 
 /// Refuses what makes no sense together.
 pub(crate) fn check(arguments: &args::Replicate) -> anyhow::Result<()> {
@@ -34,6 +35,9 @@ pub(crate) fn check(arguments: &args::Replicate) -> anyhow::Result<()> {
             bail!("--include, --exclude and --at-once are said with -r");
         }
         return Ok(());
+    }
+    if tree.at_once.is_some_and(|count| !(1..=AT_ONCE_MAX).contains(&count)) {
+        bail!("--at-once takes a number from 1 to {AT_ONCE_MAX}");
     }
     if *full {
         bail!("--full is said of one data set, and not with -r: push the one that needs it alone");
@@ -91,7 +95,7 @@ pub(crate) async fn run(
     let is_remote = matches!(target, Place::Remote { .. });
     let place = (!is_remote).then(|| TargetPlace::of(target)).transpose()?;
     let job = job.of_members(Together { to, moment }, place);
-    let at_once = tree.at_once.unwrap_or(AT_ONCE).into();
+    let at_once = tree.at_once.unwrap_or(AT_ONCE);
     let outcomes = replicate(job, members, at_once, show, &|(member, result)| match result {
         Ok(done) if !json => println!("{}", report::member(&member.source(), done)),
         Ok(_) => {}
@@ -349,8 +353,14 @@ mod tests {
             }
         };
         assert!(parse("-r --include x --exclude y --at-once 2 --with properties").is_ok());
-        for bad in ["--include x", "--at-once 2", "-r --full", "-r --with tree", "-r --state-dir d"]
-        {
+        for bad in [
+            "--include x",
+            "--at-once 2",
+            "-r --at-once 0",
+            "-r --full",
+            "-r --with tree",
+            "-r --state-dir d",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
