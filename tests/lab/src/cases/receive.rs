@@ -215,6 +215,8 @@ pub(super) fn files(lab: &mut Lab) -> Result<()> {
     )?;
     pair.source.sh("systemctl kill -s KILL push")?;
     pair.target.until("[ $(zfs get -Hp -o value receive_resume_token back/files) != - ]")?;
+    let status = pair.target.sh("driftline status zfs:back/files")?;
+    ensure!(status.contains("back/files@") && status.contains("was cut off"), "{status}");
     let sent = copy.arrives(pair.source, "--latest")?.sent();
     ensure!(sent < 20 << 20, "{sent} bytes were sent again");
     copy.files_are_equal(&pair)?;
