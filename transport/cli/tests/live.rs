@@ -144,7 +144,7 @@ fn each_run_takes_a_snapshot_and_leaves_one_and_its_bookmark() {
         }
     }
     let calls = fake.calls();
-    let sends = calls.lines().filter(|call| call.starts_with("send -L")).count();
+    let sends = calls.lines().filter(|call| call.starts_with("send -L -c -e ")).count();
     assert_eq!(sends, 3, "{calls}");
     // A bookmark would do as well, but a snapshot can be looked at.
     assert!(calls.contains("send -L -c -e -i tank/vm 1@driftline-"), "{calls}");
