@@ -139,3 +139,79 @@ impl<R> fmt::Debug for SendStream<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use driftline_extent::PlanKind;
+
+    use super::*;
+    use crate::{
+        ByteOrder,
+        testing::{Opening, StreamWriter},
+    };
+
+    fn of_zfs() -> TargetState {
+        let takes = Takes::Stream { token: None, points: Vec::new() };
+        TargetState { takes, ..TargetState::nothing() }
+    }
+
+    /// A volume of one block, all of it and an increment, one after the other.
+    fn recorded() -> Vec<u8> {
+        let block = [7; 512];
+        let mut writer = StreamWriter::new(ByteOrder::Little);
+        for (from, to) in [(0, 1), (1, 2)] {
+            writer = writer
+                .begin(&Opening::volume(from, to))
+                .volume(512, 512)
+                .write(1, 0, &block)
+                .size(512)
+                .end();
+        }
+        writer.into_bytes()
+    }
+
+    #[test]
+    fn it_is_read_as_what_the_target_takes() {
+        let bytes = recorded();
+        let mut stream = SendStream::new(&bytes[..]);
+        assert_eq!(stream.plan(None).unwrap().kind, PlanKind::Full);
+        let mut stream = SendStream::new(&bytes[..]);
+        stream.learn(&of_zfs());
+        assert_eq!(stream.plan(None).unwrap().kind, PlanKind::Stream);
+        let mut parts = Vec::new();
+        while let Some(Change::Part(part)) = stream.next_change(0).unwrap() {
+            parts.extend(part);
+        }
+        assert!(bytes.starts_with(&parts) && !parts.is_empty());
+        // What was begun as a stream goes on as one, whatever is told now.
+        stream.learn(&TargetState::nothing());
+        let next = stream.plan(Some(&Generation::Zfs(1))).unwrap();
+        assert_eq!((next.kind, next.tip), (PlanKind::Stream, Some(Generation::Zfs(2))));
+        assert!(stream.next_map().unwrap().is_none());
+    }
+
+    #[test]
+    fn consent_to_a_full_copy_is_not_forgotten() {
+        let (bytes, other) = (recorded(), Generation::Zfs(9));
+        for consent in [false, true] {
+            let mut stream = SendStream::new(&bytes[..]).allow_full(consent);
+            stream.learn(&TargetState::nothing());
+            assert_eq!(stream.plan(Some(&other)).is_ok(), consent);
+            // ZFS itself goes over nothing.
+            let mut stream = SendStream::new(&bytes[..]).allow_full(consent);
+            stream.learn(&of_zfs());
+            assert!(stream.plan(Some(&other)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_map_leaves_nothing_out() {
+        let bytes = recorded();
+        let mut stream = SendStream::new(&bytes[..]);
+        let mut tips = Vec::new();
+        while let Some(map) = stream.next_map().unwrap() {
+            tips.extend(map.tip);
+        }
+        assert_eq!(tips, [1, 2].map(Generation::Zfs));
+    }
+}

@@ -20,12 +20,19 @@ const SIZES: [u64; 3] = [16 << 20, 16 << 20, 24 << 20];
 
 /// What it answers from is in its folder: `points`, a line for each snapshot and bookmark,
 /// and `next`, the number of the snapshot that is taken next. It writes down what it is asked.
+/// With a file `old` it is one from before bookmarks, `receive -s` and `send -Lce`.
 const FAKE: &str = r##"#!/bin/bash
 cd "$(dirname "$0")" || exit 99
 printf '%s\n' "$*" >> calls
 tab=$'\t'
 guid_of() { awk -F '\t' -v name="$1" '$1 == name { print $2 }' points; }
-for last; do :; done
+for last; do [ "$before" != -i ] || base=$last; before=$last; done
+if [ -e old ]; then
+    case "$*" in
+    "send -"[!i]*|"receive -s"*) echo "invalid option '${2#-}'" >&2; exit 2 ;;
+    bookmark*|version) echo "unrecognized command '$1'" >&2; exit 2 ;;
+    esac
+fi
 case "$*" in
 "list -H -o name -t filesystem,volume"*) [ "$last" = "tank/vm 1" ] || { echo "cannot open '$last': dataset does not exist" >&2; exit 1; }; echo "$last" ;;
 "list -Hp"*"-t filesystem,volume"*) cat dataset ;;
@@ -41,8 +48,8 @@ hold*|release*) ;;
 version) cat version ;;
 "send -nvP"*) printf 'full\t%s\t1000000\nsize\t1000000\n' "$last" ;;
 "send "*)
-    base=0; [ "$5" != -i ] || base=$(guid_of "$6")
-    cat "stream.$base.$(guid_of "$last")"
+    [ -z "$base" ] || base=$(guid_of "$base")
+    cat "stream.${base:-0}.$(guid_of "$last")"
     [ ! -e fails ] || { cat fails >&2; exit 1; } ;;
 *) echo "the fake zfs does not know: $*" >&2; exit 98 ;;
 esac
@@ -159,6 +166,25 @@ fn the_bookmark_is_enough_to_go_on_from() {
     fake.write("points", &marks.map(|line| format!("{line}\n")).collect::<String>());
     fake.arrives(&[], 2);
     assert!(fake.calls().contains("send -L -c -e -i tank/vm 1#driftline-"));
+}
+
+#[test]
+fn without_bookmarks_the_snapshot_that_arrived_stays() {
+    let fake = Fake::new(&[("@other:1 x", 5, 1)]);
+    fake.write("old", "");
+    for number in 1..=3 {
+        let output = fake.push(&[]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        assert!(!text(&output).contains("WARN"), "{}", text(&output));
+        let expected = recorded_sha256(&format!("lz4-16k@s{number}"));
+        assert_eq!(sha256(&fake.path("vm.img")), expected);
+        let points = fs::read_to_string(fake.path("points")).unwrap();
+        assert_eq!(points.lines().count(), 2, "{points}");
+        assert!(points.contains(&GUIDS[number - 1].to_string()), "{points}");
+    }
+    let calls = fake.calls();
+    assert_eq!(calls.matches("send -i tank/vm 1@driftline-").count(), 2, "{calls}");
+    assert!(!calls.contains("send -t") && !calls.contains("bookmark tank"), "{calls}");
 }
 
 #[test]
