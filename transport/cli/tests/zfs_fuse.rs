@@ -60,11 +60,13 @@ impl Fuse {
             "DRIFTLINE_ZFS_FUSE must name a folder with zfs-fuse, zpool and zfs: \
              run tests/real/fetch-zfs-fuse CACHE-FOLDER and set it to the path that it prints",
         );
-        assert!(
-            Path::new("/dev/fuse").exists(),
-            "there is no /dev/fuse, which zfs-fuse needs: `modprobe fuse`, and in a container \
-             give it the device"
-        );
+        let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+        if let Err(error) = device {
+            panic!(
+                "zfs-fuse needs /dev/fuse, which cannot be opened: {error}; `modprobe fuse`, be \
+                 root, and in a container give it the device"
+            );
+        }
         let folder = TempDir::new().unwrap();
         let daemon = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--mount", "sh", "-c", START, "sh"])
