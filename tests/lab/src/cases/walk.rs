@@ -1,6 +1,6 @@
 //! The testbed of `vagrant/`: every command of its walk, and the timers that replicate.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -33,6 +33,10 @@ fn testbed(lab: &mut Lab) -> Result<[&Machine; 3]> {
 pub(super) fn walk(lab: &mut Lab) -> Result<()> {
     lab.clear(None)?;
     let machines = testbed(lab)?;
+    // A box is of the same image, and DHCP tells its machines apart by this.
+    let ids = machines.iter().map(|machine| machine.sh("cat /etc/machine-id"));
+    let ids = ids.collect::<Result<BTreeSet<_>>>()?;
+    ensure!(ids.len() == machines.len(), "machines have one id: {ids:?}");
     let mut steps = 0;
     // All that differs, not only what differs first.
     let mut differences = String::new();
