@@ -16,7 +16,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{Progress, RateLimit, TransportError};
+use crate::{Progress, SharedLimit, TransportError};
 
 /// Room that is made for each read.
 const READ_LEN: usize = 256 << 10;
@@ -39,7 +39,7 @@ pub struct Connection<S> {
     received: BytesMut,
     sending: Bytes,
     started: Instant,
-    limit: Option<RateLimit>,
+    limit: Option<SharedLimit>,
     progress: Arc<Progress>,
 }
 
@@ -71,10 +71,10 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
         }
     }
 
-    /// Moves at most this many bytes each second from now on, both directions together. What
-    /// the peer sends too fast waits in its own buffers.
-    pub fn limit_rate(&mut self, bytes_per_second: u64) {
-        self.limit = Some(RateLimit::new(bytes_per_second, self.now_ms()));
+    /// Keeps this limit from now on, both directions together. What the peer sends too fast waits
+    /// in its own buffers.
+    pub fn limit_rate(&mut self, limit: SharedLimit) {
+        self.limit = Some(limit);
     }
 
     /// Counts the bytes of this connection.
@@ -146,7 +146,7 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
         if self.sending.is_empty() {
             self.sending = self.link.poll_transmit().unwrap_or_default();
         }
-        let wait_ms = self.limit.as_mut().map_or(0, |limit| limit.wait_ms(now_ms));
+        let wait_ms = self.limit.as_ref().map_or(0, SharedLimit::wait_ms);
         let burst = if self.limit.is_some() { PACED_LEN } else { READ_LEN };
         let chunk = &self.sending[..self.sending.len().min(burst)];
         let wait = if wait_ms > 0 { TICK.min(Duration::from_millis(wait_ms)) } else { TICK };
@@ -166,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
             }
             () = sleep(wait) => None,
         };
-        match (moved, &mut self.limit) {
+        match (moved, &self.limit) {
             (Some(0), _) => return Err(TransportError::Closed),
             (Some(moved), Some(limit)) => limit.moved(moved),
             (Some(_), None) | (None, _) => {}

@@ -28,7 +28,7 @@ mod target_side;
 pub use connection::{Connection, Listener, dial};
 pub use error::{Failure, TransportError, chain};
 pub use opening::{answer, receive_request, receive_state, request, send_state};
-pub use pace::RateLimit;
+pub use pace::SharedLimit;
 pub use progress::{Progress, Snapshot};
 pub use session::{serve_source, serve_target};
 pub use source_side::SourceJob;

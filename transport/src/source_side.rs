@@ -13,7 +13,7 @@ use driftline_manifest::ChunkKey;
 use driftline_wire::{
     Announced, DataPart, Message, Packer, Piece, Sender, SenderOutput, SessionError,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Failure, Progress, Summary, TransportError,
@@ -68,12 +68,16 @@ pub(crate) struct SourceSide {
     events: mpsc::UnboundedReceiver<SourceEvent>,
     plan: Option<Plan>,
     key: Option<ChunkKey>,
-    pub(crate) summary: Summary,
+    summary: Summary,
     failure: Option<Failure>,
 }
 
 impl SourceSide {
-    pub(crate) fn start<S>(job: SourceJob<S>, progress: Arc<Progress>) -> Result<Self, Failure>
+    /// The side, and what fails once its source was dropped.
+    pub(crate) fn start<S>(
+        job: SourceJob<S>,
+        progress: Arc<Progress>,
+    ) -> Result<(Self, oneshot::Receiver<()>), Failure>
     where
         S: Source + Send + 'static,
     {
@@ -92,12 +96,16 @@ impl SourceSide {
             events: events.clone(),
             progress: progress.clone(),
         };
+        let (ending, ended) = oneshot::channel();
         // Detached: a source may be stuck in a read that nothing can interrupt.
-        thread::Builder::new().name("source".into()).spawn(move || worker.run())?;
+        thread::Builder::new().name("source".into()).spawn(move || {
+            let _ending: oneshot::Sender<()> = ending;
+            worker.run();
+        })?;
         thread::Builder::new()
             .name("packer".into())
             .spawn(move || run_packer(packer, volume, &packer_commands, &events, &progress))?;
-        Ok(Self {
+        let side = Self {
             sender: Sender::new(),
             commands,
             packs,
@@ -107,7 +115,13 @@ impl SourceSide {
             key: None,
             summary: Summary::default(),
             failure: None,
-        })
+        };
+        Ok((side, ended))
+    }
+
+    /// Lets the worker go, and says what was done.
+    pub(crate) fn into_summary(self) -> Summary {
+        self.summary
     }
 
     fn fail(&mut self, failure: Failure) {

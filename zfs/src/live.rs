@@ -7,6 +7,7 @@
 //! they were made for this are destroyed.
 
 mod error;
+mod moment;
 
 use std::{fmt, num::NonZeroU64};
 
@@ -15,24 +16,33 @@ use driftline_extent::{
 };
 
 use crate::{
-    Dataset, DatasetKind, DatasetName, KeyStatus, OpaqueStream, Point, PointName, ResumeToken,
-    SnapshotDevice, StreamError, Warning, ZvolStream,
-    host::{Hold, Package, SendRequest, Sending, Zfs},
+    Dataset, DatasetKind, DatasetName, KeyStatus, Point, PointName, ResumeToken, SendStream,
+    SnapshotDevice, StreamError, Warning,
+    host::{Abilities, Hold, Package, SendRequest, Sending, Zfs, warn_of},
     select::{Base, OwnNames, Request, choose_base, choose_tip, newest_common, prune},
     source::plan_of,
     warnings,
 };
 pub use error::LiveError;
+pub use moment::Moment;
 
 /// Which snapshot is replicated.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Pick {
     /// One that is taken for it.
-    New,
+    New(Moment),
     /// The newest there is.
     Latest,
     /// This one, by its name after the `@`.
     Named(String),
+}
+
+impl Pick {
+    /// Whether this is the snapshot that is taken.
+    fn is_new(&self, snapshot: &PointName) -> bool {
+        let Self::New(moment) = self else { return false };
+        moment.snapshot_of(snapshot.dataset()).as_ref() == Ok(snapshot)
+    }
 }
 
 /// What is compared with the snapshot's device.
@@ -47,7 +57,7 @@ pub enum ReadBack {
 }
 
 /// How a data set is replicated.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct LiveOptions {
     /// Which snapshot.
     pub pick: Pick,
@@ -64,8 +74,6 @@ pub struct LiveOptions {
     pub raw: bool,
     /// To another ZFS: what goes with it.
     pub package: Package,
-    /// The time that a snapshot is named after, in milliseconds since 1970.
-    pub now_ms: u64,
 }
 
 /// A data set, and what is being replicated of it.
@@ -73,8 +81,9 @@ pub struct LiveSource {
     zfs: Zfs,
     name: DatasetName,
     options: LiveOptions,
-    /// The snapshot that was taken in this run.
-    taken: Option<PointName>,
+    /// Whether anything was sent of the snapshot that was taken in this run: it can be gone on
+    /// with from then on.
+    needed: bool,
     /// What the target can take in.
     takes: Takes,
     /// The snapshot that an increment of a volume which was cut off led to.
@@ -96,7 +105,7 @@ struct Increment {
     token: Option<ResumeToken>,
     /// Of a volume that is sent as its changes.
     shape: Option<Shape>,
-    stream: Option<Stream>,
+    stream: Option<SendStream<Sending>>,
     device: Option<SnapshotDevice>,
     /// What it led to, once it was sent whole.
     finish: Option<Finish>,
@@ -110,34 +119,20 @@ struct Shape {
     block_len: NonZeroU64,
 }
 
-/// What `zfs send` writes, as it is read.
-enum Stream {
-    Volume(ZvolStream<Sending>),
-    Opaque(OpaqueStream<Sending>),
+/// Why a stream came to its end: what its sender says of that is nearer to the cause.
+fn failed(stream: SendStream<Sending>, snapshot: &PointName, error: StreamError) -> LiveError {
+    match stream.into_inner().finish() {
+        Err(sender) if error.is_about_the_end() => LiveError::Zfs(sender),
+        Err(_) => in_stream(snapshot, error),
+        Ok(said) => {
+            warn_of(snapshot.dataset(), &said);
+            in_stream(snapshot, error)
+        }
+    }
 }
 
-impl Stream {
-    fn source(&mut self) -> &mut dyn Source<Error = StreamError> {
-        match self {
-            Self::Volume(stream) => stream,
-            Self::Opaque(stream) => stream,
-        }
-    }
-
-    /// Why it came to its end: what the sender says of it is nearer to the cause.
-    fn failed(self, snapshot: &PointName, error: StreamError) -> LiveError {
-        match self.into_sending().finish() {
-            Err(sender) if error.is_about_the_end() => LiveError::Zfs(sender),
-            _ => LiveError::Stream { snapshot: snapshot.clone(), error: error.into() },
-        }
-    }
-
-    fn into_sending(self) -> Sending {
-        match self {
-            Self::Volume(stream) => stream.into_inner(),
-            Self::Opaque(stream) => stream.into_inner(),
-        }
-    }
+fn in_stream(snapshot: &PointName, error: StreamError) -> LiveError {
+    LiveError::Stream { snapshot: snapshot.clone(), error: error.into() }
 }
 
 impl LiveSource {
@@ -147,7 +142,7 @@ impl LiveSource {
             zfs,
             name,
             options,
-            taken: None,
+            needed: false,
             takes: Takes::Volume,
             cut: None,
             increment: None,
@@ -189,6 +184,9 @@ impl LiveSource {
     /// The snapshot that a resume token leads to, and what it starts from.
     fn go_on(&self, token: &str, points: &[Point]) -> Result<(Point, ResumeToken), LiveError> {
         let stale = |why: String| LiveError::Token { why };
+        if !self.zfs.abilities()?.resume {
+            return Err(stale("the ZFS of the source cannot send the rest of a stream".to_owned()));
+        }
         let mut token: ResumeToken = token.parse().map_err(|e| stale(format!("{e}")))?;
         let tip = points.iter().find(|point| point.is_snapshot() && point.guid == token.toguid);
         let Some(tip) = tip else {
@@ -221,28 +219,27 @@ impl LiveSource {
                 Ok(choose_tip(points, Request::Named(&wanted))?.clone())
             }
             Pick::Latest => Ok(choose_tip(points, Request::Latest(&self.name))?.clone()),
-            Pick::New => self.take_snapshot(points, held),
+            Pick::New(moment) => self.take_snapshot(&moment.clone(), points, held),
         }
     }
 
     /// The snapshot of this run, taken when it is first asked for. One that could not be sent is
-    /// not taken: a timer whose job is refused would leave one behind each time.
+    /// not taken.
     fn take_snapshot(
-        &mut self,
+        &self,
+        moment: &Moment,
         points: &[Point],
         held: Option<&Generation>,
     ) -> Result<Point, LiveError> {
-        if self.taken.is_none() {
-            let name = self.name.snapshot(&self.options.names.snapshot(self.options.now_ms))?;
+        let name = moment.snapshot_of(&self.name)?;
+        if !self.needed {
             let (createtxg, user_refs) = (u64::MAX, None);
-            let planned = Point { name, guid: 0, createtxg, creation: 0, user_refs };
+            let planned = Point { name: name.clone(), guid: 0, createtxg, creation: 0, user_refs };
             self.choose_base(points, &planned, held)?;
-            self.zfs.snapshot(std::slice::from_ref(&planned.name))?;
-            self.taken = Some(planned.name);
         }
+        moment.take()?;
         let points = self.zfs.points(&self.name)?;
-        let taken = self.taken.as_ref().ok_or(LiveError::Unplanned)?;
-        Ok(choose_tip(&points, Request::Named(taken))?.clone())
+        Ok(choose_tip(&points, Request::Named(&name))?.clone())
     }
 
     /// Which point the increment to `tip` starts from.
@@ -297,9 +294,12 @@ impl LiveSource {
     }
 
     /// Sees to what the target holds by now: it is bookmarked, and what is older goes.
-    fn arrived(&self, points: &[Point], guid: u64) {
+    fn arrived(&self, points: &[Point], guid: u64, abilities: Abilities) {
         let Some(held) = points.iter().find(|point| point.guid == guid) else { return };
-        if let Err(error) = self.mark(points, held) {
+        // Where there are no bookmarks, the snapshot is what the next increment starts from.
+        if abilities.bookmarks
+            && let Err(error) = self.mark(points, held)
+        {
             // The snapshot stays what the next increment starts from.
             tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
             return;
@@ -321,12 +321,13 @@ impl LiveSource {
     }
 
     fn start(&mut self, from: u64) -> Result<(), LiveError> {
+        let abilities = self.zfs.abilities()?;
         let Some(increment) = &mut self.increment else { return Err(LiveError::Unplanned) };
         let Increment { tip, base, token, shape, .. } = &*increment;
         let block_len = shape.map(|shape| shape.block_len);
         let token = match (token, block_len) {
             (Some(token), _) => Some(token.clone()),
-            (None, Some(block_len)) if from >= block_len.get() => {
+            (None, Some(block_len)) if abilities.resume && from >= block_len.get() => {
                 let fromguid = base.as_ref().map(|base| base.guid);
                 let name = tip.name.clone();
                 Some(ResumeToken::for_volume(tip.guid, name, fromguid, from, block_len))
@@ -335,28 +336,27 @@ impl LiveSource {
         };
         let sending = match token {
             Some(token) => self.zfs.resume(&token.to_string())?,
-            None => self.zfs.send(&request(&self.options, increment))?,
+            None => self.zfs.send(&request(&self.options, increment, abilities))?,
         };
         let held = base.as_ref().map(|base| Generation::Zfs(base.guid));
-        let mut stream = match shape {
-            Some(_) => Stream::Volume(ZvolStream::new(sending)),
-            None => Stream::Opaque(OpaqueStream::new(sending)),
-        };
-        match stream.source().plan(held.as_ref()) {
+        let mut stream = SendStream::for_target(sending, &self.takes);
+        match stream.plan(held.as_ref()) {
             Ok(_) => {
+                self.needed |= self.options.pick.is_new(&increment.tip.name);
                 increment.stream = Some(stream);
                 self.bytes_before = self.bytes_read;
                 Ok(())
             }
-            Err(error) => Err(stream.failed(&tip.name, error)),
+            Err(error) => Err(failed(stream, &tip.name, error)),
         }
     }
 }
 
 /// What is asked of `zfs send` for an increment that starts at its beginning.
-fn request(options: &LiveOptions, increment: &Increment) -> SendRequest {
+fn request(options: &LiveOptions, increment: &Increment, abilities: Abilities) -> SendRequest {
     let base = increment.base.as_ref().map(|base| base.name.clone());
-    let request = SendRequest { base, ..SendRequest::full(increment.tip.name.clone()) };
+    let plain = !abilities.stored_blocks;
+    let request = SendRequest { base, plain, ..SendRequest::full(increment.tip.name.clone()) };
     match increment.shape {
         Some(_) => request,
         None => SendRequest { raw: options.raw, package: options.package, ..request },
@@ -375,9 +375,10 @@ impl Source for LiveSource {
         self.increment = None;
         let dataset = self.look()?;
         self.warn(&dataset);
+        let abilities = self.zfs.abilities()?;
         let points = self.zfs.points(&self.name)?;
         if let Some(Generation::Zfs(guid)) = base {
-            self.arrived(&points, *guid);
+            self.arrived(&points, *guid, abilities);
         }
         let token = match &self.takes {
             Takes::Stream { token: Some(token), .. } => Some(self.go_on(token, &points)?),
@@ -420,7 +421,7 @@ impl Source for LiveSource {
         };
         // What is left of a stream that was cut off ZFS does not estimate well.
         if increment.token.is_none() {
-            let request = request(&self.options, &increment);
+            let request = request(&self.options, &increment, abilities);
             let expected = self.zfs.send_len(&request)?;
             plan.bytes_expected = expected.map_or(0, |len| len.saturating_add(self.bytes_read));
         }
@@ -441,8 +442,8 @@ impl Source for LiveSource {
         let Some(increment) = &mut self.increment else { return Err(LiveError::Unplanned) };
         loop {
             let Some(stream) = &mut increment.stream else { return Ok(None) };
-            let next = stream.source().next_change(from);
-            self.bytes_read = self.bytes_before + stream.source().bytes_read();
+            let next = stream.next_change(from);
+            self.bytes_read = self.bytes_before + stream.bytes_read();
             let snapshot = &increment.tip.name;
             match (next, increment.shape, increment.stream.take()) {
                 // The stream of a volume that kept its size does not say where it ends.
@@ -462,17 +463,17 @@ impl Source for LiveSource {
                     return Ok(Some(change));
                 }
                 (Ok(None), shape, Some(mut stream)) => {
-                    let finish = match stream.source().finish() {
+                    let finish = match stream.finish() {
                         Ok(finish) => finish,
-                        Err(error) => return Err(stream.failed(snapshot, error)),
+                        Err(error) => return Err(failed(stream, snapshot, error)),
                     };
-                    stream.into_sending().finish()?;
+                    warn_of(&self.name, &stream.into_inner().finish()?);
                     let size = shape.map(|shape| shape.size);
                     increment.finish = Some(Finish { size, ..finish });
                     self.options.allow_full = false;
                     return Ok(None);
                 }
-                (Err(error), _, Some(stream)) => return Err(stream.failed(snapshot, error)),
+                (Err(error), _, Some(stream)) => return Err(failed(stream, snapshot, error)),
                 (_, _, None) => return Err(LiveError::Unplanned),
             }
         }
@@ -511,6 +512,17 @@ fn compare(
         return Ok(());
     }
     Err(LiveError::Differs { snapshot: snapshot.clone(), offset: *offset })
+}
+
+impl Drop for LiveSource {
+    fn drop(&mut self) {
+        // It is held for as long as it is to be sent.
+        self.increment = None;
+        match &self.options.pick {
+            Pick::New(moment) if !self.needed => moment.withdraw(&self.name),
+            _ => {}
+        }
+    }
 }
 
 impl fmt::Debug for LiveSource {

@@ -59,6 +59,9 @@ pub(crate) enum Command {
     /// snapshot that was replicated: suspend, snapshot, new-current-uuid --clear-bitmap, resume.
     /// Where the metadata does not prove what changed, everything is compared instead, and the
     /// reason is told.
+    ///
+    /// With -r, all below zfs:POOL/NAME goes to what has the same path below TARGET, from
+    /// snapshots that are taken at one instant.
     Push(Replicate),
     /// Bring TARGET to SOURCE's newest generation; this side dials.
     ///
@@ -122,6 +125,8 @@ pub(crate) struct Replicate {
     #[arg(long, value_name = "BYTES")]
     pub(crate) limit_rate: Option<String>,
     #[command(flatten)]
+    pub(crate) tree: Tree,
+    #[command(flatten)]
     pub(crate) zfs: Zfs,
     #[command(flatten)]
     pub(crate) receive: Receive,
@@ -129,6 +134,26 @@ pub(crate) struct Replicate {
     pub(crate) peer: Peer,
     #[command(flatten)]
     pub(crate) state: StateDir,
+}
+
+/// Which data sets of a tree are replicated, and how many at once.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Args)]
+pub(crate) struct Tree {
+    /// Of a zfs: source, replicate it and all data sets below it, each to the same path below
+    /// TARGET; into zvol: and file: only volumes go.
+    #[arg(long, short)]
+    pub(crate) recursive: bool,
+    /// With -r, only data sets that match this, and what is below them: a path below the source,
+    /// in which * is anything up to the next slash, ? one character, and ** any number of parts.
+    /// May be said again.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) include: Vec<String>,
+    /// With -r, no data set that matches this, and nothing below it. May be said again.
+    #[arg(id = "exclude_members", long = "exclude", value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
+    /// With -r, how many data sets are on their way at the same time, 1 to 64 [default: 4].
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) at_once: Option<usize>,
 }
 
 /// What is said of a `zfs:` source.

@@ -56,6 +56,8 @@ struct WrittenVolume {
     state_dir: Option<PathBuf>,
     #[serde(default)]
     overwrite: bool,
+    #[serde(default)]
+    tree: bool,
     zfs: Option<args::Zfs>,
     receive: Option<args::Receive>,
 }
@@ -94,6 +96,15 @@ pub(crate) enum Volume {
     },
     /// Peers push it to here.
     Target { place: TargetPlace, terms: TargetTerms },
+}
+
+impl Volume {
+    /// What has this path below it, if it is a tree.
+    fn below(&self, path: &str) -> Option<Self> {
+        let Self::Target { place, terms } = self else { return None };
+        let place = terms.root.as_ref().and_then(|_| place.below(path).ok())?;
+        Some(Self::Target { place, terms: terms.clone() })
+    }
 }
 
 impl Config {
@@ -146,14 +157,20 @@ impl Config {
         self.peers.iter().find(|peer| peer.key == *key)
     }
 
-    /// The volume that `peer` asks for, if it may do this with it. Whoever may not is not
-    /// told whether it exists.
-    pub(crate) fn authorise(&self, peer: &Peer, verb: Verb, volume: &str) -> Option<&Volume> {
+    /// The volume that `peer` asks for, if it may do this with it: one of those in the file, or
+    /// one below a tree there. Whoever may not is not told whether it exists.
+    pub(crate) fn authorise(&self, peer: &Peer, verb: Verb, volume: &str) -> Option<Volume> {
         let allowed = match verb {
             Verb::Push | Verb::Status => &peer.push,
             Verb::Pull => &peer.pull,
         };
-        allowed.get(volume).and_then(|name| self.volumes.get(name))
+        let granted = |name: &str| self.volumes.get(allowed.get(name)?);
+        if let Some(volume) = granted(volume) {
+            return Some(volume.clone());
+        }
+        // The innermost tree that is above it.
+        let above = volume.rmatch_indices('/').map(|(end, _)| (&volume[..end], &volume[end + 1..]));
+        above.filter_map(|(root, path)| granted(root)?.below(path)).next()
     }
 
     /// Every volume, by name.
@@ -165,9 +182,12 @@ impl Config {
 fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
     match (&volume.source, &volume.target) {
         (Some(_), None)
-            if volume.state_dir.is_some() || volume.overwrite || volume.receive.is_some() =>
+            if volume.state_dir.is_some()
+                || volume.overwrite
+                || volume.tree
+                || volume.receive.is_some() =>
         {
-            bail!("state_dir, overwrite and receive are said of targets, and it is a source")
+            bail!("state_dir, overwrite, tree and receive are said of targets, and it is a source")
         }
         (Some(source), None) => match source.parse()? {
             Place::Remote { .. } | Place::StandardInput | Place::Zvol(_) => bail!(
@@ -184,16 +204,20 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
         }
         (None, Some(target)) => {
             let place = TargetPlace::of(&target.parse()?)?;
-            let is_zfs = matches!(place, TargetPlace::Zfs(_));
+            let is_zfs = place.takes_streams();
             if is_zfs && (volume.state_dir.is_some() || volume.overwrite) {
                 bail!("state_dir and overwrite are said of replicas, and {target} is kept by ZFS");
             }
             if !is_zfs && volume.receive.is_some() {
                 bail!("receive is said of zfs: targets, and it is {target}");
             }
-            let WrittenVolume { state_dir, overwrite, receive, .. } = volume;
+            let WrittenVolume { state_dir, overwrite, tree, receive, .. } = volume;
+            if tree && state_dir.is_some() {
+                bail!("state_dir is said of one volume, and it is a tree of them");
+            }
             let (forbid_overwrite, receive) = (!overwrite, receive.unwrap_or_default());
-            let terms = TargetTerms { state_dir, forbid_overwrite, receive };
+            let root = tree.then(|| place.clone());
+            let terms = TargetTerms { state_dir, forbid_overwrite, receive, root };
             Ok(Volume::Target { place, terms })
         }
         _ => bail!("it has either a source, to be pulled, or a target, to be pushed to"),

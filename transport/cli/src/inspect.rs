@@ -3,14 +3,12 @@
 use std::{
     io::{BufWriter, Write, stdout},
     path::Path,
-    sync::Arc,
 };
 
 use anyhow::{Context, bail};
 use driftline_extent::{Reason, Target, TargetState};
 use driftline_manifest::ChunkKey;
-use driftline_transport::{Failure, Progress, receive_state, request, scan::root_of};
-use driftline_wire::Verb;
+use driftline_transport::{Failure, scan::root_of};
 
 use crate::{
     args,
@@ -25,7 +23,7 @@ use crate::{
 pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
     let place: Place = arguments.source.parse()?;
     let mut out = BufWriter::new(stdout().lock());
-    let terms = Terms { overwrite: true, zfs: &args::Zfs::default(), to: "" };
+    let terms = Terms { overwrite: true, zfs: &args::Zfs::default(), to: "", moment: None };
     source::open(&place, terms)?.maps(&mut |map| {
         if json {
             report::write_map_json(&map, &mut out)?;
@@ -77,12 +75,7 @@ pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Resu
     let place: Place = arguments.target.parse()?;
     let state = match &place {
         Place::Remote { volume, address } => {
-            let progress = Arc::new(Progress::default());
-            let mut connection = replicate::connect(address, &arguments.peer, progress).await?;
-            request(&mut connection, Verb::Status, volume).await?;
-            let state = receive_state(&mut connection).await?;
-            connection.close().await?;
-            state
+            replicate::remote_state(volume, address, &arguments.peer).await?
         }
         _ => TargetPlace::of(&place)?.state(&TargetTerms::looking(&arguments.state))?,
     };

@@ -29,6 +29,13 @@ struct Written {
     compress: Option<String>,
     limit_rate: Option<String>,
     #[serde(default)]
+    recursive: bool,
+    #[serde(default)]
+    include: Vec<String>,
+    #[serde(default)]
+    exclude: Vec<String>,
+    at_once: Option<usize>,
+    #[serde(default)]
     zfs: args::Zfs,
     #[serde(default)]
     receive: args::Receive,
@@ -59,8 +66,18 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     if written.zfs.latest && written.zfs.snapshot.is_some() {
         bail!("snapshot and latest exclude each other");
     }
-    let args::Replicate { source, target, compress, limit_rate, zfs, receive, peer, state, .. } =
-        arguments;
+    let args::Replicate {
+        source,
+        target,
+        compress,
+        limit_rate,
+        tree,
+        zfs,
+        receive,
+        peer,
+        state,
+        ..
+    } = arguments;
     *source = Some(written.source);
     *target = Some(written.target);
     let or = |said: &mut Option<String>, written| *said = said.take().or(written);
@@ -69,6 +86,10 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     or(&mut peer.peer, written.peer);
     peer.key = peer.key.take().or(written.key);
     state.state_dir = state.state_dir.take().or(written.state_dir);
+    tree.recursive |= written.recursive;
+    tree.include.extend(written.include);
+    tree.exclude.extend(written.exclude);
+    tree.at_once = tree.at_once.or(written.at_once);
     // Which snapshot is one choice, wherever it is made.
     if !zfs.latest && zfs.snapshot.is_none() {
         (zfs.latest, zfs.snapshot) = (written.zfs.latest, written.zfs.snapshot);

@@ -16,6 +16,7 @@ mod report;
 mod serve;
 mod source;
 mod target;
+mod tree;
 mod zvol;
 
 use std::{
@@ -25,7 +26,6 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
-use serde_json::json;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::{
@@ -54,8 +54,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let (reason, exit) = classify(&error);
             if json {
-                let detail = format!("{error:#}");
-                println!("{}", json!({ "error": { "reason": reason, "detail": detail } }));
+                println!("{}", report::error_json(&error));
             }
             eprintln!("driftline: {reason}: {error:#}");
             ExitCode::from(exit)
@@ -68,21 +67,22 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
     let show = if arguments.quiet || json { Show::Nothing } else { Show::Fitting };
     let work = async {
         match &arguments.command {
+            Command::Push(job) => return replicate::run(job, Direction::Push, json, show).await,
+            Command::Pull(job) => return replicate::run(job, Direction::Pull, json, show).await,
             Command::Keygen(keygen) => make_key(keygen),
             // It waits for signals itself.
             Command::Serve(serve) => serve::run(&serve.config, serve.check).await,
-            Command::Push(job) => replicate::run(job, Direction::Push, json, show).await,
-            Command::Pull(job) => replicate::run(job, Direction::Pull, json, show).await,
             Command::Map(map) => inspect::map(map, json),
             Command::Verify(verify) => inspect::verify(verify, json),
             Command::Status(status) => inspect::status(status, json).await,
         }
+        .map(|()| code::DONE)
     };
     if matches!(arguments.command, Command::Serve(_)) {
-        return work.await.map(|()| code::DONE);
+        return work.await;
     }
     tokio::select! {
-        done = work => done.map(|()| code::DONE),
+        done = work => done,
         _ = tokio::signal::ctrl_c() => {
             eprintln!("driftline: interrupted; run again to go on where it stopped");
             Ok(code::INTERRUPTED)

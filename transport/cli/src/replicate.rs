@@ -1,25 +1,34 @@
 //! `driftline push` and `driftline pull`.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
+use driftline_extent::TargetState;
 use driftline_transport::{
-    Connection, Failure, Progress, SourceJob, Summary, TransportError, answer, dial,
-    receive_request, request, serve_source, serve_target,
+    Connection, Failure, Progress, SharedLimit, Snapshot, SourceJob, Summary, TransportError,
+    answer, dial, receive_request, receive_state, request, serve_source, serve_target,
 };
 use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
+use driftline_zfs::Moment;
 use tokio::{
     io::{AsyncRead, AsyncWrite, duplex},
     net::TcpStream,
 };
 
 use crate::{
-    args, job, keyfile,
+    args,
+    exit::code,
+    job, keyfile,
     place::Place,
     progress::{Show, watch},
     report,
     source::{self, AnySource, Terms},
     target::{AnyTarget, TargetPlace, TargetTerms},
+    tree,
 };
 
 /// Bytes in flight between the two ends of a local replication.
@@ -47,68 +56,113 @@ pub(crate) async fn run(
     direction: Direction,
     json: bool,
     show: Show,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<u8> {
     let mut arguments = arguments.clone();
     job::fill(&mut arguments)?;
     let place = |said: &Option<String>| said.as_deref().unwrap_or_default().parse::<Place>();
     let (source, target) = (place(&arguments.source)?, place(&arguments.target)?);
+    let limit = arguments.limit_rate.as_deref().map(parse_rate).transpose()?;
     let job = Job {
+        direction,
         overwrite: arguments.full,
         compression: arguments.compress.as_deref().map_or(Ok(Some(COMPRESSION)), parse_level)?,
-        limit: arguments.limit_rate.as_deref().map(parse_rate).transpose()?,
+        limit: limit.map(SharedLimit::new),
         target: TargetTerms {
             state_dir: arguments.state.state_dir.clone(),
             // Here the one who agrees to an overwrite is the one who asks for it.
             forbid_overwrite: false,
             receive: arguments.receive.clone(),
+            root: None,
         },
         zfs: arguments.zfs.clone(),
+        peer: arguments.peer.clone(),
+        together: None,
     };
-    let started = Instant::now();
-    let progress = Arc::new(Progress::default());
-    let work = job.run(&source, &target, &arguments.peer, direction, progress.clone());
-    let summary = tokio::select! {
-        summary = work => summary,
-        () = watch(progress.clone(), show) => unreachable!("progress is watched without end"),
-    };
-    // What failed names itself; this says in which replication.
-    let summary = summary.with_context(|| match direction {
-        Direction::Push => target.to_string(),
-        Direction::Pull => source.to_string(),
-    })?;
-    let (moved, took) = (progress.snapshot(), started.elapsed());
-    if json {
-        println!("{}", report::summary_json(&summary, &moved, took));
-    } else {
-        println!("{}", report::summary(&summary, &moved, took));
+    tree::check(&arguments)?;
+    if arguments.tree.recursive {
+        return tree::run(job, &arguments.tree, &source, &target, json, show).await;
     }
-    Ok(())
+    let done = job.run(&source, &target, show).await?;
+    println!("{}", if json { report::done_json(&done).to_string() } else { report::done(&done) });
+    Ok(code::DONE)
 }
 
-struct Job {
+/// What is agreed about a replication, whatever it is of.
+#[derive(Clone)]
+pub(crate) struct Job {
+    direction: Direction,
     overwrite: bool,
     compression: Option<i32>,
-    limit: Option<u64>,
+    limit: Option<SharedLimit>,
     target: TargetTerms,
-    zfs: args::Zfs,
+    pub(crate) zfs: args::Zfs,
+    pub(crate) peer: args::Peer,
+    /// What it has in common with others, if it is one of several.
+    together: Option<Together>,
+}
+
+/// What the members of a tree have in common.
+#[derive(Clone)]
+pub(crate) struct Together {
+    /// Where all of them go: what is kept in ZFS for that is named after it.
+    pub(crate) to: String,
+    /// The instant of their snapshots, if they are taken for this.
+    pub(crate) moment: Option<Moment>,
+}
+
+/// What a replication did, and what moved.
+pub(crate) struct Done {
+    pub(crate) summary: Summary,
+    pub(crate) moved: Snapshot,
+    pub(crate) took: Duration,
 }
 
 impl Job {
-    async fn run(
+    /// The same for the members of a tree, which is to be at this place.
+    pub(crate) fn of_members(mut self, together: Together, root: Option<TargetPlace>) -> Self {
+        self.together = Some(together);
+        self.target.root = root;
+        self
+    }
+
+    /// What it has in common with others.
+    pub(crate) fn together(&self) -> Option<&Together> {
+        self.together.as_ref()
+    }
+
+    /// Runs it, and shows how far it is.
+    pub(crate) async fn run(
         &self,
         source: &Place,
         target: &Place,
-        peer: &args::Peer,
-        direction: Direction,
+        show: Show,
+    ) -> anyhow::Result<Done> {
+        let (started, progress) = (Instant::now(), Arc::new(Progress::default()));
+        let summary = tokio::select! {
+            summary = self.replicate(source, target, progress.clone()) => summary,
+            () = watch(progress.clone(), show) => unreachable!("progress is watched without end"),
+        };
+        // What failed names itself; this says in which replication.
+        let summary = summary.with_context(|| match self.direction {
+            Direction::Push => target.to_string(),
+            Direction::Pull => source.to_string(),
+        })?;
+        Ok(Done { summary, moved: progress.snapshot(), took: started.elapsed() })
+    }
+
+    async fn replicate(
+        &self,
+        source: &Place,
+        target: &Place,
         progress: Arc<Progress>,
     ) -> anyhow::Result<Summary> {
-        match (source, target, direction) {
+        match (source, target, self.direction) {
             (Place::Remote { .. }, Place::Remote { .. }, _) => {
                 bail!("one of {source} and {target} must be local")
             }
             (_, Place::Remote { volume, address }, Direction::Push) => {
                 let job = self.source(source, target)?;
-                let mut connection = self.dial(address, peer, progress).await?;
+                let mut connection = self.dial(address, progress).await?;
                 request(&mut connection, Verb::Push, volume).await?;
                 Ok(serve_source(connection, job).await?)
             }
@@ -123,7 +177,7 @@ impl Job {
                     bail!("whether {source} may overwrite is decided where it is pushed from");
                 }
                 let opened = self.open(TargetPlace::of(target)?).await?;
-                let mut connection = self.dial(address, peer, progress).await?;
+                let mut connection = self.dial(address, progress).await?;
                 request(&mut connection, Verb::Pull, volume).await?;
                 Ok(serve_target(connection, opened).await.0?)
             }
@@ -136,7 +190,11 @@ impl Job {
     }
 
     fn source(&self, source: &Place, target: &Place) -> anyhow::Result<SourceJob<AnySource>> {
-        let terms = Terms { overwrite: self.overwrite, zfs: &self.zfs, to: &target.to_string() };
+        let (to, moment) = match &self.together {
+            Some(Together { to, moment }) => (to.clone(), moment.as_ref()),
+            None => (target.to_string(), None),
+        };
+        let terms = Terms { overwrite: self.overwrite, zfs: &self.zfs, to: &to, moment };
         source::job(source, terms, self.compression)
     }
 
@@ -184,25 +242,37 @@ impl Job {
     }
 
     fn pace<S: AsyncRead + AsyncWrite>(&self, connection: &mut Connection<S>) {
-        if let Some(limit) = self.limit {
-            connection.limit_rate(limit);
+        if let Some(limit) = &self.limit {
+            connection.limit_rate(limit.clone());
         }
     }
 
     async fn dial(
         &self,
         address: &str,
-        peer: &args::Peer,
         progress: Arc<Progress>,
     ) -> anyhow::Result<Connection<TcpStream>> {
-        let mut connection = connect(address, peer, progress).await?;
+        let mut connection = connect(address, &self.peer, progress).await?;
         self.pace(&mut connection);
         Ok(connection)
     }
 }
 
+/// What a remote replica says of itself.
+pub(crate) async fn remote_state(
+    volume: &str,
+    address: &str,
+    peer: &args::Peer,
+) -> anyhow::Result<TargetState> {
+    let mut connection = connect(address, peer, Arc::default()).await?;
+    request(&mut connection, Verb::Status, volume).await?;
+    let state = receive_state(&mut connection).await?;
+    connection.close().await?;
+    Ok(state)
+}
+
 /// Dials the remote side that the command line names.
-pub(crate) async fn connect(
+async fn connect(
     address: &str,
     peer: &args::Peer,
     progress: Arc<Progress>,

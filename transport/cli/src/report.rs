@@ -6,13 +6,15 @@ use std::{
     time::Duration,
 };
 
-use driftline_extent::{Extent, ExtentSet, Generation, PlanKind, Reason, Standing, TargetState};
+use driftline_extent::{
+    Committed, Extent, ExtentSet, Generation, Plan, PlanKind, Point, Reason, Standing, Takes,
+    TargetState,
+};
 use driftline_target::VerifyReport;
-use driftline_transport::{Snapshot, Summary};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use crate::source::Told;
+use crate::{exit::classify, place::Place, replicate::Done, source::Told, tree::Outcome};
 
 /// A number of bytes as people read it.
 pub(crate) fn bytes(count: u64) -> String {
@@ -44,37 +46,45 @@ fn doubt(standing: &Standing) -> String {
 }
 
 /// A replication, done.
-pub(crate) fn summary(summary: &Summary, moved: &Snapshot, took: Duration) -> String {
-    let mut text = String::new();
-    for (plan, committed) in &summary.increments {
-        text += &format!(
+pub(crate) fn done(done: &Done) -> String {
+    let moved = &done.moved;
+    increments(done)
+        + &format!(
+            "{} changed, {} lacking, {} sent, {} received, {:.2} s",
+            bytes(moved.announced),
+            bytes(moved.data),
+            bytes(moved.sent),
+            bytes(moved.received),
+            done.took.as_secs_f64()
+        )
+}
+
+/// What was committed, a line for each.
+fn increments(done: &Done) -> String {
+    let Done { summary, .. } = done;
+    if summary.increments.is_empty() {
+        let before = summary.before.as_ref().and_then(|state| state.generation);
+        return match before {
+            Some(generation) => format!("up to date: {generation}\n"),
+            None => "nothing to replicate\n".to_owned(),
+        };
+    }
+    let line = |(plan, committed): &(Plan, Committed)| {
+        format!(
             "{}{}: {} at {}, root {}\n",
             kind(plan.kind),
             doubt(&plan.standing),
             committed.generation,
             bytes(committed.size),
             committed.root
-        );
-    }
-    if summary.increments.is_empty() {
-        let before = summary.before.as_ref().and_then(|state| state.generation);
-        text += &match before {
-            Some(generation) => format!("up to date: {generation}\n"),
-            None => "nothing to replicate\n".to_owned(),
-        };
-    }
-    text + &format!(
-        "{} changed, {} lacking, {} sent, {} received, {:.2} s",
-        bytes(moved.announced),
-        bytes(moved.data),
-        bytes(moved.sent),
-        bytes(moved.received),
-        took.as_secs_f64()
-    )
+        )
+    };
+    summary.increments.iter().map(line).collect()
 }
 
 /// A replication, done.
-pub(crate) fn summary_json(summary: &Summary, moved: &Snapshot, took: Duration) -> Value {
+pub(crate) fn done_json(done: &Done) -> Value {
+    let Done { summary, moved, .. } = done;
     let increments: Vec<Value> = summary
         .increments
         .iter()
@@ -100,8 +110,56 @@ pub(crate) fn summary_json(summary: &Summary, moved: &Snapshot, took: Duration) 
             "sent": moved.sent,
             "received": moved.received,
         },
+        "seconds": done.took.as_secs_f64(),
+    })
+}
+
+/// One member of a tree, done.
+pub(crate) fn member(source: &Place, done: &Done) -> String {
+    format!("{source}: {}", increments(done).trim_end().replace('\n', "\n  "))
+}
+
+/// A tree, done: how many of its members.
+pub(crate) fn tree(outcomes: &[Outcome], took: Duration) -> String {
+    let done = || outcomes.iter().filter_map(|(_, result)| result.as_ref().ok());
+    let committed = done().filter(|done| !done.summary.increments.is_empty()).count();
+    format!(
+        "{} data sets: {committed} committed, {} up to date, {} failed; {} sent, {:.2} s",
+        outcomes.len(),
+        done().count() - committed,
+        outcomes.len() - done().count(),
+        bytes(done().map(|done| done.moved.sent).sum()),
+        took.as_secs_f64()
+    )
+}
+
+/// A tree, done.
+pub(crate) fn tree_json(outcomes: &[Outcome], took: Duration) -> Value {
+    let volumes: Vec<Value> = outcomes
+        .iter()
+        .map(|(member, result)| {
+            let mut volume = match result {
+                Ok(done) => done_json(done),
+                Err(error) => error_json(error),
+            };
+            volume["source"] = json!(member.source().to_string());
+            volume["target"] = json!(member.target.to_string());
+            volume
+        })
+        .collect();
+    let is = |result: &str| volumes.iter().any(|volume| volume["result"] == result);
+    let result = ["failed", "committed"].into_iter().find(|result| is(result));
+    json!({
+        "result": result.unwrap_or("up-to-date"),
+        "volumes": volumes,
         "seconds": took.as_secs_f64(),
     })
+}
+
+/// A failure.
+pub(crate) fn error_json(error: &anyhow::Error) -> Value {
+    let detail = format!("{error:#}");
+    json!({ "result": "failed", "error": { "reason": classify(error).0, "detail": detail } })
 }
 
 /// A change map, one extent after the other: it may have a million of them.
@@ -204,11 +262,21 @@ pub(crate) fn state_json(state: &TargetState) -> Value {
             "tip": resume.tip.map(|tip| tip.to_string()),
             "from": resume.from * driftline_extent::CHUNK_LEN,
         })),
+        "stream": match &state.takes {
+            Takes::Volume => Value::Null,
+            Takes::Stream { token, points } => json!({
+                "snapshot": points.first().map(|point| &point.name),
+                "resume_token": token,
+            }),
+        },
     })
 }
 
 /// What a replica says of itself.
 pub(crate) fn state(state: &TargetState) -> String {
+    if let Takes::Stream { token, points } = &state.takes {
+        return stream_state(state.generation, token.as_deref(), points);
+    }
     let mut text = match state.generation {
         Some(generation) => format!("generation {generation}\nsize       {}", bytes(state.size)),
         None if *state == TargetState::nothing() => {
@@ -226,6 +294,21 @@ pub(crate) fn state(state: &TargetState) -> String {
     if let Some(resume) = &state.resume {
         let from = bytes(resume.from * driftline_extent::CHUNK_LEN);
         text += &format!("\nresume     an increment was cut off after {from}: push again to go on");
+    }
+    text
+}
+
+/// What a data set that receives streams says of itself.
+fn stream_state(generation: Option<Generation>, token: Option<&str>, points: &[Point]) -> String {
+    let mut text = match generation {
+        Some(generation) => format!("generation {generation}"),
+        None => "generation none: nothing was ever received here".to_owned(),
+    };
+    if let Some(newest) = points.first() {
+        text += &format!("\nsnapshot   {}", newest.name);
+    }
+    if token.is_some() {
+        text += "\nresume     a stream was cut off: push again to go on";
     }
     text
 }

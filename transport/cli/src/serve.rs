@@ -1,6 +1,12 @@
 //! `driftline serve`: waits for peers and gives each what its key may have.
 
-use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, PoisonError, Weak},
+    time::Duration,
+};
 
 use anyhow::Context;
 use driftline_extent::{Reason, TargetState};
@@ -52,7 +58,7 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
     let server = Arc::new(Server {
         sessions: Semaphore::new(config.sessions_max),
         waiting: Arc::new(Semaphore::new(WAITING_MAX)),
-        writers: config.volumes().map(|(name, _)| (name.to_owned(), Arc::default())).collect(),
+        writers: Writers::default(),
         config,
         key,
     });
@@ -85,13 +91,31 @@ struct Server {
     key: SecretKey,
     sessions: Semaphore,
     waiting: Arc<Semaphore>,
-    /// One session at a time writes a volume.
-    writers: HashMap<String, Arc<Mutex<()>>>,
+    writers: Writers,
+}
+
+/// One session at a time writes a volume.
+#[derive(Default)]
+struct Writers(std::sync::Mutex<HashMap<String, Weak<Mutex<()>>>>);
+
+impl Writers {
+    /// What the writer of this volume locks.
+    fn of(&self, volume: &str) -> Arc<Mutex<()>> {
+        let mut writers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A peer may make up any name below a tree: only those that are in use are kept.
+        writers.retain(|_, writer| writer.strong_count() > 0);
+        if let Some(writer) = writers.get(volume).and_then(Weak::upgrade) {
+            return writer;
+        }
+        let writer = Arc::default();
+        writers.insert(volume.to_owned(), Arc::downgrade(&writer));
+        writer
+    }
 }
 
 /// What an accepted request leads to.
 enum Granted {
-    Target(Box<AnyTarget>, Option<OwnedMutexGuard<()>>),
+    Target(Box<AnyTarget>, OwnedMutexGuard<()>),
     Source(Box<SourceJob<AnySource>>),
 }
 
@@ -186,19 +210,19 @@ impl Server {
     async fn grant(&self, key: &PublicKey, verb: Verb, volume: &str) -> Result<Granted, Failure> {
         match self.authorise(key, verb, volume)? {
             Volume::Source { place, zfs } => {
-                let (place, zfs) = (place.clone(), zfs.clone());
                 // One volume may be pulled to several places.
                 let to = format!("{volume}@{key}");
                 let open = move || {
-                    let terms = Terms { overwrite: false, zfs: &zfs, to: &to };
+                    let terms = Terms { overwrite: false, zfs: &zfs, to: &to, moment: None };
                     source::job(&place, terms, Some(COMPRESSION))
                 };
                 let job = blocking(open).await?;
                 Ok(Granted::Source(Box::new(job.map_err(hidden)?)))
             }
-            Volume::Target { .. } => {
+            Volume::Target { place, terms } => {
                 let writer = self.writer(volume).await?;
-                let target = self.target(key, verb, volume).await?;
+                let target = blocking(move || place.open(&terms)).await?;
+                let target = target.map_err(|error| Failure::from_error(&error))?;
                 Ok(Granted::Target(Box::new(target), writer))
             }
         }
@@ -207,37 +231,26 @@ impl Server {
     /// What a replica holds, also while a session writes it: a job asks before it knows
     /// whether anything was ever pushed.
     async fn status(&self, key: &PublicKey, volume: &str) -> Result<TargetState, Failure> {
-        let Volume::Target { place, terms } = self.authorise(key, Verb::Status, volume)?.clone()
-        else {
+        let Volume::Target { place, terms } = self.authorise(key, Verb::Status, volume)? else {
             return Err(denied(volume));
         };
+        if terms.root.as_ref() == Some(&place) && !place.takes_streams() {
+            // What volumes are below is no volume. Whoever pushes a tree asks what can go there.
+            return Ok(TargetState::nothing());
+        }
         let state = blocking(move || place.state(&terms)).await?;
         state.map_err(|error| Failure::from_error(&error))
     }
 
     /// Waits until no other session writes the volume.
-    async fn writer(&self, volume: &str) -> Result<Option<OwnedMutexGuard<()>>, Failure> {
-        let Some(writer) = self.writers.get(volume) else { return Ok(None) };
-        let guard = timeout(SAME_VOLUME_WAIT_MAX, writer.clone().lock_owned()).await;
-        guard.map(Some).map_err(|_| {
+    async fn writer(&self, volume: &str) -> Result<OwnedMutexGuard<()>, Failure> {
+        let writer = self.writers.of(volume).lock_owned();
+        timeout(SAME_VOLUME_WAIT_MAX, writer).await.map_err(|_| {
             Failure::new(Reason::TargetBusy, format!("another session is writing {volume}"))
         })
     }
 
-    async fn target(
-        &self,
-        key: &PublicKey,
-        verb: Verb,
-        volume: &str,
-    ) -> Result<AnyTarget, Failure> {
-        let Volume::Target { place, terms } = self.authorise(key, verb, volume)?.clone() else {
-            return Err(denied(volume));
-        };
-        let opened = blocking(move || place.open(&terms)).await?;
-        opened.map_err(|error| Failure::from_error(&error))
-    }
-
-    fn authorise(&self, key: &PublicKey, verb: Verb, volume: &str) -> Result<&Volume, Failure> {
+    fn authorise(&self, key: &PublicKey, verb: Verb, volume: &str) -> Result<Volume, Failure> {
         let peer = self.config.peer(key);
         let volume = peer.and_then(|peer| self.config.authorise(peer, verb, volume));
         volume.ok_or_else(|| denied("that volume"))

@@ -17,7 +17,8 @@ use driftline_extent::{
 use driftline_target::FileDisk;
 use driftline_transport::SourceJob;
 use driftline_zfs::{
-    DatasetName, LiveError, LiveOptions, LiveSource, Pick, ReadBack, StreamError, ZvolStream,
+    DatasetName, LiveError, LiveOptions, LiveSource, Moment, Pick, ReadBack, SendStream,
+    StreamError,
     host::{Package, Zfs},
     select::OwnNames,
 };
@@ -44,7 +45,7 @@ pub(crate) enum AnySource {
         name: String,
         /// Its length, zero if that is not known.
         len: u64,
-        stream: Box<ZvolStream<Box<dyn Read + Send>>>,
+        stream: Box<SendStream<Box<dyn Read + Send>>>,
     },
     /// A plain file or device.
     Plain(PlainVolume),
@@ -85,6 +86,8 @@ pub(crate) struct Terms<'a> {
     /// Where it goes, in words that are the same for each run: what is kept in ZFS for this
     /// target is told from what is kept for another by them.
     pub(crate) to: &'a str,
+    /// The instant of the snapshot that is taken, if it is not this volume's alone.
+    pub(crate) moment: Option<&'a Moment>,
 }
 
 /// Why a source failed.
@@ -123,7 +126,7 @@ impl Explained for SourceError {
 pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource> {
     let overwrite = terms.overwrite;
     let stream = |input: Box<dyn Read + Send>, len| {
-        let stream = Box::new(ZvolStream::new(input).allow_full(overwrite));
+        let stream = Box::new(SendStream::new(input).allow_full(overwrite));
         AnySource::Stream { name: place.to_string(), len, stream }
     };
     match place {
@@ -158,18 +161,36 @@ pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource>
     }
 }
 
-fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
-    let Terms { overwrite, zfs: wanted, to } = terms;
+/// The names of what is made in ZFS for replication to this target.
+fn own_names(wanted: &args::Zfs, to: &str) -> anyhow::Result<OwnNames> {
     let prefix = wanted.prefix.as_deref().unwrap_or(PREFIX);
     let [a, b, c, d, ..] = *blake3::hash(to.as_bytes()).as_bytes();
+    Ok(OwnNames::new(prefix, [a, b, c, d])?)
+}
+
+/// The instant of a run that replicates these data sets, which has not come yet.
+pub(crate) fn moment<'a>(
+    zfs: Zfs,
+    wanted: &args::Zfs,
+    to: &str,
+    datasets: impl IntoIterator<Item = &'a DatasetName>,
+) -> anyhow::Result<Moment> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let name = own_names(wanted, to)?.snapshot(now.as_millis() as u64);
+    Ok(Moment::new(zfs, name, datasets)?)
+}
+
+fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
+    let Terms { overwrite, zfs: wanted, to, .. } = terms;
+    let zfs = Zfs::find()?;
     let options = LiveOptions {
-        pick: match &wanted.snapshot {
-            Some(name) => Pick::Named(name.clone()),
-            None if wanted.latest => Pick::Latest,
-            None => Pick::New,
+        pick: match (&wanted.snapshot, terms.moment) {
+            (Some(name), _) => Pick::Named(name.clone()),
+            (None, _) if wanted.latest => Pick::Latest,
+            (None, Some(moment)) => Pick::New(moment.clone()),
+            (None, None) => Pick::New(moment(zfs.clone(), wanted, to, [name])?),
         },
-        names: OwnNames::new(prefix, [a, b, c, d])?,
+        names: own_names(wanted, to)?,
         keep: wanted.keep.unwrap_or(0),
         allow_full: overwrite,
         read_back: match wanted.read_back {
@@ -183,9 +204,8 @@ fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
             Some(args::With::Properties) => Package::Properties,
             Some(args::With::Tree) => Package::Replicate,
         },
-        now_ms: now.as_millis() as u64,
     };
-    Ok(LiveSource::new(Zfs::find()?, name.clone(), options))
+    Ok(LiveSource::new(zfs, name.clone(), options))
 }
 
 /// Opens a local source for a session.

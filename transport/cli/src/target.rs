@@ -1,7 +1,7 @@
 //! Every kind of target behind one type.
 
 use std::{
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,9 @@ use crate::{
     receive::{ReceiveError, ReceiveSink},
     zvol::{ZvolKeeper, state_dir_of},
 };
+
+/// How the name of a folder ends that has the books of a replica in a file.
+const BOOKS_END: &str = ".driftline";
 
 /// Where a target is, on this machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,6 +44,9 @@ pub(crate) struct TargetTerms {
     pub(crate) forbid_overwrite: bool,
     /// What becomes of the properties in a stream.
     pub(crate) receive: args::Receive,
+    /// The root of the tree that it is in, if it is in one: what is missing from there down to
+    /// it may be made.
+    pub(crate) root: Option<TargetPlace>,
 }
 
 /// A target of any kind.
@@ -72,6 +78,16 @@ pub(crate) enum AnyTargetError {
     /// No randomness from the operating system.
     #[error("no randomness from the operating system: {0}")]
     Entropy(String),
+    /// What is asked for below a tree is no name there.
+    #[error("{path:?} cannot be a volume below {root}: {why}")]
+    NoMember {
+        /// The root of the tree.
+        root: TargetPlace,
+        /// The path below it.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 impl Explained for AnyTargetError {
@@ -80,7 +96,7 @@ impl Explained for AnyTargetError {
             Self::Replica(error) => error.reason(),
             Self::Stream(error) => error.reason(),
             Self::Zfs(error) => error.reason(),
-            Self::NoReplica(_) => Reason::Unsupported,
+            Self::NoReplica(_) | Self::NoMember { .. } => Reason::Unsupported,
             Self::StateDir { .. } | Self::Entropy(_) => Reason::Failed,
         }
     }
@@ -90,6 +106,29 @@ impl TargetTerms {
     /// Those of someone who only looks.
     pub(crate) fn looking(state: &args::StateDir) -> Self {
         Self { state_dir: state.state_dir.clone(), ..Self::default() }
+    }
+
+    fn root_dataset(&self) -> Option<DatasetName> {
+        match &self.root {
+            Some(TargetPlace::Zfs(root) | TargetPlace::Zvol(root)) => Some(root.clone()),
+            Some(TargetPlace::File(_)) | None => None,
+        }
+    }
+}
+
+impl From<TargetPlace> for Place {
+    fn from(place: TargetPlace) -> Self {
+        match place {
+            TargetPlace::File(path) => Self::File(path),
+            TargetPlace::Zvol(name) => Self::Zvol(name),
+            TargetPlace::Zfs(name) => Self::Zfs(name),
+        }
+    }
+}
+
+impl fmt::Display for TargetPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Place::from(self.clone()).fmt(f)
     }
 }
 
@@ -107,13 +146,43 @@ impl TargetPlace {
         }
     }
 
+    /// What has this path below it, itself if the path is empty. The path may be a peer's: it
+    /// leads to nowhere else.
+    pub(crate) fn below(&self, path: &str) -> Result<Self, AnyTargetError> {
+        let no_member = |why: String| {
+            let (root, path) = (self.clone(), path.to_owned());
+            AnyTargetError::NoMember { root, path, why }
+        };
+        let join = |root: &DatasetName| root.join(path).map_err(|e| no_member(e.to_string()));
+        match self {
+            Self::Zfs(root) => Ok(Self::Zfs(join(root)?)),
+            Self::Zvol(root) => Ok(Self::Zvol(join(root)?)),
+            Self::File(root) if path.is_empty() => Ok(Self::File(root.clone())),
+            Self::File(root) => {
+                // No part of it leads up, and none into the books of a replica.
+                let checked: Result<DatasetName, _> = format!("tree/{path}").parse();
+                checked.map_err(|error| no_member(error.to_string()))?;
+                if path.split('/').any(|part| part.ends_with(BOOKS_END)) {
+                    return Err(no_member(format!("{BOOKS_END} ends the names of books")));
+                }
+                Ok(Self::File(root.join(path)))
+            }
+        }
+    }
+
+    /// Whether it takes streams as they are, and no changes of a volume.
+    pub(crate) const fn takes_streams(&self) -> bool {
+        matches!(self, Self::Zfs(_))
+    }
+
     /// Opens it for a session. That recovers, which can take a while.
     pub(crate) fn open(&self, terms: &TargetTerms) -> Result<AnyTarget, AnyTargetError> {
         if let Self::Zfs(name) = self {
             let mut secret = [0; 32];
             getrandom::fill(&mut secret)
                 .map_err(|error| AnyTargetError::Entropy(error.to_string()))?;
-            let sink = ReceiveSink::new(Zfs::find()?, name.clone(), terms.receive.clone());
+            let root = terms.root_dataset();
+            let sink = ReceiveSink::new(Zfs::find()?, name.clone(), terms.receive.clone(), root);
             let target = StreamTarget::new(sink, format!("zfs:{name}"), secret)?;
             return Ok(AnyTarget::Stream(Box::new(target)));
         }
@@ -129,7 +198,12 @@ impl TargetPlace {
         let TargetTerms { state_dir, forbid_overwrite, .. } = terms.clone();
         let options = Options { create, state_dir, forbid_overwrite };
         match self {
-            Self::File(path) => Ok(driftline_target::open(path, &options)?),
+            Self::File(path) => {
+                if create && terms.root.is_some() {
+                    make_parents(path)?;
+                }
+                Ok(driftline_target::open(path, &options)?)
+            }
             Self::Zfs(name) => Err(AnyTargetError::NoReplica(name.clone())),
             Self::Zvol(name) => {
                 let zfs = Zfs::find()?;
@@ -138,7 +212,7 @@ impl TargetPlace {
                     make_parents(dir)?;
                 }
                 let options = Options { state_dir, ..options };
-                let keeper = Box::new(ZvolKeeper::new(zfs, name.clone()));
+                let keeper = Box::new(ZvolKeeper::new(zfs, name.clone(), terms.root_dataset()));
                 Ok(driftline_target::open_kept(&device_of(name), &options, keeper)?)
             }
         }

@@ -41,11 +41,13 @@ pub(crate) fn state_dir_of(name: &DatasetName) -> PathBuf {
 pub(crate) struct ZvolKeeper {
     zfs: Zfs,
     name: DatasetName,
+    /// From where on data sets above it may be made.
+    root: Option<DatasetName>,
 }
 
 impl ZvolKeeper {
-    pub(crate) const fn new(zfs: Zfs, name: DatasetName) -> Self {
-        Self { zfs, name }
+    pub(crate) const fn new(zfs: Zfs, name: DatasetName, root: Option<DatasetName>) -> Self {
+        Self { zfs, name, root }
     }
 
     fn set(&self, property: &str) -> io::Result<()> {
@@ -102,6 +104,9 @@ impl ZvolKeeper {
 
 impl Keeper for ZvolKeeper {
     fn create(&mut self, size: u64) -> io::Result<()> {
+        if let Some(root) = &self.root {
+            self.zfs.make_parents(&self.name, root).map_err(in_zfs)?;
+        }
         let size = size.max(1).next_multiple_of(BLOCK_LEN).to_string();
         let block_len = format!("volblocksize={BLOCK_LEN}");
         let args = ["create", "-s", "-V", &size, "-o", "readonly=on", "-o", &block_len];

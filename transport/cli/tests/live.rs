@@ -3,128 +3,15 @@
 
 mod common;
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::Output,
-};
+use std::{fs, path::Path};
 
 use tempfile::TempDir;
 
-use common::{command, recorded_sha256, sha256, stream};
-
-/// Guids of the recorded snapshots `lz4-16k@s1`, `@s2` and `@s3`, and what they were sized.
-const GUIDS: [u64; 3] = [14672962806766498543, 17056389756854695150, 985389201224908894];
-const SIZES: [u64; 3] = [16 << 20, 16 << 20, 24 << 20];
-
-/// What it answers from is in its folder: `points`, a line for each snapshot and bookmark,
-/// and `next`, the number of the snapshot that is taken next. It writes down what it is asked.
-const FAKE: &str = r##"#!/bin/bash
-cd "$(dirname "$0")" || exit 99
-printf '%s\n' "$*" >> calls
-tab=$'\t'
-guid_of() { awk -F '\t' -v name="$1" '$1 == name { print $2 }' points; }
-for last; do :; done
-case "$*" in
-"list -H -o name -t filesystem,volume"*) [ "$last" = "tank/vm 1" ] || { echo "cannot open '$last': dataset does not exist" >&2; exit 1; }; echo "$last" ;;
-"list -Hp"*"-t filesystem,volume"*) cat dataset ;;
-"list -Hp"*"-t snapshot,bookmark"*) cat points ;;
-"snapshot "*)
-    read -r number guid < next
-    printf '%s\t%s\t%s\t%s\t0\n' "$last" "$guid" "$((number * 10))" "$number" >> points
-    tail -n +2 next > rest; mv rest next ;;
-"bookmark "*) awk -F '\t' -v OFS='\t' -v name="$2" -v mark="$3" '$1 == name { print mark, $2, $3, $4, "-" }' points > new; cat new >> points ;;
-"destroy "*) grep -v "^$last$tab" points > rest; mv rest points ;;
-hold*|release*) ;;
-"get -Hp -o value volsize "*) cat "size.$(guid_of "$last")" ;;
-version) cat version ;;
-"send -nvP"*) printf 'full\t%s\t1000000\nsize\t1000000\n' "$last" ;;
-"send "*)
-    base=0; [ "$5" != -i ] || base=$(guid_of "$6")
-    cat "stream.$base.$(guid_of "$last")"
-    [ ! -e fails ] || { cat fails >&2; exit 1; } ;;
-*) echo "the fake zfs does not know: $*" >&2; exit 98 ;;
-esac
-"##;
-
-const COLUMNS: &str = "volume\t77\tSIZE\t16384\t-\t0\toff\t-\t-\t-";
-
-struct Fake(TempDir);
-
-impl Fake {
-    /// A volume `tank/vm 1` with the snapshots of other people's `points`.
-    fn new(points: &[(&str, u64, u64)]) -> Self {
-        let fake = Self(TempDir::new().unwrap());
-        fake.write("zfs", FAKE);
-        fake.write("version", "zfs-2.3.9-1\nzfs-kmod-2.3.9-1\n");
-        fs::set_permissions(fake.path("zfs"), PermissionsExt::from_mode(0o755)).unwrap();
-        fake.write("dataset", &format!("tank/vm 1\t{}\n", COLUMNS.replace("SIZE", "25165824")));
-        let lines = points.iter().map(|(name, guid, txg)| {
-            let holds = if name.contains('@') { "0" } else { "-" };
-            format!("tank/vm 1{name}\t{guid}\t{txg}\t{txg}\t{holds}\n")
-        });
-        fake.write("points", &lines.collect::<String>());
-        let taken = GUIDS.iter().zip(1..);
-        fake.write("next", &taken.map(|(guid, i)| format!("{i} {guid}\n")).collect::<String>());
-        for (guid, size) in GUIDS.iter().zip(SIZES) {
-            fake.write(&format!("size.{guid}"), &format!("{size}\n"));
-        }
-        let [a, b, c] = GUIDS;
-        for (base, tip, file) in [(0, a, "full"), (a, b, "1-2"), (b, c, "2-3")] {
-            let to = fake.path(&format!("stream.{base}.{tip}"));
-            fs::copy(stream(&format!("lz4-16k.{file}.zs")), to).unwrap();
-        }
-        fake
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    fn push(&self, arguments: &[&str]) -> Output {
-        let mut all = vec!["push", "--json", "zfs:tank/vm 1", "file:vm.img"];
-        all.extend(arguments);
-        command(self.0.path(), &all).env("DRIFTLINE_ZFS", self.path("zfs")).output().unwrap()
-    }
-
-    /// Pushes, and the replica must be the recorded snapshot of this number.
-    fn arrives(&self, arguments: &[&str], number: usize) {
-        let output = self.push(arguments);
-        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-        let expected = recorded_sha256(&format!("lz4-16k@s{number}"));
-        assert_eq!(sha256(&self.path("vm.img")), expected);
-    }
-
-    /// Pushes, which must fail with this exit code, and these words in what it says.
-    fn fails(&self, arguments: &[&str], code: i32, words: &[&str]) {
-        let output = self.push(arguments);
-        let text = text(&output);
-        assert_eq!(output.status.code(), Some(code), "{text}");
-        words.iter().for_each(|word| assert!(text.contains(word), "{word} is not in {text}"));
-    }
-
-    /// The names of what there is, sorted.
-    fn points(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.path("points")).unwrap();
-        let names = text.lines().map(|line| line.split('\t').next().unwrap().to_owned());
-        let mut names: Vec<String> = names.collect();
-        names.sort();
-        names
-    }
-
-    fn calls(&self) -> String {
-        fs::read_to_string(self.path("calls")).unwrap_or_default()
-    }
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
+use common::{
+    command,
+    fake_zfs::{COLUMNS, Fake, GUIDS, text},
+    recorded_sha256, sha256,
+};
 
 fn exists(path: &Path) -> bool {
     path.try_exists().unwrap()
@@ -144,7 +31,7 @@ fn each_run_takes_a_snapshot_and_leaves_one_and_its_bookmark() {
         }
     }
     let calls = fake.calls();
-    let sends = calls.lines().filter(|call| call.starts_with("send -L")).count();
+    let sends = calls.lines().filter(|call| call.starts_with("send -L -c -e ")).count();
     assert_eq!(sends, 3, "{calls}");
     // A bookmark would do as well, but a snapshot can be looked at.
     assert!(calls.contains("send -L -c -e -i tank/vm 1@driftline-"), "{calls}");
@@ -159,6 +46,25 @@ fn the_bookmark_is_enough_to_go_on_from() {
     fake.write("points", &marks.map(|line| format!("{line}\n")).collect::<String>());
     fake.arrives(&[], 2);
     assert!(fake.calls().contains("send -L -c -e -i tank/vm 1#driftline-"));
+}
+
+#[test]
+fn without_bookmarks_the_snapshot_that_arrived_stays() {
+    let fake = Fake::new(&[("@other:1 x", 5, 1)]);
+    fake.write("old", "");
+    for number in 1..=3 {
+        let output = fake.push(&[]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        assert!(!text(&output).contains("WARN"), "{}", text(&output));
+        let expected = recorded_sha256(&format!("lz4-16k@s{number}"));
+        assert_eq!(sha256(&fake.path("vm.img")), expected);
+        let points = fs::read_to_string(fake.path("points")).unwrap();
+        assert_eq!(points.lines().count(), 2, "{points}");
+        assert!(points.contains(&GUIDS[number - 1].to_string()), "{points}");
+    }
+    let calls = fake.calls();
+    assert_eq!(calls.matches("send -i tank/vm 1@driftline-").count(), 2, "{calls}");
+    assert!(!calls.contains("send -t") && !calls.contains("bookmark tank"), "{calls}");
 }
 
 #[test]

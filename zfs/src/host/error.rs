@@ -23,6 +23,9 @@ pub enum ZfsError {
     /// What the command printed makes no sense.
     #[error(transparent)]
     Listing(#[from] crate::ListingError),
+    /// The command does not tell its version as it should.
+    #[error(transparent)]
+    Version(#[from] crate::VersionError),
     /// The command could not be started.
     #[error("{command}: {} cannot be started: {error}", program.display())]
     Start {
@@ -60,14 +63,6 @@ pub enum ZfsError {
         command: String,
         /// The most bytes that are read.
         limit: u64,
-    },
-    /// The command wrote something else than it should.
-    #[error("{command} printed what is not understood: {output:?}; is it the zfs of OpenZFS?")]
-    NotUnderstood {
-        /// How it would be typed.
-        command: String,
-        /// The beginning of what it wrote.
-        output: String,
     },
     /// libzfs_core refused.
     #[error("ZFS could not {task}: {}", listed(causes))]
@@ -193,6 +188,22 @@ impl fmt::Display for Errno {
             Some((_, meaning)) => write!(f, "{meaning} (errno {})", self.0),
             None => io::Error::from_raw_os_error(self.0).fmt(f),
         }
+    }
+}
+
+impl ZfsError {
+    /// Whether the command did not know the verb, options or properties that it was asked with.
+    pub(super) fn is_old(&self) -> bool {
+        self.says(&["unrecognized command", "invalid option", "bad property list", "invalid type"])
+    }
+
+    /// Whether a stream was refused because its target was written since its newest snapshot.
+    pub fn is_modified_target(&self) -> bool {
+        self.says(&["has been modified"])
+    }
+
+    fn says(&self, any: &[&str]) -> bool {
+        matches!(self, Self::Failed { stderr, .. } if any.iter().any(|said| stderr.contains(said)))
     }
 }
 

@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::time;
 use crate::{
     listing::Point,
-    name::{DatasetName, PointKind, PointName},
+    name::{PointKind, PointName},
 };
 
 /// Longest prefix, in bytes.
@@ -88,12 +88,6 @@ impl OwnNames {
             None => false,
         }
     }
-
-    /// Whether every name made here fits behind that of this data set.
-    pub fn fit(&self, dataset: &DatasetName) -> bool {
-        let end = time::LEN.max(GUID_LEN);
-        dataset.as_str().len() + 1 + self.start.len() + end <= crate::name::NAME_LEN_MAX
-    }
 }
 
 #[cfg(test)]
@@ -146,14 +140,6 @@ mod tests {
             let error = OwnNames::new(bad, [0; 4]).expect_err(bad).to_string();
             assert!(error.contains("is no prefix"), "{error}");
         }
-        let dataset = |len: usize| -> DatasetName {
-            format!("p/{}", "v".repeat(len - 2)).parse().expect("it is a name")
-        };
-        // 255 bytes, less the mark, the prefix, two hyphens, the owner and the time.
-        let ours = names(&long[1..], 1);
-        assert!(ours.fit(&dataset(156)) && !ours.fit(&dataset(157)));
-        assert!(dataset(156).snapshot(&ours.snapshot(0)).is_ok());
-        assert!(dataset(157).snapshot(&ours.snapshot(0)).is_err());
     }
 
     proptest! {

@@ -1,8 +1,5 @@
 //! Times as text, for names: `2026-11-22T20:40:00.123Z`.
 
-/// Length of such a text, in bytes.
-pub(super) const LEN: usize = 24;
-
 const DAY: u64 = 24 * 60 * 60 * 1000;
 
 /// The last millisecond of the year 9999, which four digits can still tell.
@@ -121,7 +118,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_time_survives_and_is_ordered(a in 0..=MAX, b in 0..=MAX) {
-            prop_assert_eq!(format(a).len(), LEN);
+            prop_assert_eq!(format(a).len(), 24);
             prop_assert_eq!(parse(&format(a)), Some(a));
             prop_assert_eq!(format(a).cmp(&format(b)), a.cmp(&b));
         }

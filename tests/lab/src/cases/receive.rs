@@ -117,6 +117,8 @@ impl Copy {
     /// A script that succeeds if ZFS has kept a part of a stream, with a token for the rest.
     fn has_token(&self) -> String {
         format!("[ $(zfs get -Hp -o value receive_resume_token back/{}) != - ]", self.name)
+        let status = pair.target.sh(&format!("driftline status zfs:back/{}", self.name))?;
+        ensure!(status.contains('@') && status.contains("was cut off"), "{status}");
     }
 
     /// Frees what the case took.

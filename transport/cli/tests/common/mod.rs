@@ -1,6 +1,8 @@
 //! A fresh folder, the real program, and a proxy that sees every byte between two of them.
 #![expect(dead_code, reason = "each test file uses its part of this")]
 
+pub(crate) mod fake_zfs;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
