@@ -109,6 +109,8 @@ impl Copy {
         ))?;
         pair.source.sh("systemctl kill -s KILL push")?;
         pair.target.until(&self.has_token())?;
+        let status = pair.target.sh(&format!("driftline status zfs:back/{name}"))?;
+        ensure!(status.contains('@') && status.contains("was cut off"), "{status}");
         let sent = self.arrives(pair.source, "--latest")?.sent();
         ensure!(sent < 20 << 20, "{sent} bytes were sent again");
         self.files_are_equal(pair)
@@ -117,8 +119,6 @@ impl Copy {
     /// A script that succeeds if ZFS has kept a part of a stream, with a token for the rest.
     fn has_token(&self) -> String {
         format!("[ $(zfs get -Hp -o value receive_resume_token back/{}) != - ]", self.name)
-        let status = pair.target.sh(&format!("driftline status zfs:back/{}", self.name))?;
-        ensure!(status.contains('@') && status.contains("was cut off"), "{status}");
     }
 
     /// Frees what the case took.
