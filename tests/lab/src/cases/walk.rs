@@ -157,10 +157,11 @@ pub(super) fn timer_pull(lab: &mut Lab) -> Result<()> {
 
 const PUSH: &str = include_str!("../../../../transport/cli/dist/systemd/driftline-push@.service");
 const PULL: &str = include_str!("../../../../transport/cli/dist/systemd/driftline-pull@.service");
-const SERVE: &str = include_str!("../../../../transport/cli/dist/systemd/driftline-serve.service");
+pub(super) const SERVE: &str =
+    include_str!("../../../../transport/cli/dist/systemd/driftline-serve.service");
 
 /// What a comment says to write, in the paragraph of it that begins so.
-fn said(unit: &str, start: &str) -> String {
+pub(super) fn said(unit: &str, start: &str) -> String {
     let paragraph = unit.lines().skip_while(|line| !line.starts_with(start));
     let paragraph = paragraph.take_while(|line| line.starts_with("# "));
     paragraph
@@ -170,7 +171,7 @@ fn said(unit: &str, start: &str) -> String {
 }
 
 /// Adds settings to a unit.
-fn drop_in(machine: &Machine, unit: &str, settings: &str) -> Result<()> {
+pub(super) fn drop_in(machine: &Machine, unit: &str, settings: &str) -> Result<()> {
     machine.sh(&format!(
         "mkdir -p /etc/systemd/system/{unit}.d
          cat > /etc/systemd/system/{unit}.d/lab.conf << 'END'
