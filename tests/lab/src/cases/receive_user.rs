@@ -35,7 +35,7 @@ fn permissions(start: &str) -> Result<Vec<String>> {
 }
 
 /// Gives the user these permissions, and no other.
-fn allow(target: &Machine, permissions: &[&str]) -> Result<()> {
+fn allow(target: &Machine, permissions: &[String]) -> Result<()> {
     target.sh(&format!(
         "zfs unallow -u receiver back; zfs allow -u receiver {} back",
         permissions.join(",")
@@ -43,16 +43,17 @@ fn allow(target: &Machine, permissions: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A push that fails without any one of `needed`, which then has them and what else there is.
+/// A push fails without any one of these permissions, though it has the others. In the end it has
+/// all.
 fn each_is_needed(
     pair: &Pair<'_>,
     copy: &Copy,
-    needed: &[&str],
+    needed: &[String],
     permissions: &[String],
 ) -> Result<()> {
     for lacking in needed {
-        let others = permissions.iter().map(String::as_str).filter(|other| other != lacking);
-        allow(pair.target, &others.collect::<Vec<_>>())?;
+        let others = permissions.iter().filter(|other| *other != lacking);
+        allow(pair.target, &others.cloned().collect::<Vec<_>>())?;
         let output = copy.push(pair.source, "")?;
         ensure!(
             output.code == exit::FAILED && output.stderr.contains("permission denied"),
@@ -62,7 +63,16 @@ fn each_is_needed(
             output.stderr
         );
     }
-    allow(pair.target, &permissions.iter().map(String::as_str).collect::<Vec<_>>())
+    allow(pair.target, permissions)
+}
+
+/// Whether what was received can be written, and what the service warned of since it started.
+fn properties(target: &Machine) -> Result<(String, String)> {
+    let readonly = target.sh("zfs get -Hp -o value readonly back/receive-user")?;
+    let warnings = target.sh("journalctl --no-pager -o cat \
+             _SYSTEMD_INVOCATION_ID=$(systemctl show -p InvocationID --value driftline-serve) |
+             grep 'zfs succeeded' || true")?;
+    Ok((readonly, warnings))
 }
 
 /// Gives the service back to root.
@@ -77,28 +87,37 @@ pub(super) fn streams(lab: &mut Lab) -> Result<()> {
     let copy = Copy::new(&pair, "receive-user", "zfs", "-o mountpoint=/tank/receive-user")?;
     serve_as_user(pair.target)?;
     let mut all = permissions("# An ordinary user")?;
-    let needed: Vec<String> = all.clone();
-    let needed: Vec<&str> = needed.iter().map(String::as_str).collect();
     write_files(&pair, copy.name)?;
-    each_is_needed(&pair, &copy, &needed, &all)?;
+    each_is_needed(&pair, &copy, &all, &all)?;
     ensure!(copy.arrives(pair.source, "")?.kind() == "stream", "it is no stream");
     copy.files_are_equal(&pair)?;
     pair.source.sh("cd /tank/receive-user; rm a/numbers; echo more >> a/b/small")?;
-    each_is_needed(&pair, &copy, &needed, &all)?;
+    each_is_needed(&pair, &copy, &all, &all)?;
     copy.arrives(pair.source, "")?;
     copy.files_are_equal(&pair)?;
     copy.is_cut_and_goes_on(&pair)?;
 
-    // Each property that is set or left out is one more.
+    // Each property that is set or left out is one more. Without it ZFS leaves the property as it
+    // is, and receives nevertheless; the service warns.
     copy.serve(
         &pair,
         "[volume.receive]\nexclude_properties = [\"atime\"]\nset_properties = [\"readonly=on\"]\n",
     )?;
-    all.extend(["atime".to_owned(), "readonly".to_owned()]);
-    each_is_needed(&pair, &copy, &["atime", "readonly"], &all)?;
     copy.arrives(pair.source, "")?;
-    let readonly = pair.target.sh("zfs get -Hp -o value readonly back/receive-user")?;
-    ensure!(readonly == "on", "readonly={readonly}");
+    let (readonly, warnings) = properties(pair.target)?;
+    ensure!(
+        readonly == "off" && warnings.contains("readonly property") && warnings.contains("atime"),
+        "without a permission readonly={readonly}, and it warned: {warnings}"
+    );
+    all.extend(["atime".to_owned(), "readonly".to_owned()]);
+    allow(pair.target, &all)?;
+    pair.target.sh("systemctl restart driftline-serve")?;
+    copy.arrives(pair.source, "")?;
+    let (readonly, warnings) = properties(pair.target)?;
+    ensure!(
+        readonly == "on" && warnings.is_empty(),
+        "with every permission readonly={readonly}, and it warned: {warnings}"
+    );
     remove(copy, lab)
 }
 
@@ -115,14 +134,16 @@ pub(super) fn zvol(lab: &mut Lab) -> Result<()> {
 
     let device = format!("/dev/zvol/tank/{name}");
     pair.source.sh(&format!("/lab/blocks write {device} 1 0..2048"))?;
-    each_is_needed(&pair, &copy, &["create", "mount", "readonly", "snapshot", "userprop"], &all)?;
+    let (grows, makes): (Vec<_>, Vec<_>) =
+        all.iter().cloned().partition(|permission| permission == "volsize");
+    each_is_needed(&pair, &copy, &makes, &all)?;
     copy.arrives(pair.source, "")?;
     copy.volumes_are_equal(&pair)?;
     pair.source.sh(&format!(
         "zfs set volsize=48M tank/{name}; udevadm settle
          /lab/blocks write {device} 2 8000..12288"
     ))?;
-    each_is_needed(&pair, &copy, &["volsize"], &all)?;
+    each_is_needed(&pair, &copy, &grows, &all)?;
     copy.arrives(pair.source, "")?;
     copy.volumes_are_equal(&pair)?;
     pair.target.sh("rm /etc/udev/rules.d/90-driftline.rules; udevadm control --reload")?;
