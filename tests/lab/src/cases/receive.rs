@@ -102,10 +102,11 @@ impl Copy {
     pub(super) fn is_cut_and_goes_on(&self, pair: &Pair<'_>) -> Result<()> {
         let name = self.name;
         pair.source.sh(&format!("head -c 24M /dev/urandom > /tank/{name}/next; sync"))?;
-        start(pair.source, "push", &self.command("--limit-rate 2M"))?;
+        // Slow enough that it is not whole before it is killed, also on a machine that is busy.
+        start(pair.source, "push", &self.command("--limit-rate 512K"))?;
         pair.target.until(&format!(
             "written=$(zfs get -Hp -o value written back/{name}/%recv 2> /dev/null || echo 0)
-             [ $written -gt 8000000 ]"
+             [ $written -gt 6000000 ]"
         ))?;
         pair.source.sh("systemctl kill -s KILL push")?;
         pair.target.until(&self.has_token())?;
