@@ -184,6 +184,11 @@ impl LiveVolume {
         self.shared.clone()
     }
 
+    /// How `drbd:` names it, with that.
+    pub fn name(&self) -> String {
+        format!("drbd:{}", self.found.name())
+    }
+
     /// What its bitmaps and activity log say has changed, by a snapshot that is taken for that.
     /// Nothing is cleared.
     pub fn maps(&mut self) -> Result<Vec<Map>, LiveError> {
@@ -284,7 +289,7 @@ impl LiveVolume {
             Some(Generation::Drbd(uuid)) => {
                 let superblock = &current.volume.metadata().superblock;
                 let doubt = Doubt::BaseMismatch { tip: superblock.current_uuid };
-                let base = superblock.descends_from(*uuid).then(|| Generation::Drbd(*uuid));
+                let base = superblock.descends_from(*uuid).then_some(Generation::Drbd(*uuid));
                 if base.is_none() && !self.options.allow_full {
                     let holds = Some(Generation::Drbd(*uuid));
                     return Err(DrbdError::Unusable { doubt, holds }.into());

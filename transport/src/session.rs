@@ -1,13 +1,21 @@
 //! Sessions as the callers see them: run one side to its end, and hear what it did.
 
+use std::time::Duration;
+
 use driftline_extent::{Source, Target};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 
 use crate::{
     Connection, Summary, TransportError, pump,
     source_side::{SourceJob, SourceSide},
     target_side::TargetSide,
 };
+
+/// How long to wait for a source to end: it may be stuck in a read that nothing can interrupt.
+const SOURCE_END_MAX: Duration = Duration::from_secs(10);
 
 /// Runs the source side of an accepted session to its end.
 pub async fn serve_source<C, S>(
@@ -18,9 +26,12 @@ where
     C: AsyncRead + AsyncWrite,
     S: Source + Send + 'static,
 {
-    let mut side = SourceSide::start(job, connection.progress())?;
-    pump::run(connection, &mut side).await?;
-    Ok(side.summary)
+    let (mut side, ended) = SourceSide::start(job, connection.progress())?;
+    let result = pump::run(connection, &mut side).await;
+    let summary = side.into_summary();
+    // What the source has taken for this, such as a snapshot, it gives back when it is dropped.
+    let _ = timeout(SOURCE_END_MAX, ended).await;
+    result.map(|()| summary)
 }
 
 /// Runs the target side of an accepted session to its end, and gives the target back.

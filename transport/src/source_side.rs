@@ -13,7 +13,7 @@ use driftline_manifest::ChunkKey;
 use driftline_wire::{
     Announced, DataPart, Message, Packer, Piece, Sender, SenderOutput, SessionError,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Failure, Progress, Summary, TransportError,
@@ -68,12 +68,16 @@ pub(crate) struct SourceSide {
     events: mpsc::UnboundedReceiver<SourceEvent>,
     plan: Option<Plan>,
     key: Option<ChunkKey>,
-    pub(crate) summary: Summary,
+    summary: Summary,
     failure: Option<Failure>,
 }
 
 impl SourceSide {
-    pub(crate) fn start<S>(job: SourceJob<S>, progress: Arc<Progress>) -> Result<Self, Failure>
+    /// Starts its threads. What is returned besides ends when the source was dropped.
+    pub(crate) fn start<S>(
+        job: SourceJob<S>,
+        progress: Arc<Progress>,
+    ) -> Result<(Self, oneshot::Receiver<()>), Failure>
     where
         S: Source + Send + 'static,
     {
@@ -93,11 +97,17 @@ impl SourceSide {
             progress: progress.clone(),
         };
         // Detached: a source may be stuck in a read that nothing can interrupt.
-        thread::Builder::new().name("source".into()).spawn(move || worker.run())?;
+        let (dropped, ended) = oneshot::channel();
+        let work = move || {
+            worker.run();
+            // Nobody waits any more if the session was given up.
+            let _ = dropped.send(());
+        };
+        thread::Builder::new().name("source".into()).spawn(work)?;
         thread::Builder::new()
             .name("packer".into())
             .spawn(move || run_packer(packer, volume, &packer_commands, &events, &progress))?;
-        Ok(Self {
+        let this = Self {
             sender: Sender::new(),
             commands,
             packs,
@@ -107,7 +117,13 @@ impl SourceSide {
             key: None,
             summary: Summary::default(),
             failure: None,
-        })
+        };
+        Ok((this, ended))
+    }
+
+    /// What was done. The source ends.
+    pub(crate) fn into_summary(self) -> Summary {
+        self.summary
     }
 
     fn fail(&mut self, failure: Failure) {

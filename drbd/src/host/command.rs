@@ -47,13 +47,12 @@ pub(super) fn run(args: &[&str], within: Duration) -> Result<String, HostError> 
         .map_err(start)?;
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
-    let status = match wait(&mut child, within).map_err(start)? {
-        Some(status) => status,
-        None => {
-            // One that hangs in the kernel cannot be reaped; it is left behind.
-            let _ = child.kill();
-            return Err(HostError::Late { command, within });
-        }
+    let Some(status) = wait(&mut child, within).map_err(start)? else {
+        let _ = child.kill();
+        // One that hangs in the kernel ends when that lets it, and is waited for until then.
+        let wait = move || drop(child.wait());
+        let _ = thread::Builder::new().name("command end".to_owned()).spawn(wait);
+        return Err(HostError::Late { command, within });
     };
     // A child that it has left behind may hold the pipes open.
     let output = |pipe: mpsc::Receiver<Vec<u8>>| {

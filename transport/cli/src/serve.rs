@@ -24,6 +24,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    args::Drbd,
     config::{Config, Volume},
     keyfile,
     replicate::COMPRESSION,
@@ -213,7 +214,9 @@ impl Server {
                 // One volume may be pulled to several places.
                 let to = format!("{volume}@{key}");
                 let open = move || {
-                    let terms = Terms { overwrite: false, zfs: &zfs, to: &to, moment: None };
+                    let drbd = Drbd::default();
+                    let (zfs, drbd, to) = (&zfs, &drbd, to.as_str());
+                    let terms = Terms { overwrite: false, zfs, drbd, to, moment: None };
                     source::job(&place, terms, Some(COMPRESSION))
                 };
                 let job = blocking(open).await?;
