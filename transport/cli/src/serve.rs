@@ -48,6 +48,9 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         println!("{} can be used; public key {}", path.display(), key.public());
         return Ok(());
     }
+    // Whoever hears that it listens may stop it at once.
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let listener = Listener::bind(&config.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
@@ -64,8 +67,6 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         key,
     });
     let sessions = TaskTracker::new();
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
