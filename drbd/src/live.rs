@@ -85,7 +85,8 @@ fn may_rotate(found: &Found, asked: bool) -> Result<(), NoRotation> {
     if !found.is_84 {
         return Err(NoRotation::Nine);
     }
-    if let Some(link) = found.links.first() {
+    // DRBD 8.4 tells of a connection that it has forgotten, and of one that it never had.
+    if let Some(link) = found.links.iter().find(|link| link.state != "StandAlone") {
         let (peer, state) = (link.name.clone(), link.state.clone());
         return Err(NoRotation::Connected { peer, state });
     }

@@ -212,9 +212,10 @@ pub(super) fn parse_events(text: &str, volume: u32) -> Option<State> {
                 out_of_sync: None,
             }),
             "peer-device" if is_volume() => {
-                let link = links.iter_mut().find(|link| link.name == name())?;
-                link.disk = field("peer-disk").unwrap_or_default().to_owned();
-                link.out_of_sync = field("out-of-sync").and_then(|value| value.parse().ok());
+                if let Some(link) = links.iter_mut().find(|link| link.name == name()) {
+                    link.disk = field("peer-disk").unwrap_or_default().to_owned();
+                    link.out_of_sync = field("out-of-sync").and_then(|value| value.parse().ok());
+                }
             }
             _ => {}
         }

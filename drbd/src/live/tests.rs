@@ -436,6 +436,9 @@ fn only_what_no_peer_needs_is_rotated() {
         disk: "DUnknown".into(),
         out_of_sync: None,
     };
+    let alone = Link { state: "StandAlone".into(), ..link.clone() };
+    let alone = Found { links: vec![alone], ..tracker.clone() };
+    assert_eq!(may_rotate(&alone, false), Ok(()));
     let linked = Found { links: vec![link], ..tracker.clone() };
     assert!(matches!(may_rotate(&linked, true), Err(NoRotation::Connected { .. })));
     let disk = Found { disk: "Inconsistent".into(), ..tracker };
