@@ -443,6 +443,20 @@ impl Minor {
             .map(drop)
     }
 
+    /// The current UUID, of DRBD 8.4.
+    pub(crate) fn current_uuid(self) -> Result<u64, HostError> {
+        let minor = self.0.to_string();
+        let args = ["drbdsetup", "get-gi", &minor];
+        let told = run(&args, PATIENCE)?;
+        let uuid = text::parse_current_uuid(&told);
+        uuid.ok_or_else(|| HostError::not_understood(&command_text(&args), &told))
+    }
+
+    /// Gives the volume a new current UUID, and clears nothing.
+    pub(crate) fn rename(self) -> Result<(), HostError> {
+        run(&["drbdsetup", "new-current-uuid", &self.0.to_string()], PATIENCE).map(drop)
+    }
+
     pub(crate) fn resume(self, within: Duration) -> Result<(), HostError> {
         run(&["drbdsetup", "resume-io", &self.0.to_string()], within).map(drop)
     }

@@ -41,7 +41,7 @@ pub use guard::guard_process;
 
 use crate::{
     Doubt, DrbdError, DrbdVolume, Layout, Map,
-    host::{self, CowSize, Found, Stores, Taken},
+    host::{self, CowSize, Found, Minor, Stores, Taken},
     live::{freezer::Freezer, rotate::Steps},
     superblock::named,
     trust::check_image,
@@ -274,6 +274,20 @@ impl LiveVolume {
             let volume = self.found.name();
             tracing::info!(volume, snapshot = name, "it is kept for the next run");
         }
+    }
+
+    /// Makes sure that what the target holds has a name of its own before the bitmap is cleared.
+    /// Somebody may have replicated a snapshot of the volume as it is called now. Were the bitmap
+    /// cleared under that name, it would seem to start from what the target holds. Under a new
+    /// name it starts earlier, as nothing was cleared yet.
+    fn part_from(&self, base: Option<&Generation>) -> Result<(), LiveError> {
+        let minor = Minor(self.found.minor);
+        if let Some(Generation::Drbd(_)) = base
+            && base == Some(&Generation::drbd(minor.current_uuid()?))
+        {
+            minor.rename()?;
+        }
+        Ok(())
     }
 
     fn plan_current(&mut self, base: Option<&Generation>) -> Result<Plan, LiveError> {
@@ -511,6 +525,9 @@ impl Source for LiveVolume {
         match self.stage {
             Stage::New | Stage::Kept => {
                 self.stage = Stage::Fresh;
+                if self.mode == Mode::Rotate {
+                    self.part_from(base)?;
+                }
                 self.take(self.mode == Mode::Rotate)?;
                 self.plan_current(base)
             }

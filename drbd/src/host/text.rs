@@ -228,6 +228,13 @@ pub(super) fn parse_version(text: &str) -> Option<u32> {
     text.strip_prefix("version: ")?.split('.').next()?.parse().ok()
 }
 
+/// The current UUID in what `drbdsetup get-gi` of DRBD 8.4 prints: UUIDs, then flags, with colons.
+pub(super) fn parse_current_uuid(text: &str) -> Option<u64> {
+    let (current, _) = text.trim().split_once(':')?;
+    let is_uuid = current.len() == 16 && current.bytes().all(|byte| byte.is_ascii_hexdigit());
+    Some(current).filter(|_| is_uuid).and_then(|uuid| u64::from_str_radix(uuid, 16).ok())
+}
+
 /// How many requests to the backing device of this minor are on their way, by the `/proc/drbd`
 /// of DRBD 8.4.
 pub(super) fn parse_in_flight(text: &str, minor: u32) -> Option<u64> {
@@ -336,5 +343,11 @@ mod tests {
         assert_eq!(parse_in_flight(text, 1), Some(3));
         assert_eq!([parse_in_flight(text, 11), parse_in_flight(text, 2)], [None, None]);
         assert_eq!(parse_version("GIT-hash: x"), None);
+        let uuids =
+            "83D57F19E9CF2BF7:0000000000000004:0000000000000000:0000000000000000:1:1:1:0:0:0\n";
+        assert_eq!(parse_current_uuid(uuids), Some(0x83D5_7F19_E9CF_2BF7));
+        for bad in ["", "Device has no disk", "+3D57F19E9CF2BF7:0", "83D57F19:0"] {
+            assert_eq!(parse_current_uuid(bad), None, "{bad}");
+        }
     }
 }

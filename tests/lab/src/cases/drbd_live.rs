@@ -365,6 +365,36 @@ pub(super) fn cleared_by_others(lab: &mut Lab) -> Result<()> {
     tracker.remove(lab)
 }
 
+/// A snapshot that was not rotated is replicated by hand, under the name that the volume keeps.
+/// The bitmap is not cleared under that name, also where the snapshot of the next run is lost.
+pub(super) fn mixed(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    let (source, name) = (pair.source, "drbd-live-mixed");
+    let tracker = started(&pair, name, 20, Store::Thin)?;
+    write(source, &tracker, "2 100..200")?;
+    source.sh(&format!("lvcreate -q -s -kn -ay -n {name}-s1 lab/{name}"))?;
+    let by_hand = push_command(name, "--quiet")
+        .replace(&format!("drbd:{name}/0"), &format!("drbdmeta:/dev/lab/{name}-s1"));
+    Report::of(&source.run(&by_hand)?)?;
+    write(source, &tracker, "3 5000..5010")?;
+    // Its snapshot is lost after the bitmap was cleared.
+    push_hangs(source, name, "", "lvchange", "[[ $* == *driftline:rotated* ]]")?;
+    source.sh("systemctl kill -s KILL --kill-whom=main push")?;
+    end_of(source, "push")?;
+    source.sh("rm -f /run/hangs")?;
+    unshim(source)?;
+    source.until("! pgrep -x lvchange")?;
+    write(source, &tracker, "4 9000..9001")?;
+    let report = arrives(&pair, &tracker, "", &["scan"])?;
+    ensure!(report.reason() == "slot-cleared", "{}", report.reason());
+    // And where it is not lost.
+    source.sh(&format!("lvcreate -q -s -kn -ay -n {name}-s2 lab/{name}"))?;
+    Report::of(&source.run(&by_hand.replace("-s1", "-s2"))?)?;
+    write(source, &tracker, "5 300..310")?;
+    arrives(&pair, &tracker, "", &["incremental"])?;
+    tracker.remove(lab)
+}
+
 /// A volume with data becomes a tracker, with its metadata on another, and a plain volume again.
 pub(super) fn tracker(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;

@@ -243,6 +243,12 @@ pub(crate) const CASES: &[Case] = &[
         drbd_live::cleared_by_others,
     ),
     case(
+        "drbd-live-mixed",
+        "a snapshot that was replicated by hand, and then others that were rotated",
+        LONG,
+        drbd_live::mixed,
+    ),
+    case(
         "drbd-live-tracker",
         "init-tracker on a volume with data, its metadata beside it, and --undo",
         LONG,
