@@ -208,13 +208,9 @@ impl LiveVolume {
 
     /// Removes what earlier runs have left, but for the last snapshot that did not arrive.
     fn tidy(&self, base: Option<&Generation>) -> Result<Option<Taken>, LiveError> {
-        let mut ours = self.stores.ours(&self.prefix())?;
-        let is_due = |taken: &Taken| {
-            let arrived = taken.mark.is_some_and(|uuid| base == Some(&Generation::drbd(uuid)));
-            self.mode == Mode::Rotate && taken.mark.is_some() && !taken.spoilt && !arrived
-        };
-        let kept = ours.iter().rposition(is_due).map(|at| ours.remove(at));
-        for Taken { name, mark, spoilt } in ours {
+        let ours = self.stores.ours(&self.prefix())?;
+        let (kept, rest) = sort_out(ours, base, self.mode);
+        for Taken { name, mark, spoilt } in rest {
             if mark.is_some() && spoilt {
                 let volume = self.found.name();
                 tracing::warn!(
@@ -318,6 +314,23 @@ impl LiveVolume {
         let tip = plan.tip.filter(|_| current.rotated);
         Ok(Plan { volume: Some(self.options.volume), tip, ..plan })
     }
+}
+
+/// Of the snapshots that earlier runs have left, oldest first, the one that goes first now, and
+/// those that are not needed. No other is taken before a marked one has arrived, so all before
+/// the last of these have.
+fn sort_out(
+    mut ours: Vec<Taken>,
+    base: Option<&Generation>,
+    mode: Mode,
+) -> (Option<Taken>, Vec<Taken>) {
+    let is_due = |taken: &Taken| {
+        let arrived = taken.mark.is_some_and(|uuid| base == Some(&Generation::drbd(uuid)));
+        mode == Mode::Rotate && !taken.spoilt && !arrived
+    };
+    let last = ours.iter().rposition(|taken| taken.mark.is_some());
+    let kept = last.filter(|at| is_due(&ours[*at])).map(|at| ours.remove(at));
+    (kept, ours)
 }
 
 fn choose_mode(found: &Found, wanted: Option<Mode>) -> Result<Mode, LiveError> {

@@ -2,16 +2,19 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use driftline_extent::Generation;
+
 use super::{
-    GuardCommand, LiveError,
+    GuardCommand, LiveError, Mode,
     freezer::Freezer,
     guard::{Answer, Order, Panel, guard},
     may_rotate,
     rotate::{Steps, rotate},
+    sort_out,
 };
 use crate::{
     NoRotation,
-    host::{Found, HostError, Link, MetaDisk},
+    host::{Found, HostError, Link, MetaDisk, Taken},
 };
 
 /// A volume that is written to whenever it can be.
@@ -404,6 +407,33 @@ fn one_who_asks_a_guard_hears_what_became_of_it() {
     assert!(matches!(freezer.suspend(), Err(LiveError::TooSlow { .. })));
     let nowhere = GuardCommand { program: "/nonexistent".into(), args: vec![] };
     assert!(matches!(Freezer::start(&nowhere, 0, limit), Err(LiveError::Guard { .. })));
+}
+
+#[test]
+fn of_what_earlier_runs_have_left_the_last_that_did_not_arrive_is_needed() {
+    let taken = |name: &str, mark, spoilt| Taken { name: name.to_owned(), mark, spoilt };
+    let names = |all: &[Taken]| all.iter().map(|taken| taken.name.clone()).collect::<Vec<_>>();
+    let ours =
+        vec![taken("1", Some(10), false), taken("2", Some(20), false), taken("3", None, false)];
+    let spoilt = vec![taken("1", Some(10), false), taken("2", Some(20), true)];
+    let base = |uuid| Some(Generation::drbd(uuid));
+    for (ours, base, mode, kept, rest) in [
+        (&ours, None, Mode::Rotate, Some("2"), ["1", "3"].as_slice()),
+        (&ours, base(11), Mode::Rotate, Some("2"), &["1", "3"]),
+        (&ours, base(21), Mode::Rotate, None, &["1", "2", "3"]),
+        (&ours, base(11), Mode::Cumulative, None, &["1", "2", "3"]),
+        (&spoilt, base(11), Mode::Rotate, None, &["1", "2"]),
+    ] {
+        let (due, others) = sort_out(ours.clone(), base.as_ref(), mode);
+        assert_eq!(
+            (due.map(|taken| taken.name).as_deref(), names(&others)),
+            (kept, names_of(rest))
+        );
+    }
+}
+
+fn names_of(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
 }
 
 #[test]
