@@ -31,7 +31,8 @@ pub struct SinkState {
 ///
 /// The order of calls is `begin`, `write` as often as there are bytes, `finish`. Whatever is
 /// dropped before `finish` has returned must leave behind what a later stream can go on from:
-/// the sink closes the pipe, and the storage keeps what it received and gives out a token for it.
+/// the sink closes the pipe, and the storage keeps what it received and gives out a token for it,
+/// or keeps nothing of it.
 pub trait Sink {
     /// What can go wrong.
     type Error: Explained + Send + 'static;
@@ -58,7 +59,7 @@ pub enum StreamProblem {
     /// Something else than a stream was offered.
     #[error(
         "this is received by ZFS, which takes whole streams and no changes of a volume: push a \
-         `zfs:` source to it, or this source to a file or a block device"
+         `zfs:` or `zstream:` source to it, or this source to a file or a block device"
     )]
     NotAStream,
     /// The stream does not start from what the sink holds.

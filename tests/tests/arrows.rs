@@ -8,9 +8,10 @@ use std::{
 use serde_json::Value;
 
 /// What only the program and the tests may know all of.
-const LIBRARIES: [&str; 7] = [
+const LIBRARIES: [&str; 8] = [
     "driftline-drbd",
     "driftline-extent",
+    "driftline-linstor",
     "driftline-manifest",
     "driftline-target",
     "driftline-transport",
@@ -19,10 +20,11 @@ const LIBRARIES: [&str; 7] = [
 ];
 
 /// Each package, and the packages of this workspace that it may depend on.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("driftline-extent", &[]),
     ("driftline-manifest", &["driftline-extent"]),
     ("driftline-drbd", &["driftline-extent"]),
+    ("driftline-linstor", &["driftline-extent"]),
     ("nvpair-sys", &[]),
     ("libzetta-zfs-core-sys", &["nvpair-sys"]),
     ("driftline-zfs", &["driftline-extent", "libzetta-zfs-core-sys"]),

@@ -47,7 +47,7 @@ impl RateLimit {
     }
 }
 
-/// A [`RateLimit`] by the clock, which its clones have in common: it is kept by all of them
+/// A bandwidth limit by the clock, which its clones have in common: it is kept by all of them
 /// together.
 #[derive(Clone)]
 pub struct SharedLimit {

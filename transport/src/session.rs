@@ -14,7 +14,7 @@ use crate::{
     target_side::TargetSide,
 };
 
-/// How long to wait for a source to end: it may be stuck in a read that nothing can interrupt.
+/// How long to wait for the end of a source, which may be stuck in a read.
 const SOURCE_END_MAX: Duration = Duration::from_secs(10);
 
 /// Runs the source side of an accepted session to its end.
@@ -29,7 +29,8 @@ where
     let (mut side, ended) = SourceSide::start(job, connection.progress())?;
     let result = pump::run(connection, &mut side).await;
     let summary = side.into_summary();
-    // What the source has taken for this, such as a snapshot, it gives back when it is dropped.
+    // The worker ends when nobody can ask it for more, and with it what the source keeps in its
+    // storage meanwhile, such as a hold on a snapshot: the process must not end before.
     let _ = timeout(SOURCE_END_MAX, ended).await;
     result.map(|()| summary)
 }

@@ -73,7 +73,7 @@ pub(crate) struct SourceSide {
 }
 
 impl SourceSide {
-    /// Starts its threads. What is returned besides ends when the source was dropped.
+    /// The side, and what fails once its source was dropped.
     pub(crate) fn start<S>(
         job: SourceJob<S>,
         progress: Arc<Progress>,
@@ -96,18 +96,16 @@ impl SourceSide {
             events: events.clone(),
             progress: progress.clone(),
         };
+        let (ending, ended) = oneshot::channel();
         // Detached: a source may be stuck in a read that nothing can interrupt.
-        let (dropped, ended) = oneshot::channel();
-        let work = move || {
+        thread::Builder::new().name("source".into()).spawn(move || {
+            let _ending: oneshot::Sender<()> = ending;
             worker.run();
-            // Nobody waits any more if the session was given up.
-            let _ = dropped.send(());
-        };
-        thread::Builder::new().name("source".into()).spawn(work)?;
+        })?;
         thread::Builder::new()
             .name("packer".into())
             .spawn(move || run_packer(packer, volume, &packer_commands, &events, &progress))?;
-        let this = Self {
+        let side = Self {
             sender: Sender::new(),
             commands,
             packs,
@@ -118,10 +116,10 @@ impl SourceSide {
             summary: Summary::default(),
             failure: None,
         };
-        Ok((this, ended))
+        Ok((side, ended))
     }
 
-    /// What was done. The source ends.
+    /// Lets the worker go, and says what was done.
     pub(crate) fn into_summary(self) -> Summary {
         self.summary
     }

@@ -151,9 +151,9 @@ impl Fault {
             Self::Deduplicated => "send it again without -D",
             Self::Redacted => "send the snapshot itself, without --redact",
             Self::RawEncrypted => {
-                "load the key and send it again without -w, or keep it as an opaque stream"
+                "load the key and send it again without -w, or push it as it is to zfs:POOL/DATASET"
             }
-            Self::NotAVolume(_) => "send a volume, or keep it as an opaque stream",
+            Self::NotAVolume(_) => "send a volume, or push it as it is to zfs:POOL/DATASET",
             Self::BaseMismatch { base: None, .. } => {
                 "send the snapshot as a whole first, without -i or -I"
             }

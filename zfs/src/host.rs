@@ -5,6 +5,7 @@
 //! of it where there is no library, is done by the `zfs` command. Nothing here forces, rolls
 //! back, or destroys a data set.
 
+mod abilities;
 mod command;
 mod error;
 mod hold;
@@ -18,9 +19,11 @@ use std::{
     ffi::OsStr,
     fmt,
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use crate::{DatasetName, PointKind, PointName, Version, parse_versions};
+pub use abilities::Abilities;
 use command::Call;
 pub use error::{Cause, Errno, ZfsError};
 pub use hold::Hold;
@@ -71,6 +74,8 @@ pub struct Zfs {
     command: Result<PathBuf, String>,
     /// The library, or why it is not used.
     library: Result<Engine, String>,
+    /// What it can do, once it was asked.
+    abilities: Arc<OnceLock<Abilities>>,
 }
 
 impl Zfs {
@@ -84,8 +89,8 @@ impl Zfs {
         if let Some(path) = env::var_os(COMMAND_VARIABLE).filter(|path| !path.is_empty()) {
             return Ok(Self::with_command(path));
         }
-        let found =
-            Self { command: search(env::var_os("PATH").as_deref()), library: Engine::open() };
+        let command = search(env::var_os("PATH").as_deref());
+        let found = Self { command, library: Engine::open(), abilities: Arc::default() };
         match (&found.command, &found.library) {
             (Err(command), Err(library)) => Err(ZfsError::Unavailable {
                 command: command.clone(),
@@ -99,7 +104,7 @@ impl Zfs {
     /// can be run shows when it is.
     pub fn with_command(path: impl Into<PathBuf>) -> Self {
         let library = Err("the library is not used beside a command that was named".to_owned());
-        Self { command: Ok(path.into()), library }
+        Self { command: Ok(path.into()), library, abilities: Arc::default() }
     }
 
     /// Whether the library is used.
@@ -244,15 +249,12 @@ impl Zfs {
     ///
     /// That of the command, which before OpenZFS 0.8 does not know its version.
     pub fn versions(&self) -> Result<(Version, Option<Version>), ZfsError> {
-        let call = self.call(["version"])?;
-        let command = call.text();
         // Without the module it fails, but tells its own version before.
-        let (stdout, end) = call.output_and_end()?;
-        let Ok(versions) = parse_versions(&stdout) else {
-            let output = stdout.chars().take(200).collect();
-            return end.and(Err(ZfsError::NotUnderstood { command, output }));
-        };
-        Ok(versions)
+        let (stdout, end) = self.call(["version"])?.output_and_end()?;
+        match parse_versions(&stdout) {
+            Ok(versions) => Ok(versions),
+            Err(error) => Err(end.err().unwrap_or_else(|| error.into())),
+        }
     }
 
     /// A call of the command, not started.
@@ -261,6 +263,13 @@ impl Zfs {
             Ok(program) => Ok(Call::new(program, args)),
             Err(why) => Err(ZfsError::Unavailable { command: why.clone(), library: None }),
         }
+    }
+}
+
+/// Warns of what the command said of this data set though it succeeded, mostly nothing.
+pub fn warn_of(dataset: &DatasetName, said: &str) {
+    if !said.is_empty() {
+        tracing::warn!(%dataset, said, "zfs succeeded, and said this");
     }
 }
 

@@ -8,6 +8,7 @@
 //! * [`ZvolStream`]: a stream of one volume as a [`driftline_extent::Source`].
 //! * [`LiveSource`]: a data set of the ZFS on this machine as one.
 //! * [`OpaqueStream`]: any stream as it is, in parts, for a target that is ZFS itself.
+//! * [`SendStream`]: whichever of the two the target takes.
 //! * [`RecordReader`]: the records of any stream, checked, with their payloads.
 //! * [`Record`], [`Begin`], [`Features`]: what a record says.
 //! * [`Nvlist`]: the name-value lists inside BEGIN records.
@@ -36,6 +37,7 @@ mod reader;
 mod record;
 pub mod select;
 mod source;
+mod stream;
 mod token;
 mod version;
 mod zvol;
@@ -64,5 +66,6 @@ pub use record::{
     RecordKind, Spill, Write, WriteByref, WriteEmbedded,
 };
 pub use source::{MAP_EXTENTS_MAX, ZvolStream};
+pub use stream::SendStream;
 pub use token::{ResumeToken, TOKEN_LEN_MAX, TokenError};
 pub use version::{Version, VersionError, Warning, parse_versions, warnings};

@@ -16,9 +16,9 @@ use driftline_extent::{
 };
 
 use crate::{
-    Dataset, DatasetKind, DatasetName, KeyStatus, OpaqueStream, Point, PointName, ResumeToken,
-    SnapshotDevice, StreamError, Warning, ZvolStream,
-    host::{Hold, Package, SendRequest, Sending, Zfs},
+    Dataset, DatasetKind, DatasetName, KeyStatus, Point, PointName, ResumeToken, SendStream,
+    SnapshotDevice, StreamError, Warning,
+    host::{Abilities, Hold, Package, SendRequest, Sending, Zfs, warn_of},
     select::{Base, OwnNames, Request, choose_base, choose_tip, newest_common, prune},
     source::plan_of,
     warnings,
@@ -105,7 +105,7 @@ struct Increment {
     token: Option<ResumeToken>,
     /// Of a volume that is sent as its changes.
     shape: Option<Shape>,
-    stream: Option<Stream>,
+    stream: Option<SendStream<Sending>>,
     device: Option<SnapshotDevice>,
     /// What it led to, once it was sent whole.
     finish: Option<Finish>,
@@ -119,34 +119,20 @@ struct Shape {
     block_len: NonZeroU64,
 }
 
-/// What `zfs send` writes, as it is read.
-enum Stream {
-    Volume(ZvolStream<Sending>),
-    Opaque(OpaqueStream<Sending>),
+/// Why a stream came to its end: what its sender says of that is nearer to the cause.
+fn failed(stream: SendStream<Sending>, snapshot: &PointName, error: StreamError) -> LiveError {
+    match stream.into_inner().finish() {
+        Err(sender) if error.is_about_the_end() => LiveError::Zfs(sender),
+        Err(_) => in_stream(snapshot, error),
+        Ok(said) => {
+            warn_of(snapshot.dataset(), &said);
+            in_stream(snapshot, error)
+        }
+    }
 }
 
-impl Stream {
-    fn source(&mut self) -> &mut dyn Source<Error = StreamError> {
-        match self {
-            Self::Volume(stream) => stream,
-            Self::Opaque(stream) => stream,
-        }
-    }
-
-    /// Why it came to its end: what the sender says of it is nearer to the cause.
-    fn failed(self, snapshot: &PointName, error: StreamError) -> LiveError {
-        match self.into_sending().finish() {
-            Err(sender) if error.is_about_the_end() => LiveError::Zfs(sender),
-            _ => LiveError::Stream { snapshot: snapshot.clone(), error: error.into() },
-        }
-    }
-
-    fn into_sending(self) -> Sending {
-        match self {
-            Self::Volume(stream) => stream.into_inner(),
-            Self::Opaque(stream) => stream.into_inner(),
-        }
-    }
+fn in_stream(snapshot: &PointName, error: StreamError) -> LiveError {
+    LiveError::Stream { snapshot: snapshot.clone(), error: error.into() }
 }
 
 impl LiveSource {
@@ -198,6 +184,9 @@ impl LiveSource {
     /// The snapshot that a resume token leads to, and what it starts from.
     fn go_on(&self, token: &str, points: &[Point]) -> Result<(Point, ResumeToken), LiveError> {
         let stale = |why: String| LiveError::Token { why };
+        if !self.zfs.abilities()?.resume {
+            return Err(stale("the ZFS of the source cannot send the rest of a stream".to_owned()));
+        }
         let mut token: ResumeToken = token.parse().map_err(|e| stale(format!("{e}")))?;
         let tip = points.iter().find(|point| point.is_snapshot() && point.guid == token.toguid);
         let Some(tip) = tip else {
@@ -305,9 +294,12 @@ impl LiveSource {
     }
 
     /// Sees to what the target holds by now: it is bookmarked, and what is older goes.
-    fn arrived(&self, points: &[Point], guid: u64) {
+    fn arrived(&self, points: &[Point], guid: u64, abilities: Abilities) {
         let Some(held) = points.iter().find(|point| point.guid == guid) else { return };
-        if let Err(error) = self.mark(points, held) {
+        // Where there are no bookmarks, the snapshot is what the next increment starts from.
+        if abilities.bookmarks
+            && let Err(error) = self.mark(points, held)
+        {
             // The snapshot stays what the next increment starts from.
             tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
             return;
@@ -329,12 +321,13 @@ impl LiveSource {
     }
 
     fn start(&mut self, from: u64) -> Result<(), LiveError> {
+        let abilities = self.zfs.abilities()?;
         let Some(increment) = &mut self.increment else { return Err(LiveError::Unplanned) };
         let Increment { tip, base, token, shape, .. } = &*increment;
         let block_len = shape.map(|shape| shape.block_len);
         let token = match (token, block_len) {
             (Some(token), _) => Some(token.clone()),
-            (None, Some(block_len)) if from >= block_len.get() => {
+            (None, Some(block_len)) if abilities.resume && from >= block_len.get() => {
                 let fromguid = base.as_ref().map(|base| base.guid);
                 let name = tip.name.clone();
                 Some(ResumeToken::for_volume(tip.guid, name, fromguid, from, block_len))
@@ -343,29 +336,27 @@ impl LiveSource {
         };
         let sending = match token {
             Some(token) => self.zfs.resume(&token.to_string())?,
-            None => self.zfs.send(&request(&self.options, increment))?,
+            None => self.zfs.send(&request(&self.options, increment, abilities))?,
         };
         let held = base.as_ref().map(|base| Generation::Zfs(base.guid));
-        let mut stream = match shape {
-            Some(_) => Stream::Volume(ZvolStream::new(sending)),
-            None => Stream::Opaque(OpaqueStream::new(sending)),
-        };
-        match stream.source().plan(held.as_ref()) {
+        let mut stream = SendStream::for_target(sending, &self.takes);
+        match stream.plan(held.as_ref()) {
             Ok(_) => {
                 self.needed |= self.options.pick.is_new(&increment.tip.name);
                 increment.stream = Some(stream);
                 self.bytes_before = self.bytes_read;
                 Ok(())
             }
-            Err(error) => Err(stream.failed(&tip.name, error)),
+            Err(error) => Err(failed(stream, &tip.name, error)),
         }
     }
 }
 
 /// What is asked of `zfs send` for an increment that starts at its beginning.
-fn request(options: &LiveOptions, increment: &Increment) -> SendRequest {
+fn request(options: &LiveOptions, increment: &Increment, abilities: Abilities) -> SendRequest {
     let base = increment.base.as_ref().map(|base| base.name.clone());
-    let request = SendRequest { base, ..SendRequest::full(increment.tip.name.clone()) };
+    let plain = !abilities.stored_blocks;
+    let request = SendRequest { base, plain, ..SendRequest::full(increment.tip.name.clone()) };
     match increment.shape {
         Some(_) => request,
         None => SendRequest { raw: options.raw, package: options.package, ..request },
@@ -384,9 +375,10 @@ impl Source for LiveSource {
         self.increment = None;
         let dataset = self.look()?;
         self.warn(&dataset);
+        let abilities = self.zfs.abilities()?;
         let points = self.zfs.points(&self.name)?;
         if let Some(Generation::Zfs(guid)) = base {
-            self.arrived(&points, *guid);
+            self.arrived(&points, *guid, abilities);
         }
         let token = match &self.takes {
             Takes::Stream { token: Some(token), .. } => Some(self.go_on(token, &points)?),
@@ -429,7 +421,7 @@ impl Source for LiveSource {
         };
         // What is left of a stream that was cut off ZFS does not estimate well.
         if increment.token.is_none() {
-            let request = request(&self.options, &increment);
+            let request = request(&self.options, &increment, abilities);
             let expected = self.zfs.send_len(&request)?;
             plan.bytes_expected = expected.map_or(0, |len| len.saturating_add(self.bytes_read));
         }
@@ -450,8 +442,8 @@ impl Source for LiveSource {
         let Some(increment) = &mut self.increment else { return Err(LiveError::Unplanned) };
         loop {
             let Some(stream) = &mut increment.stream else { return Ok(None) };
-            let next = stream.source().next_change(from);
-            self.bytes_read = self.bytes_before + stream.source().bytes_read();
+            let next = stream.next_change(from);
+            self.bytes_read = self.bytes_before + stream.bytes_read();
             let snapshot = &increment.tip.name;
             match (next, increment.shape, increment.stream.take()) {
                 // The stream of a volume that kept its size does not say where it ends.
@@ -471,17 +463,17 @@ impl Source for LiveSource {
                     return Ok(Some(change));
                 }
                 (Ok(None), shape, Some(mut stream)) => {
-                    let finish = match stream.source().finish() {
+                    let finish = match stream.finish() {
                         Ok(finish) => finish,
-                        Err(error) => return Err(stream.failed(snapshot, error)),
+                        Err(error) => return Err(failed(stream, snapshot, error)),
                     };
-                    stream.into_sending().finish()?;
+                    warn_of(&self.name, &stream.into_inner().finish()?);
                     let size = shape.map(|shape| shape.size);
                     increment.finish = Some(Finish { size, ..finish });
                     self.options.allow_full = false;
                     return Ok(None);
                 }
-                (Err(error), _, Some(stream)) => return Err(stream.failed(snapshot, error)),
+                (Err(error), _, Some(stream)) => return Err(failed(stream, snapshot, error)),
                 (_, _, None) => return Err(LiveError::Unplanned),
             }
         }

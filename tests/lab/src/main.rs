@@ -2,6 +2,7 @@
 //!
 //! `tests/lab/run` builds what this needs and starts it.
 
+mod bench;
 mod cases;
 mod control;
 mod image;
@@ -32,6 +33,9 @@ struct Arguments {
     /// Say which cases there are.
     #[arg(long)]
     list: bool,
+    /// Measure an increment against `zfs send` and syncoid, print what it costs, and run no case.
+    #[arg(long, conflicts_with_all = ["cases", "short", "list"])]
+    bench: bool,
     /// Keep the disks and console logs of a failed case's machines in this folder.
     #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
@@ -76,6 +80,10 @@ fn run() -> Result<ExitCode> {
     let mut lab = Lab::new(image, tools, work, arguments.verbose);
     println!("# {}", cases::versions(lab.source()?)?);
 
+    if arguments.bench {
+        bench::run(&mut lab)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     println!("1..{}", cases.len());
     let mut failed = 0;
     for (number, case) in cases.iter().enumerate() {

@@ -201,6 +201,32 @@ pub(crate) fn allow_push_to(pair: &Pair<'_>, name: &str, place: &str) -> Result<
     Ok(())
 }
 
+/// Makes the pool `back` on the target, of a file of this size, and lets its service work with
+/// ZFS, as its unit says.
+pub(crate) fn make_pool(target: &Machine, size: &str) -> Result<()> {
+    target.sh(&format!(
+        "truncate -s {size} /srv/back.pool
+         zpool create -f -O snapdev=visible -m none back /srv/back.pool
+         mkdir -p /etc/systemd/system/driftline-serve.service.d
+         cat > /etc/systemd/system/driftline-serve.service.d/zfs.conf << END
+[Service]
+DeviceAllow=/dev/zfs rw
+CapabilityBoundingSet=CAP_SYS_ADMIN
+END
+         systemctl daemon-reload; sync"
+    ))?;
+    Ok(())
+}
+
+/// Takes that pool away, and what its replicas have left.
+pub(crate) fn remove_pool(target: &Machine) -> Result<()> {
+    target.sh("systemctl stop driftline-serve")?;
+    target.until("zpool destroy -f back")?;
+    target.sh("rm -r /srv/back.pool /etc/systemd/system/driftline-serve.service.d
+         rm -rf /var/lib/driftline/zvol/back; systemctl daemon-reload")?;
+    Ok(())
+}
+
 /// The command that pushes a data set of the source's own ZFS to the volume `name`. `run_as` is
 /// nothing, or a command that makes it another user's.
 pub(crate) fn live_push(dataset: &str, name: &str, options: &str, run_as: &str) -> String {

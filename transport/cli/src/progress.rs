@@ -24,6 +24,8 @@ pub(crate) enum Show {
     Nothing,
     /// As suits standard error: a bar for a terminal, log lines for anything else.
     Fitting,
+    /// As log lines: several are shown at once.
+    Lines,
 }
 
 /// Shows `progress` for as long as the future is polled.
@@ -31,7 +33,7 @@ pub(crate) async fn watch(progress: Arc<Progress>, show: Show) {
     match show {
         Show::Nothing => std::future::pending().await,
         Show::Fitting if stderr().is_terminal() => draw(&progress).await,
-        Show::Fitting => log(&progress).await,
+        Show::Fitting | Show::Lines => log(&progress).await,
     }
 }
 

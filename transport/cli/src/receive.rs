@@ -5,8 +5,8 @@ use std::{cmp::Reverse, io::Write};
 use driftline_extent::{Explained, Generation, Offer, POINTS_MAX, Point as Told, Reason};
 use driftline_target::{Sink, SinkState};
 use driftline_zfs::{
-    Dataset, DatasetName, Point, PointName,
-    host::{ReceiveRequest, Receiving, Zfs, ZfsError},
+    Dataset, DatasetName, Point,
+    host::{ReceiveRequest, Receiving, Zfs, ZfsError, warn_of},
     select::Divergence,
 };
 
@@ -84,11 +84,32 @@ impl ReceiveSink {
             return Err(ReceiveError::Foreign(self.name.clone()));
         };
         if dataset.written.is_some_and(|bytes| bytes > 0) {
-            let common: Option<PointName> = Some(newest.name.clone());
-            let (dataset, beyond) = (self.name.clone(), Vec::new());
-            return Err(Divergence { dataset, common, beyond, written: true }.into());
+            return Err(self.written_since(newest));
         }
         Ok(())
+    }
+
+    fn written_since(&self, newest: &Point) -> ReceiveError {
+        let common = Some(newest.name.clone());
+        let (dataset, beyond) = (self.name.clone(), Vec::new());
+        Divergence { dataset, common, beyond, written: true }.into()
+    }
+
+    /// Waits for the end of what is received. That the target was written an old ZFS tells only
+    /// then, and any other if it was written just now.
+    fn end(&mut self) -> Result<(), ReceiveError> {
+        match self.receiving.take().ok_or(ReceiveError::Idle)?.finish() {
+            Ok(said) => {
+                warn_of(&self.name, &said);
+                Ok(())
+            }
+            Err(error) if error.is_modified_target() => {
+                let found = self.look()?;
+                let newest = found.as_ref().and_then(|(_, points)| points.first());
+                Err(newest.map_or_else(|| error.into(), |newest| self.written_since(newest)))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -113,6 +134,7 @@ impl Sink for ReceiveSink {
             self.zfs.make_parents(&self.name, root)?;
         }
         let request = ReceiveRequest {
+            resumable: self.zfs.abilities()?.resume,
             exclude: self.policy.exclude.clone(),
             overrides: self.policy.overrides(),
             ..ReceiveRequest::new(self.name.clone())
@@ -125,14 +147,12 @@ impl Sink for ReceiveSink {
         let receiving = self.receiving.as_mut().ok_or(ReceiveError::Idle)?;
         let Err(error) = receiving.write_all(bytes) else { return Ok(()) };
         // What it says of its end is nearer to the cause than that it does not read.
-        if let Some(receiving) = self.receiving.take() {
-            receiving.finish()?;
-        }
+        self.end()?;
         Err(ReceiveError::Cut(self.name.clone(), error))
     }
 
     fn finish(&mut self, _: &Generation) -> Result<SinkState, ReceiveError> {
-        self.receiving.take().ok_or(ReceiveError::Idle)?.finish()?;
+        self.end()?;
         self.state()
     }
 }

@@ -7,7 +7,8 @@ use std::{
 };
 
 use driftline_extent::{
-    Committed, Extent, ExtentSet, Generation, Plan, PlanKind, Reason, Standing, TargetState,
+    Committed, Extent, ExtentSet, Generation, Plan, PlanKind, Point, Reason, Standing, Takes,
+    TargetState,
 };
 use driftline_target::VerifyReport;
 use serde::{Serialize, Serializer};
@@ -261,11 +262,21 @@ pub(crate) fn state_json(state: &TargetState) -> Value {
             "tip": resume.tip.map(|tip| tip.to_string()),
             "from": resume.from * driftline_extent::CHUNK_LEN,
         })),
+        "stream": match &state.takes {
+            Takes::Volume => Value::Null,
+            Takes::Stream { token, points } => json!({
+                "snapshot": points.first().map(|point| &point.name),
+                "resume_token": token,
+            }),
+        },
     })
 }
 
 /// What a replica says of itself.
 pub(crate) fn state(state: &TargetState) -> String {
+    if let Takes::Stream { token, points } = &state.takes {
+        return stream_state(state.generation, token.as_deref(), points);
+    }
     let mut text = match state.generation {
         Some(generation) => format!("generation {generation}\nsize       {}", bytes(state.size)),
         None if *state == TargetState::nothing() => {
@@ -283,6 +294,21 @@ pub(crate) fn state(state: &TargetState) -> String {
     if let Some(resume) = &state.resume {
         let from = bytes(resume.from * driftline_extent::CHUNK_LEN);
         text += &format!("\nresume     an increment was cut off after {from}: push again to go on");
+    }
+    text
+}
+
+/// What a data set that receives streams says of itself.
+fn stream_state(generation: Option<Generation>, token: Option<&str>, points: &[Point]) -> String {
+    let mut text = match generation {
+        Some(generation) => format!("generation {generation}"),
+        None => "generation none: nothing was ever received here".to_owned(),
+    };
+    if let Some(newest) = points.first() {
+        text += &format!("\nsnapshot   {}", newest.name);
+    }
+    if token.is_some() {
+        text += "\nresume     a stream was cut off: push again to go on";
     }
     text
 }

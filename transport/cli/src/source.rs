@@ -20,8 +20,8 @@ use driftline_extent::{
 use driftline_target::FileDisk;
 use driftline_transport::SourceJob;
 use driftline_zfs::{
-    DatasetName, LiveError, LiveOptions, LiveSource, Moment, Pick, ReadBack, StreamError,
-    ZvolStream,
+    DatasetName, LiveError, LiveOptions, LiveSource, Moment, Pick, ReadBack, SendStream,
+    StreamError,
     host::{Package, Zfs},
     select::OwnNames,
 };
@@ -53,7 +53,7 @@ pub(crate) enum AnySource {
         name: String,
         /// Its length, zero if that is not known.
         len: u64,
-        stream: Box<ZvolStream<Box<dyn Read + Send>>>,
+        stream: Box<SendStream<Box<dyn Read + Send>>>,
     },
     /// A plain file or device.
     Plain(PlainVolume),
@@ -141,7 +141,7 @@ impl Explained for SourceError {
 pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource> {
     let overwrite = terms.overwrite;
     let stream = |input: Box<dyn Read + Send>, len| {
-        let stream = Box::new(ZvolStream::new(input).allow_full(overwrite));
+        let stream = Box::new(SendStream::new(input).allow_full(overwrite));
         AnySource::Stream { name: place.to_string(), len, stream }
     };
     match place {

@@ -96,6 +96,7 @@ pub(crate) async fn run(
     let place = (!is_remote).then(|| TargetPlace::of(target)).transpose()?;
     let job = job.of_members(Together { to, moment }, place);
     let at_once = tree.at_once.unwrap_or(AT_ONCE);
+    let show = if show == Show::Fitting { Show::Lines } else { show };
     let outcomes = replicate(job, members, at_once, show, &|(member, result)| match result {
         Ok(done) if !json => println!("{}", report::member(&member.source(), done)),
         Ok(_) => {}

@@ -31,7 +31,7 @@ fn each_run_takes_a_snapshot_and_leaves_one_and_its_bookmark() {
         }
     }
     let calls = fake.calls();
-    let sends = calls.lines().filter(|call| call.starts_with("send -L")).count();
+    let sends = calls.lines().filter(|call| call.starts_with("send -L -c -e ")).count();
     assert_eq!(sends, 3, "{calls}");
     // A bookmark would do as well, but a snapshot can be looked at.
     assert!(calls.contains("send -L -c -e -i tank/vm 1@driftline-"), "{calls}");
@@ -46,6 +46,25 @@ fn the_bookmark_is_enough_to_go_on_from() {
     fake.write("points", &marks.map(|line| format!("{line}\n")).collect::<String>());
     fake.arrives(&[], 2);
     assert!(fake.calls().contains("send -L -c -e -i tank/vm 1#driftline-"));
+}
+
+#[test]
+fn without_bookmarks_the_snapshot_that_arrived_stays() {
+    let fake = Fake::new(&[("@other:1 x", 5, 1)]);
+    fake.write("old", "");
+    for number in 1..=3 {
+        let output = fake.push(&[]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        assert!(!text(&output).contains("WARN"), "{}", text(&output));
+        let expected = recorded_sha256(&format!("lz4-16k@s{number}"));
+        assert_eq!(sha256(&fake.path("vm.img")), expected);
+        let points = fs::read_to_string(fake.path("points")).unwrap();
+        assert_eq!(points.lines().count(), 2, "{points}");
+        assert!(points.contains(&GUIDS[number - 1].to_string()), "{points}");
+    }
+    let calls = fake.calls();
+    assert_eq!(calls.matches("send -i tank/vm 1@driftline-").count(), 2, "{calls}");
+    assert!(!calls.contains("send -t") && !calls.contains("bookmark tank"), "{calls}");
 }
 
 #[test]

@@ -23,6 +23,9 @@ pub enum ZfsError {
     /// What the command printed makes no sense.
     #[error(transparent)]
     Listing(#[from] crate::ListingError),
+    /// The command does not tell its version as it should.
+    #[error(transparent)]
+    Version(#[from] crate::VersionError),
     /// The command could not be started.
     #[error("{command}: {} cannot be started: {error}", program.display())]
     Start {
@@ -60,14 +63,6 @@ pub enum ZfsError {
         command: String,
         /// The most bytes that are read.
         limit: u64,
-    },
-    /// The command wrote something else than it should.
-    #[error("{command} printed what is not understood: {output:?}; is it the zfs of OpenZFS?")]
-    NotUnderstood {
-        /// How it would be typed.
-        command: String,
-        /// The beginning of what it wrote.
-        output: String,
     },
     /// libzfs_core refused.
     #[error("ZFS could not {task}: {}", listed(causes))]
@@ -180,6 +175,16 @@ const SYSTEM: [(Unix, &str); 14] = [
     (Unix::NAMETOOLONG, "the name is too long"),
 ];
 
+/// What the command says where a pool is full, or a quota used up.
+const FULL_WORDS: [&str; 2] = ["out of space", "space quota exceeded"];
+
+impl Errno {
+    /// Whether it says that a pool is full, or a quota used up.
+    fn is_full(self) -> bool {
+        [Unix::NOSPC, Unix::DQUOT].iter().any(|full| full.raw_os_error() == self.0)
+    }
+}
+
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let own = self.0.checked_sub(OWN_FIRST).and_then(|i| usize::try_from(i).ok());
@@ -196,14 +201,30 @@ impl fmt::Display for Errno {
     }
 }
 
+impl ZfsError {
+    /// Whether the command did not know the verb, options or properties that it was asked with.
+    pub(super) fn is_old(&self) -> bool {
+        self.says(&["unrecognized command", "invalid option", "bad property list", "invalid type"])
+    }
+
+    /// Whether a stream was refused because its target was written since its newest snapshot.
+    pub fn is_modified_target(&self) -> bool {
+        self.says(&["has been modified"])
+    }
+
+    fn says(&self, any: &[&str]) -> bool {
+        matches!(self, Self::Failed { stderr, .. } if any.iter().any(|said| stderr.contains(said)))
+    }
+}
+
 impl Explained for ZfsError {
     /// By what ZFS says: its command has one exit status for all.
     fn reason(&self) -> Reason {
         match self {
-            Self::Failed { stderr, .. } if stderr.contains("out of space") => Reason::TargetFull,
-            Self::Refused { causes, .. }
-                if causes.iter().any(|c| c.errno == Errno(Unix::NOSPC.raw_os_error())) =>
-            {
+            Self::Failed { stderr, .. } if FULL_WORDS.iter().any(|full| stderr.contains(full)) => {
+                Reason::TargetFull
+            }
+            Self::Refused { causes, .. } if causes.iter().any(|cause| cause.errno.is_full()) => {
                 Reason::TargetFull
             }
             _ => Reason::Failed,
@@ -261,6 +282,35 @@ mod tests {
             "ZFS could not take snapshots: tank/a@b: it exists already (errno 17); \
              the pool is full (errno 28)"
         );
+    }
+
+    /// What OpenZFS 2.3.9 said.
+    #[test]
+    fn no_space_is_told_apart() {
+        let failed = |stderr: &str| ZfsError::Failed {
+            command: "zfs receive -u -s back/a".to_owned(),
+            status: "exit status: 1".to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        for (stderr, reason) in [
+            ("cannot receive new filesystem stream: out of space", Reason::TargetFull),
+            (
+                "cannot receive incremental stream: destination back/a space quota exceeded.",
+                Reason::TargetFull,
+            ),
+            ("cannot receive new filesystem stream: permission denied", Reason::Failed),
+        ] {
+            assert_eq!(failed(stderr).reason(), reason, "{stderr}");
+        }
+        for (errno, reason) in [
+            (Unix::NOSPC, Reason::TargetFull),
+            (Unix::DQUOT, Reason::TargetFull),
+            (Unix::PERM, Reason::Failed),
+        ] {
+            let causes = vec![Cause { name: None, errno: Errno(errno.raw_os_error()) }];
+            let refused = ZfsError::Refused { task: "take snapshots".to_owned(), causes };
+            assert_eq!(refused.reason(), reason);
+        }
     }
 
     #[test]

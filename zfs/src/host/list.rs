@@ -36,7 +36,7 @@ impl Zfs {
         let list = ["list", "-Hp"].iter().chain(depth).chain(&kinds);
         match self.run(list.chain(&["-o", DATASET_COLUMNS, root])) {
             Ok(text) => Ok(parse_datasets(&text)?),
-            Err(error) if is_old(&error) => {
+            Err(error) if error.is_old() => {
                 let get = ["get", "-Hp"].iter().chain(depth).chain(&["-o", "name,property,value"]);
                 let text = self.run(get.chain(&[DATASET_PROPERTIES_V23, root]))?;
                 Ok(parse_datasets_got(&text, DATASET_PROPERTIES_V23)?)
@@ -55,7 +55,7 @@ impl Zfs {
         let kinds = ["list", "-Hp", "-d", "1", "-t", "snapshot,bookmark"];
         match self.run(kinds.iter().chain(&["-o", POINT_COLUMNS, name])) {
             Ok(text) => Ok(parse_points(&text)?),
-            Err(error) if is_old(&error) => {
+            Err(error) if error.is_old() => {
                 let get = ["get", "-Hp", "-d", "1", "-o", "name,property,value"];
                 let text = self.run(get.iter().chain(&[POINT_PROPERTIES, name]))?;
                 Ok(parse_points_got(&text)?)
@@ -84,10 +84,4 @@ impl Zfs {
         let size = self.property(snapshot.clone(), "volsize")?;
         size.parse().map_err(|_| ZfsError::Misuse(format!("{snapshot} is not of a volume")))
     }
-}
-
-/// Whether this `zfs` does not know the options or properties that it was asked with.
-fn is_old(error: &ZfsError) -> bool {
-    let said = ["invalid option", "bad property list", "invalid type"];
-    matches!(error, ZfsError::Failed { stderr, .. } if said.iter().any(|s| stderr.contains(s)))
 }

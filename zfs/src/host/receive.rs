@@ -13,7 +13,8 @@ pub struct ReceiveRequest {
     /// The data set that is made or continued; or the snapshot, where it is to have another
     /// name than the stream says.
     pub target: Name,
-    /// What arrived of a stream that breaks off is kept, under a token to resume it (`-s`).
+    /// What arrived of a stream that breaks off is kept, under a token to resume it (`-s`); for
+    /// a ZFS that can, by its [`Abilities`](super::Abilities).
     pub resumable: bool,
     /// Properties of the stream that are not taken over (`-x`).
     pub exclude: Vec<String>,

@@ -43,8 +43,8 @@ pub struct SendRequest {
     pub raw: bool,
     /// How much it holds.
     pub package: Package,
-    /// For a ZFS that knows none of `-L`, `-c` and `-e`, such as zfs-fuse. All others are
-    /// always sent with them: to leave `-L` out once it was given loses data.
+    /// For a ZFS that does not know `-L`, `-c` and `-e`, by its [`Abilities`](super::Abilities).
+    /// All others are always sent with them: to leave `-L` out once it was given loses data.
     pub plain: bool,
 }
 

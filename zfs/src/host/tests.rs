@@ -281,7 +281,32 @@ fn versions_are_known_without_a_module() {
     let old = Fake::new("echo \"unrecognized command '$1'\" >&2; exit 2");
     assert!(old.zfs.versions().unwrap_err().to_string().contains("unrecognized command"));
     let odd = Fake::new("echo 7");
-    assert!(odd.zfs.versions().unwrap_err().to_string().contains("not understood: \"7\\n\""));
+    assert!(odd.zfs.versions().unwrap_err().to_string().contains("but \"7\\n\": check"));
+}
+
+#[test]
+fn what_a_zfs_can_do_is_asked_once_and_of_no_data_set() {
+    let answers = [
+        ("echo 'missing snapshot argument' >&2; exit 2", Abilities::ALL),
+        ("echo 'The ZFS modules are not loaded.' >&2; exit 1", Abilities::ALL),
+        (
+            "case $1 in bookmark) echo \"unrecognized command '$1'\" ;; \
+             *) echo \"invalid option '${2#-}'\" ;; esac >&2; exit 2",
+            Abilities { stored_blocks: false, resume: false, bookmarks: false },
+        ),
+        (
+            "[ $1 = receive ] && echo \"invalid option 's'\" >&2; exit 2",
+            Abilities { resume: false, ..Abilities::ALL },
+        ),
+    ];
+    for (script, expected) in answers {
+        let fake = Fake::new(script);
+        assert_eq!(fake.zfs.abilities().unwrap(), expected, "{script}");
+        assert_eq!(fake.zfs.clone().abilities().unwrap(), expected);
+        let asked: [&[&str]; 3] = [&["send", "-L", "-c", "-e"], &["receive", "-s"], &["bookmark"]];
+        assert_eq!(fake.calls(), asked);
+    }
+    assert!(Zfs::with_command("/nonexistent/zfs").abilities().is_err());
 }
 
 #[test]

@@ -39,6 +39,8 @@ enum Action {
         #[arg(required = true, value_parser = range)]
         blocks: Vec<Range<u64>>,
     },
+    /// Write single blocks at random places, past the cache, and return when they are durable.
+    Scatter { device: PathBuf, seed: u64, count: u64 },
     /// Write at random places, several at the same time, until killed.
     Churn {
         device: PathBuf,
@@ -64,6 +66,7 @@ fn main() -> Result<()> {
             }
             Ok(file.sync_data()?)
         }
+        Action::Scatter { device, seed, count } => scatter(&device, seed, count),
         Action::Churn { device, seed, writers, pause_ms } => {
             churn(&device, seed, writers, Duration::from_millis(pause_ms))
         }
@@ -78,6 +81,19 @@ fn range(text: &str) -> Result<Range<u64>> {
     };
     ensure!(start < end, "an empty range");
     Ok(start..end)
+}
+
+fn scatter(device: &Path, seed: u64, count: u64) -> Result<()> {
+    let blocks = size(&File::open(device)?)? / BLOCK_LEN as u64;
+    let file = open_direct(device)?;
+    let mut buffer = Aligned::new(BLOCK_LEN);
+    let mut random = Random(seed);
+    for _ in 0..count {
+        let block = random.below(blocks);
+        fill(buffer.bytes(), random.next(), block);
+        file.write_all_at(buffer.bytes(), block * BLOCK_LEN as u64)?;
+    }
+    Ok(file.sync_data()?)
 }
 
 /// Writes between 512 bytes and 64 KiB, as a database or a file system would.

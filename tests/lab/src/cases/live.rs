@@ -449,3 +449,21 @@ pub(super) fn clock(lab: &mut Lab) -> Result<()> {
     }
     live.remove(lab)
 }
+
+/// A bandwidth limit: what moved took as long as that takes, at least.
+pub(super) fn limit(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    let live = Live::new(&pair, "limit", "-V 32M")?;
+    // Without a limit it is there in a part of the time.
+    live.write(pair.source, "1 0..2560")?;
+    let clock =
+        || Ok::<f64, anyhow::Error>(pair.source.sh("cut -d ' ' -f 1 /proc/uptime")?.parse()?);
+    let started = clock()?;
+    let report = Report::of(&live.push(pair.source, "--limit-rate 1M")?)?;
+    let took = clock()? - started;
+    let mib = (report.sent() + report.received()) as f64 / f64::from(1 << 20);
+    // It may be ahead by a burst, of a tenth of a second.
+    ensure!(mib > 10.0 && took > mib - 0.2, "{mib} MiB took {took} s at 1 MiB/s");
+    live.is_equal(&pair)?;
+    live.remove(lab)
+}

@@ -6,6 +6,8 @@ mod faults;
 mod live;
 mod live_faults;
 mod receive;
+mod receive_user;
+mod recursive;
 mod walk;
 mod zvol;
 
@@ -108,6 +110,7 @@ pub(crate) const CASES: &[Case] = &[
         LONG,
         live::no_bookmark,
     ),
+    case("limit", "--limit-rate takes its time", LONG, live::limit),
     case("live-clock", "a clock set back and forth between runs", LONG, live::clock),
     case(
         "live-destroyed",
@@ -179,6 +182,31 @@ pub(crate) const CASES: &[Case] = &[
         "an encrypted volume from ZFS to ZFS, its key never loaded there",
         LONG,
         receive::raw,
+    ),
+    case("files-pull", "the target pulls a file system from ZFS to ZFS", LONG, receive::pull),
+    case(
+        "receive-full",
+        "a target's pool is full, and its quota used up, in the middle: goes on by token",
+        LONG,
+        receive::full,
+    ),
+    case(
+        "receive-user",
+        "a service that is an ordinary user's receives streams, with the least of permissions",
+        LONG,
+        receive_user::streams,
+    ),
+    case(
+        "receive-user-zvol",
+        "the same with a replica on a zvol: permissions, and a rule of udev",
+        LONG,
+        receive_user::zvol,
+    ),
+    case(
+        "recursive",
+        "a tree, one by one: excluded by pattern, one instant, one that diverged is refused",
+        LONG,
+        recursive::recursive,
     ),
     case("tree", "a tree in one stream, with its properties by policy", LONG, receive::tree),
     case(

@@ -5,56 +5,55 @@ use anyhow::{Result, ensure};
 use crate::{
     lab::{Lab, Pair, Role},
     machine::{Machine, Output},
-    replication::{Report, allow_push_to, exit, live_push, lost_connection, refused, start},
+    replication::{
+        Report, allow_push_to, configure, exit, live_push, lost_connection, make_pool, refused,
+        remove_pool, start,
+    },
 };
 
 /// A data set of the source that goes to the pool `back`, which is made on the target for it.
-struct Copy {
+pub(super) struct Copy {
     /// Its name below `tank`, and the name of the volume.
-    name: &'static str,
+    pub(super) name: &'static str,
     /// The target: `zvol:back/NAME` or `zfs:back/NAME`.
-    place: String,
+    pub(super) place: String,
 }
 
 impl Copy {
     /// Makes the data set with `create`'s options of `zfs create`.
-    fn new(pair: &Pair<'_>, name: &'static str, kind: &str, create: &str) -> Result<Self> {
+    pub(super) fn new(
+        pair: &Pair<'_>,
+        name: &'static str,
+        kind: &str,
+        create: &str,
+    ) -> Result<Self> {
         pair.source.sh(&format!("zfs create {create} tank/{name}; udevadm settle"))?;
-        // What the unit says of volumes of ZFS.
-        pair.target.sh("truncate -s 3G /srv/back.pool
-             zpool create -f -O snapdev=visible -m none back /srv/back.pool
-             mkdir -p /etc/systemd/system/driftline-serve.service.d
-             cat > /etc/systemd/system/driftline-serve.service.d/zfs.conf << END
-[Service]
-DeviceAllow=/dev/zfs rw
-CapabilityBoundingSet=CAP_SYS_ADMIN
-END
-             systemctl daemon-reload; sync")?;
+        make_pool(pair.target, "3G")?;
         let copy = Self { name, place: format!("{kind}:back/{name}") };
         copy.serve(pair, "")?;
         Ok(copy)
     }
 
     /// Lets the source push it, with more lines about the volume in the configuration.
-    fn serve(&self, pair: &Pair<'_>, more: &str) -> Result<()> {
+    pub(super) fn serve(&self, pair: &Pair<'_>, more: &str) -> Result<()> {
         allow_push_to(pair, self.name, &format!("target = \"{}\"\n{more}", self.place))
     }
 
-    fn command(&self, options: &str) -> String {
+    pub(super) fn command(&self, options: &str) -> String {
         live_push(&format!("tank/{}", self.name), self.name, options, "")
     }
 
-    fn push(&self, source: &Machine, options: &str) -> Result<Output> {
+    pub(super) fn push(&self, source: &Machine, options: &str) -> Result<Output> {
         source.run(&self.command(&format!("--quiet {options}")))
     }
 
     /// Pushes, which must succeed.
-    fn arrives(&self, source: &Machine, options: &str) -> Result<Report> {
+    pub(super) fn arrives(&self, source: &Machine, options: &str) -> Result<Report> {
         Report::of(&self.push(source, options)?)
     }
 
     /// The newest snapshot of the source's data set.
-    fn newest(&self, source: &Machine) -> Result<String> {
+    pub(super) fn newest(&self, source: &Machine) -> Result<String> {
         source.sh(&format!(
             "zfs list -Hp -d 1 -t snapshot -o name -S createtxg tank/{} | head -n 1",
             self.name
@@ -62,7 +61,7 @@ END
     }
 
     /// Compares the replica, and its newest snapshot, with the source's newest snapshot.
-    fn volumes_are_equal(&self, pair: &Pair<'_>) -> Result<()> {
+    pub(super) fn volumes_are_equal(&self, pair: &Pair<'_>) -> Result<()> {
         let name = self.name;
         let newest = self.newest(pair.source)?;
         let expected = pair.source.sh(&format!("sha256sum < '/dev/zvol/{newest}'"))?;
@@ -80,7 +79,7 @@ END
     }
 
     /// Compares all files below the data sets, and the guids of the newest snapshots.
-    fn files_are_equal(&self, pair: &Pair<'_>) -> Result<()> {
+    pub(super) fn files_are_equal(&self, pair: &Pair<'_>) -> Result<()> {
         let newest = self.newest(pair.source)?;
         let snapshot = newest.split_once('@').map_or("", |(_, snapshot)| snapshot);
         let digest = |machine: &Machine, name: &str| {
@@ -98,12 +97,34 @@ END
         Ok(())
     }
 
-    fn remove(self, lab: &mut Lab) -> Result<()> {
+    /// Cuts an increment of a file system in the middle: ZFS keeps what it has, and its token
+    /// says where to go on.
+    pub(super) fn is_cut_and_goes_on(&self, pair: &Pair<'_>) -> Result<()> {
+        let name = self.name;
+        pair.source.sh(&format!("head -c 24M /dev/urandom > /tank/{name}/next; sync"))?;
+        start(pair.source, "push", &self.command("--limit-rate 2M"))?;
+        pair.target.until(&format!(
+            "written=$(zfs get -Hp -o value written back/{name}/%recv 2> /dev/null || echo 0)
+             [ $written -gt 8000000 ]"
+        ))?;
+        pair.source.sh("systemctl kill -s KILL push")?;
+        pair.target.until(&self.has_token())?;
+        let status = pair.target.sh(&format!("driftline status zfs:back/{name}"))?;
+        ensure!(status.contains('@') && status.contains("was cut off"), "{status}");
+        let sent = self.arrives(pair.source, "--latest")?.sent();
+        ensure!(sent < 20 << 20, "{sent} bytes were sent again");
+        self.files_are_equal(pair)
+    }
+
+    /// A script that succeeds if ZFS has kept a part of a stream, with a token for the rest.
+    fn has_token(&self) -> String {
+        format!("[ $(zfs get -Hp -o value receive_resume_token back/{}) != - ]", self.name)
+    }
+
+    /// Frees what the case took.
+    pub(super) fn remove(self, lab: &mut Lab) -> Result<()> {
         let pair = lab.pair()?;
-        pair.target.sh("systemctl stop driftline-serve")?;
-        pair.target.until("zpool destroy -f back")?;
-        pair.target.sh("rm -r /srv/back.pool /etc/systemd/system/driftline-serve.service.d
-             rm -rf /var/lib/driftline/zvol/back; systemctl daemon-reload")?;
+        remove_pool(pair.target)?;
         pair.source.until(&format!("zfs destroy -r tank/{}", self.name))
     }
 }
@@ -189,7 +210,7 @@ const FILES: &str = "cd /tank/NAME
     mkdir -p a/b; seq 1 200000 > a/numbers; cp a/numbers a/b/again; echo small > a/b/small
     head -c 3M /dev/urandom > noise; truncate -s 40M sparse; ln -s numbers a/link; ln noise hard";
 
-fn write_files(pair: &Pair<'_>, name: &str) -> Result<()> {
+pub(super) fn write_files(pair: &Pair<'_>, name: &str) -> Result<()> {
     pair.source.sh(&FILES.replace("NAME", name))?;
     Ok(())
 }
@@ -207,17 +228,7 @@ pub(super) fn files(lab: &mut Lab) -> Result<()> {
     ensure!(sent < 40 << 20, "{sent} bytes were sent for 24 MiB that are there twice");
     copy.files_are_equal(&pair)?;
 
-    // Cut in the middle: ZFS keeps what it has, and its token says where to go on.
-    pair.source.sh("head -c 24M /dev/urandom > /tank/files/next; sync")?;
-    start(pair.source, "push", &copy.command("--limit-rate 2M"))?;
-    pair.target.until(
-        "[ $(zfs get -Hp -o value written back/files/%recv 2> /dev/null || echo 0) -gt 8000000 ]",
-    )?;
-    pair.source.sh("systemctl kill -s KILL push")?;
-    pair.target.until("[ $(zfs get -Hp -o value receive_resume_token back/files) != - ]")?;
-    let sent = copy.arrives(pair.source, "--latest")?.sent();
-    ensure!(sent < 20 << 20, "{sent} bytes were sent again");
-    copy.files_are_equal(&pair)?;
+    copy.is_cut_and_goes_on(&pair)?;
     copy.arrives(pair.source, "")?;
     copy.files_are_equal(&pair)?;
 
@@ -293,5 +304,71 @@ pub(super) fn tree(lab: &mut Lab) -> Result<()> {
         properties == "green\non\n1048576\non" || properties == "green\non\n1048576\nlz4",
         "{properties:?}"
     );
+    copy.remove(lab)
+}
+
+/// The other direction: the target pulls.
+pub(super) fn pull(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    let copy = Copy::new(&pair, "files-pull", "zfs", "-o mountpoint=/tank/files-pull")?;
+    let (toml, place) = ("/run/serve.toml", "source = \"zfs:tank/files-pull\"");
+    configure(pair.source, toml, 7421, ("target", "pull"), copy.name, place)?;
+    start(pair.source, "serve", &format!("exec driftline serve --config {toml}"))?;
+    pair.source.until("ss -Hltn sport = 7421 | grep -q .")?;
+    let pull = || {
+        let output = pair.target.run(&format!(
+            "export DRIFTLINE_PEER=$(cat /lab/keys/source.pub)
+             driftline pull --json --quiet files-pull@10.7.0.1:7421 {}",
+            copy.place
+        ))?;
+        Report::of(&output)
+    };
+    write_files(&pair, copy.name)?;
+    ensure!(pull()?.kind() == "stream", "it is no stream");
+    copy.files_are_equal(&pair)?;
+    pair.source.sh("cd /tank/files-pull; rm a/numbers; head -c 8M /dev/urandom > more")?;
+    let received = pull()?.received();
+    ensure!(received < 12 << 20, "{received} bytes came for 8 MiB");
+    copy.files_are_equal(&pair)?;
+    pair.source.sh("systemctl stop serve")?;
+    copy.remove(lab)
+}
+
+/// A pool that is full, and a quota that is used up, in the middle of a stream: nothing is lost,
+/// and once there is room the same job goes on where it stopped.
+pub(super) fn full(lab: &mut Lab) -> Result<()> {
+    const ROOM_MIB: u64 = 16;
+    let pair = lab.pair()?;
+    let copy = Copy::new(&pair, "receive-full", "zfs", "-o mountpoint=/tank/receive-full")?;
+    let goes_on = |write: &str, fill: &str, make_room: &str| -> Result<()> {
+        let snapshots = "zfs list -Hpr -t snapshot -o name,guid back";
+        let before = pair.target.sh(snapshots)?;
+        let room = format!("room=$(({ROOM_MIB} << 20))");
+        pair.target.sh(&format!("{room}; zpool sync back; {fill}"))?;
+        pair.source.sh(&format!("head -c 40M /dev/urandom > /tank/receive-full/{write}; sync"))?;
+        refused(&copy.push(pair.source, "")?, exit::TARGET_FULL, "target-full")?;
+        pair.target.sh(&copy.has_token())?;
+        let after = pair.target.sh(snapshots)?;
+        ensure!(before == after, "a push that failed left {after:?} of {before:?}");
+        // It is full still.
+        refused(&copy.push(pair.source, "--latest")?, exit::TARGET_FULL, "target-full")?;
+        pair.target.sh(make_room)?;
+        let sent = copy.arrives(pair.source, "--latest")?.sent();
+        let most = (40 - ROOM_MIB / 2) << 20;
+        ensure!(sent < most, "{sent} bytes were sent, with about {ROOM_MIB} MiB already there");
+        copy.files_are_equal(&pair)
+    };
+    goes_on(
+        "first",
+        "free=$(zfs get -Hp -o value available back)
+         zfs create -u -o refreservation=$((free - room)) back/somebody-elses",
+        "zfs destroy back/somebody-elses; zpool sync back",
+    )?;
+    goes_on(
+        "second",
+        "used=$(zfs get -Hp -o value used back/receive-full)
+         zfs set quota=$((used + room)) back/receive-full",
+        "zfs set quota=none back/receive-full",
+    )?;
     copy.remove(lab)
 }

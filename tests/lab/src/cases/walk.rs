@@ -1,6 +1,6 @@
 //! The testbed of `vagrant/`: every command of its walk, and the timers that replicate.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -33,6 +33,10 @@ fn testbed(lab: &mut Lab) -> Result<[&Machine; 3]> {
 pub(super) fn walk(lab: &mut Lab) -> Result<()> {
     lab.clear(None)?;
     let machines = testbed(lab)?;
+    // A box is of the same image, and DHCP tells its machines apart by this.
+    let ids = machines.iter().map(|machine| machine.sh("cat /etc/machine-id"));
+    let ids = ids.collect::<Result<BTreeSet<_>>>()?;
+    ensure!(ids.len() == machines.len(), "machines have one id: {ids:?}");
     let mut steps = 0;
     // All that differs, not only what differs first.
     let mut differences = String::new();
@@ -153,10 +157,11 @@ pub(super) fn timer_pull(lab: &mut Lab) -> Result<()> {
 
 const PUSH: &str = include_str!("../../../../transport/cli/dist/systemd/driftline-push@.service");
 const PULL: &str = include_str!("../../../../transport/cli/dist/systemd/driftline-pull@.service");
-const SERVE: &str = include_str!("../../../../transport/cli/dist/systemd/driftline-serve.service");
+pub(super) const SERVE: &str =
+    include_str!("../../../../transport/cli/dist/systemd/driftline-serve.service");
 
 /// What a comment says to write, in the paragraph of it that begins so.
-fn said(unit: &str, start: &str) -> String {
+pub(super) fn said(unit: &str, start: &str) -> String {
     let paragraph = unit.lines().skip_while(|line| !line.starts_with(start));
     let paragraph = paragraph.take_while(|line| line.starts_with("# "));
     paragraph
@@ -166,7 +171,7 @@ fn said(unit: &str, start: &str) -> String {
 }
 
 /// Adds settings to a unit.
-fn drop_in(machine: &Machine, unit: &str, settings: &str) -> Result<()> {
+pub(super) fn drop_in(machine: &Machine, unit: &str, settings: &str) -> Result<()> {
     machine.sh(&format!(
         "mkdir -p /etc/systemd/system/{unit}.d
          cat > /etc/systemd/system/{unit}.d/lab.conf << 'END'

@@ -12,14 +12,21 @@ const SIZES: [u64; 3] = [16 << 20, 16 << 20, 24 << 20];
 
 /// What it answers from is in its folder: `points`, a line for each snapshot and bookmark,
 /// and `next`, the number of the snapshot that is taken next. It writes down what it is asked.
+/// With a file `old` it is one from before bookmarks, `receive -s` and `send -Lce`.
 const FAKE: &str = r##"#!/bin/bash
 cd "$(dirname "$0")" || exit 99
 printf '%s\n' "$*" >> calls
 tab=$'\t'
 guid_of() { awk -F '\t' -v name="$1" '$1 == name { print $2 }' points; }
-for last; do :; done
+for last; do [ "$before" != -i ] || base=$last; before=$last; done
 # Several may ask at once; a stream may take as long as it likes.
 [ "$1" = send ] || { exec 9> lock; flock 9; }
+if [ -e old ]; then
+    case "$*" in
+    "send -"[!i]*|"receive -s"*) echo "invalid option '${2#-}'" >&2; exit 2 ;;
+    bookmark*|version) echo "unrecognized command '$1'" >&2; exit 2 ;;
+    esac
+fi
 case "$*" in
 "list -H -o name -t filesystem,volume"*) grep -q "^$last$tab" dataset || { echo "cannot open '$last': dataset does not exist" >&2; exit 1; }; echo "$last" ;;
 "list -Hp -d 0 -t filesystem,volume"*) grep "^$last$tab" dataset ;;
@@ -38,8 +45,8 @@ hold*|release*) ;;
 version) cat version ;;
 "send -nvP"*) printf 'full\t%s\t1000000\nsize\t1000000\n' "$last" ;;
 "send "*)
-    base=0; [ "$5" != -i ] || base=$(guid_of "$6")
-    cat "stream.$base.$(guid_of "$last")"
+    [ -z "$base" ] || base=$(guid_of "$base")
+    cat "stream.${base:-0}.$(guid_of "$last")"
     [ ! -e fails ] || { cat fails >&2; exit 1; } ;;
 *) echo "the fake zfs does not know: $*" >&2; exit 98 ;;
 esac
