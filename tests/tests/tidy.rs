@@ -65,6 +65,20 @@ fn nothing_is_left_open_or_switched_off() {
 }
 
 #[test]
+fn no_mark_of_a_merge_is_left() {
+    let documents = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "vagrant/README.md"];
+    let documents = documents.map(|name| {
+        let path = root().join(name);
+        let text = fs::read_to_string(&path).unwrap();
+        (path, text)
+    });
+    for (path, text) in sources().into_iter().chain(documents) {
+        let mark = text.lines().find(|line| line.starts_with("<<<<<<< "));
+        assert!(mark.is_none(), "{} has {mark:?}", path.display());
+    }
+}
+
+#[test]
 fn unsafe_code_has_its_places() {
     // Vector instructions, and calls into libraries of C.
     let allowed = ["zfs/src/checksum", "zfs/sys"].map(|folder| root().join(folder));

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     lab::{Lab, Pair, TARGET_ADDRESS},
     machine::Machine,
-    replication::{allow_push_to, make_pool, remove_pool, start},
+    replication::{allow_push_to, end_of, make_pool, remove_pool, start},
 };
 
 /// Bytes of the volume, which is full of what does not compress.
@@ -20,6 +20,9 @@ const ROUNDS: usize = 3;
 
 /// The volume.
 const ZVOL: &str = "tank/bench";
+
+/// Receives one stream, and closes the connection when it has.
+const LISTENER: &str = "socat -t 600 TCP-LISTEN:9000,reuseaddr EXEC:'zfs receive -u back/tcp'";
 
 /// One way of bringing an increment to the target.
 struct Way {
@@ -82,7 +85,7 @@ fn ways() -> Vec<Way> {
         Way {
             name: "zfs send | TCP | zfs receive",
             replica: "back/tcp",
-            listener: "socat -t 600 TCP-LISTEN:9000,reuseaddr EXEC:'zfs receive -u back/tcp',pipes",
+            listener: LISTENER,
             script: send("tcp", "socat -t 600 - TCP:10.7.0.2:9000"),
         },
         Way {
@@ -108,7 +111,9 @@ pub(crate) fn run(lab: &mut Lab) -> Result<()> {
     let ways = ways();
     // Everybody is there, and has a snapshot of its own to go on from.
     for way in &ways {
-        measure(&pair, way).with_context(|| way.name)?;
+        prepare_run(&pair, way)?;
+        at_length(pair.source, "bash -euo pipefail /run/bench")?;
+        arrived(&pair, way).with_context(|| way.name)?;
     }
     let mut costs = vec![Vec::new(); ways.len()];
     for round in 0..ROUNDS {
@@ -177,21 +182,32 @@ fn prepare(pair: &Pair<'_>) -> Result<()> {
     target.sh(&format!(
         "mkdir -p -m 700 /root/.ssh; echo '{key}' > /root/.ssh/authorized_keys; systemctl start ssh"
     ))?;
-    source.sh(&format!(
-        "zfs create -V {SIZE} -b 16k {ZVOL}; udevadm settle
-         head -c {SIZE} /dev/urandom |
-             dd of=/dev/zvol/{ZVOL} bs=1M iflag=fullblock oflag=direct status=none
-         zfs snapshot {ZVOL}@tcp-0; zfs snapshot {ZVOL}@ssh-0"
-    ))?;
-    let tcp = "socat -t 600 TCP-LISTEN:9000,reuseaddr EXEC:'zfs receive -u back/tcp',pipes";
-    listen(target, tcp)?;
-    source.sh(&format!("zfs send -Lce {ZVOL}@tcp-0 | socat -t 600 - TCP:10.7.0.2:9000"))?;
+    at_length(
+        source,
+        &format!(
+            "zfs create -V {SIZE} -b 16k {ZVOL}; udevadm settle
+             head -c {SIZE} /dev/urandom |
+                 dd of=/dev/zvol/{ZVOL} bs=1M iflag=fullblock oflag=direct status=none
+             zfs snapshot {ZVOL}@tcp-0; zfs snapshot {ZVOL}@ssh-0"
+        ),
+    )?;
+    listen(target, LISTENER)?;
+    let send = |from: &str| format!("zfs send -Lce {from} | socat -t 600 - TCP:10.7.0.2:9000");
+    at_length(source, &send(&format!("{ZVOL}@tcp-0")))?;
     for name in ["stream", "ssh", "syncoid"] {
-        target.sh(&format!("zfs send -Lce back/tcp@tcp-0 | zfs receive -u back/{name}"))?;
+        let copy = format!("zfs send -Lce back/tcp@tcp-0 | zfs receive -u back/{name}");
+        at_length(target, &copy)?;
     }
-    listen(target, &tcp.replace("back/tcp", "back/ssh"))?;
-    source
-        .sh(&format!("zfs send -Lce -i @tcp-0 {ZVOL}@ssh-0 | socat -t 600 - TCP:10.7.0.2:9000"))?;
+    listen(target, &LISTENER.replace("back/tcp", "back/ssh"))?;
+    at_length(source, &send(&format!("-i @tcp-0 {ZVOL}@ssh-0")))
+}
+
+/// Runs a script that takes as long as it takes.
+fn at_length(machine: &Machine, script: &str) -> Result<()> {
+    start(machine, "length", script)?;
+    while machine.run("sleep 0.5; systemctl is-active --quiet length")?.code == 0 {}
+    let code = end_of(machine, "length")?;
+    ensure!(code == "0", "{}: exit {code}: {script}", machine.name());
     Ok(())
 }
 
@@ -202,23 +218,27 @@ fn listen(target: &Machine, listener: &str) -> Result<()> {
     target.until("ss -Hltn sport = 9000 | grep -q .")
 }
 
-/// Brings what has changed to the target by this way.
-fn measure(pair: &Pair<'_>, way: &Way) -> Result<Cost> {
-    let Pair { source, target } = pair;
+/// Makes `/run/bench` on the source, which brings what has changed to the target by this way.
+fn prepare_run(pair: &Pair<'_>, way: &Way) -> Result<()> {
     if !way.listener.is_empty() {
-        listen(target, way.listener)?;
+        listen(pair.target, way.listener)?;
     }
-    source.sh(&format!(
+    pair.source.sh(&format!(
         "cat > /run/bench << 'END'
 export HOME=/root
 started=$(date +%s%N)
 {}
 echo $(($(date +%s%N) - started)) > /run/bench.took
-END
-zpool sync",
+END",
         way.script
     ))?;
-    target.sh("zpool sync")?;
+    Ok(())
+}
+
+/// Measures one increment.
+fn measure(pair: &Pair<'_>, way: &Way) -> Result<Cost> {
+    let Pair { source, target } = pair;
+    prepare_run(pair, way)?;
     let before = [usage(target)?, usage(source)?];
     let wire_before = wire(source)?;
     source.sh("systemd-run -q --wait --pipe bash -euo pipefail /run/bench")?;
