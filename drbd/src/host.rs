@@ -79,7 +79,12 @@ impl Found {
         let name = format!("{resource}/{volume}");
         let is_84 = is_84()?;
         let args = ["drbdsetup", "show", resource];
-        let shown = run(&args, PATIENCE)?;
+        let shown = run(&args, PATIENCE).map_err(|error| match error {
+            HostError::Failed { said, .. } if said.contains("No such") => {
+                HostError::NoVolume { name: name.clone() }
+            }
+            other => other,
+        })?;
         let Some(volumes) = text::parse_show(&shown, resource) else {
             // Of a resource that is not there it says nothing.
             if shown.trim().is_empty() {

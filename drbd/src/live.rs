@@ -27,7 +27,7 @@ use std::{
     os::unix::fs::FileExt as _,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use driftline_extent::{
@@ -115,6 +115,8 @@ pub struct LiveVolume {
     base_state: Option<TargetState>,
     /// Of the snapshots before the one that is being read.
     bytes_before: u64,
+    /// When this run began.
+    started: Instant,
     /// Nobody else takes snapshots of it meanwhile.
     _lock: File,
 }
@@ -147,6 +149,7 @@ impl LiveVolume {
     ///
     /// What is not there, or cannot be done with it.
     pub fn open(resource: &str, volume: u32, options: LiveOptions) -> Result<Self, LiveError> {
+        let started = Instant::now();
         let found = Found::look(resource, volume)?;
         let stores = Stores::find(&found)?;
         let mode = choose_mode(&found, options.mode)?;
@@ -159,6 +162,7 @@ impl LiveVolume {
             shared: Arc::default(),
             base_state: None,
             bytes_before: 0,
+            started,
             _lock: lock,
             stores,
             found,
@@ -232,10 +236,18 @@ impl LiveVolume {
         if self.freezes() {
             let LiveOptions { guard, freeze_max, cow, .. } = &self.options;
             let freezer = Freezer::start(guard, self.found.minor, *freeze_max)?;
-            let mut real = Real { stores: &self.stores, name: &name, cow: *cow, freezer };
-            let frozen = rotate::rotate(&mut real, clear)?;
-            let frozen_ms = frozen.as_millis() as u64;
-            tracing::info!(volume, snapshot = name, frozen_ms, cleared = clear, "snapshot taken");
+            let resumed = Instant::now();
+            let mut real = Real { stores: &self.stores, name: &name, cow: *cow, freezer, resumed };
+            let frozen_ms = rotate::rotate(&mut real, clear)?.as_millis() as u64;
+            let resumed_after_ms = (real.resumed - self.started).as_millis() as u64;
+            tracing::info!(
+                volume,
+                snapshot = name,
+                frozen_ms,
+                resumed_after_ms,
+                cleared = clear,
+                "snapshot taken"
+            );
         } else {
             if let Err(error) = self.stores.take(&name, self.options.cow) {
                 remove(&self.stores, &name);
@@ -370,6 +382,8 @@ struct Real<'a> {
     name: &'a str,
     cow: CowSize,
     freezer: Freezer,
+    /// When it went on, once it did.
+    resumed: Instant,
 }
 
 impl Steps for Real<'_> {
@@ -386,7 +400,9 @@ impl Steps for Real<'_> {
     }
 
     fn resume(&mut self) -> Result<Duration, LiveError> {
-        self.freezer.resume()
+        let frozen = self.freezer.resume()?;
+        self.resumed = Instant::now();
+        Ok(frozen)
     }
 
     fn release(&mut self) {

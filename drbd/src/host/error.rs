@@ -22,8 +22,7 @@ pub enum HostError {
     Start {
         /// How it would be typed.
         command: String,
-        /// Why.
-        #[source]
+        /// Why; the message says it.
         error: io::Error,
     },
     /// A command failed.

@@ -89,7 +89,9 @@ fn parse_snapshots(text: &str, origin: &str) -> Vec<Taken> {
     rows.map(|[name, _, tags, invalid]| {
         let mark = tags.split(',').find_map(|tag| tag.strip_prefix(MARK));
         let mark = mark.and_then(|uuid| u64::from_str_radix(uuid, 16).ok());
-        Taken { name: name.to_owned(), mark, spoilt: !invalid.is_empty() }
+        // Of a thin one LVM says "unknown".
+        let spoilt = ["snapshot invalid", "1"].contains(&invalid);
+        Taken { name: name.to_owned(), mark, spoilt }
     })
     .collect()
 }
@@ -234,5 +236,24 @@ mod tests {
         for bad in ["", "x=[\"q|a|\"]", "x=[\"r|a\"]", "x=[\"r|a", "x=[\"r|(|\"]"] {
             assert!(Filter::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    /// What LVM 2.03.31 says: `tests/recorded/README.md`.
+    #[test]
+    fn what_lvm_said_is_understood() {
+        let text = include_str!("../../tests/recorded/lvs-volumes");
+        let [thick, thin] = text.lines().collect::<Vec<_>>().try_into().unwrap();
+        assert!(!parse_volume(thick).unwrap().thin && parse_volume(thin).unwrap().thin);
+        let text = include_str!("../../tests/recorded/lvs-snapshots");
+        let row = |name: &str, mark, spoilt| Taken { name: name.into(), mark, spoilt };
+        assert_eq!(parse_snapshots(text, "thin1"), [row("driftline-x-1", Some(0xab), false)]);
+        assert_eq!(
+            parse_snapshots(text, "thick1"),
+            [row("driftline-x-2", None, true), row("driftline-x-3", None, false)]
+        );
+        let names = BTreeSet::from(["/dev/drbd1".to_owned()]);
+        let rejects = |text| Filter::parse(text).unwrap().rejects(&names);
+        assert!(rejects(include_str!("../../tests/recorded/global_filter")));
+        assert!(!rejects(include_str!("../../tests/recorded/filter")));
     }
 }

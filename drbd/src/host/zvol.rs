@@ -80,6 +80,9 @@ mod tests {
         let text = "tank/a b@x\t-\ntank/a b@driftline-1-2\t00000000000000ab\n";
         let row = |name: &str, mark| Taken { name: name.into(), mark, spoilt: false };
         assert_eq!(parse_snapshots(text), [row("x", None), row("driftline-1-2", Some(0xab))]);
+        // What OpenZFS 2.3.9 says: `tests/recorded/README.md`.
+        let text = include_str!("../../tests/recorded/zfs-list");
+        assert_eq!(parse_snapshots(text), [row("driftline-x-1", Some(0xab)), row("s", None)]);
         let volume = Zvol("tank/a b".to_owned());
         assert_eq!(volume.device("x"), "/dev/zvol/tank/a+b@x");
         assert!(
