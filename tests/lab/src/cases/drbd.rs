@@ -43,7 +43,7 @@ impl Store {
         }
     }
 
-    fn take_snapshot(self, name: &str, number: u32) -> String {
+    pub(super) fn take_snapshot(self, name: &str, number: u32) -> String {
         match self {
             Self::Thin => format!("lvcreate -q -s -kn -ay -n {name}-s{number} lab/{name}"),
             Self::Thick => format!("lvcreate -q -s -L 96M -n {name}-s{number} lab/{name}"),
@@ -51,7 +51,7 @@ impl Store {
         }
     }
 
-    fn snapshot(self, name: &str, number: u32) -> String {
+    pub(super) fn snapshot(self, name: &str, number: u32) -> String {
         match self {
             Self::Thin | Self::Thick => format!("/dev/lab/{name}-s{number}"),
             Self::Zvol => format!("/dev/zvol/tank/{name}@s{number}"),

@@ -2,6 +2,7 @@
 
 mod drbd;
 mod drbd_live;
+mod drbd_live_faults;
 mod faults;
 mod live;
 mod live_faults;
@@ -241,40 +242,46 @@ pub(crate) const CASES: &[Case] = &[
         drbd_live::rotations(lab, "drbd-live-zvol", 13, Store::Zvol)
     }),
     case(
+        "drbd-live-crash",
+        "the kernel starts anew under eight writers: what the disk holds names every change",
+        LONG,
+        |lab| drbd_live_faults::crash(lab, "drbd-live-crash", 21, Store::Thin),
+    ),
+    case(
         "drbd-live-killed",
         "kill -9 while suspended, a snapshot that hangs, a kill before the mark",
         LONG,
-        drbd_live::killed,
+        drbd_live_faults::killed,
     ),
     case(
         "drbd-live-kept",
         "a snapshot that did not arrive goes first the next time",
         LONG,
-        drbd_live::kept,
+        drbd_live_faults::kept,
     ),
     case(
         "drbd-live-cow",
         "a thick snapshot that runs out of space is told, and nothing is committed",
         LONG,
-        drbd_live::cow,
+        drbd_live_faults::cow,
     ),
     case(
         "drbd-live-filter",
         "an LVM that would read the device is refused before any suspend",
         LONG,
-        drbd_live::filter,
+        drbd_live_faults::filter,
     ),
     case(
         "drbd-live-noclear",
         "a bitmap that somebody cleared without suspending: compared, not believed",
         LONG,
-        drbd_live::cleared_by_others,
+        drbd_live_faults::cleared_by_others,
     ),
     case(
         "drbd-live-mixed",
         "a snapshot that was replicated by hand, and then others that were rotated",
         LONG,
-        drbd_live::mixed,
+        drbd_live_faults::mixed,
     ),
     case(
         "drbd-live-tracker",
