@@ -149,8 +149,9 @@ pub(super) fn churn(source: &Machine, tracker: &Tracker) -> Result<()> {
 /// One after the other, sorted, with what stands in the middle and at the end.
 fn spread(mut values: Vec<u64>) -> String {
     values.sort_unstable();
-    let (median, max) = (values.get(values.len() / 2), values.last());
-    format!("median {median:?}, maximum {max:?} of {values:?}")
+    let median = values.get(values.len() / 2).copied().unwrap_or_default();
+    let max = values.last().copied().unwrap_or_default();
+    format!("median {median}, maximum {max} of {values:?}")
 }
 
 /// How many blocks differ between two images. The map of the later one has to name each.
