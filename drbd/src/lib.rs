@@ -1,14 +1,18 @@
-//! Reader of DRBD metadata: which bytes of a volume changed since which generation.
+//! DRBD: which bytes of a volume changed since which generation, by its metadata; and the handle
+//! on a real one.
 //!
 //! DRBD keeps two records of change beside the data: a *bitmap* for each peer it may have,
 //! and the *activity log*, which names the regions whose bits may be set in memory only. What
 //! changed is in one or the other, never in the bitmap alone, as long as data and metadata
-//! are of the same instant: a snapshot of the backing device. Everything here only reads.
+//! are of the same instant: a snapshot of the backing device.
 //!
 //! * [`Metadata`]: superblock, activity log and bitmaps, found and checked on a device.
 //! * [`Superblock`], [`ActivityLog`]: what they say.
 //! * [`judge`]: whether a bitmap leads from a given base to this tip, or why it is [`Doubt`]ed.
 //! * [`DrbdVolume`]: an image with its metadata as a [`driftline_extent::Source`].
+//! * [`LiveVolume`]: a volume of the DRBD on this machine as one, by snapshots that it takes.
+//! * [`host`]: everything that is asked of a real DRBD, LVM and ZFS.
+//! * [`tracker`]: a volume of which DRBD records the changes, and mirrors nothing.
 //!
 //! # What the caller vouches for
 //!
@@ -25,11 +29,14 @@ mod activity_log;
 mod bitmap;
 mod crc32c;
 mod error;
+pub mod host;
 mod layout;
+mod live;
 mod map;
 mod metadata;
 mod source;
 mod superblock;
+pub mod tracker;
 mod trust;
 
 #[doc(hidden)]
@@ -40,6 +47,7 @@ pub mod testing;
 pub use activity_log::{AL_EXTENT_LEN, ActivityLog, Damage};
 pub use error::DrbdError;
 pub use layout::{Geometry, INDEXED_LEN, Layout, Placement};
+pub use live::{GuardCommand, LiveError, LiveOptions, LiveVolume, Mode, NoRotation, guard_process};
 pub use map::{MAP_EXTENTS_MAX, Map};
 pub use metadata::Metadata;
 pub use source::DrbdVolume;

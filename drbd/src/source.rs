@@ -130,6 +130,19 @@ impl DrbdVolume {
         }
     }
 
+    /// Plans to compare everything, whatever the metadata proves. The target must hold `base`,
+    /// if that is given.
+    pub(crate) fn plan_scan(
+        &mut self,
+        base: Option<Generation>,
+        standing: Standing,
+    ) -> Result<Plan, DrbdError> {
+        let unusable = |doubt| DrbdError::Unusable { doubt, holds: None };
+        check_image(&self.metadata.superblock).map_err(unusable)?;
+        self.planned = true;
+        Ok(self.plan_of(PlanKind::Scan, base, standing))
+    }
+
     fn plan_of(&self, kind: PlanKind, base: Option<Generation>, standing: Standing) -> Plan {
         let size = self.metadata.superblock.effective_size;
         Plan {

@@ -32,9 +32,7 @@ impl Control {
         arguments: &Value,
         deadline: Instant,
     ) -> Result<Value> {
-        let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
-        line.push('\n');
-        self.stream.get_mut().write_all(line.as_bytes())?;
+        self.send(command, arguments)?;
         loop {
             let answer = self.read(deadline).with_context(|| format!("answer to {command}"))?;
             if let Some(error) = answer.get("error") {
@@ -44,6 +42,19 @@ impl Control {
                 return Ok(value.clone());
             }
         }
+    }
+
+    /// Sends a command and does not wait for an answer: whoever would give it ends by it.
+    pub(crate) fn send(&mut self, command: &str, arguments: &Value) -> Result<()> {
+        let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
+        line.push('\n');
+        Ok(self.stream.get_mut().write_all(line.as_bytes())?)
+    }
+
+    /// Waits for an event.
+    pub(crate) fn event(&mut self, name: &str, deadline: Instant) -> Result<()> {
+        while self.read(deadline).with_context(|| format!("event {name}"))?["event"] != name {}
+        Ok(())
     }
 
     /// Waits until the agent in the guest answers. What it answered to an earlier connection

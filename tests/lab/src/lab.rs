@@ -121,6 +121,14 @@ impl Lab {
         self.machines[role as usize].take().context("it is not running")?.power_off()
     }
 
+    /// Makes a machine's kernel start anew under whatever runs there. It is ready again then.
+    pub(crate) fn crash(&self, role: Role) -> Result<()> {
+        let machine = self.get(role)?;
+        machine.crash()?;
+        machine.wait()?;
+        prepare(role, machine).with_context(|| format!("prepare {}", machine.name()))
+    }
+
     /// Throws all machines and their disks away, so that nothing a failed case left behind
     /// can fail another; with `keep`, moves them there.
     pub(crate) fn clear(&mut self, keep: Option<&Path>) -> Result<()> {

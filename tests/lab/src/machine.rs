@@ -239,6 +239,18 @@ impl Machine {
         Ok(())
     }
 
+    /// Makes the kernel start anew at once, without a word to anybody (SysRq b): what it had not
+    /// written to a disk is gone. [`Self::wait`] waits for the system again.
+    pub(crate) fn crash(&self) -> Result<()> {
+        let arguments = json!({ "path": "/bin/sh", "arg": ["-c", "echo b > /proc/sysrq-trigger"] });
+        self.agent.borrow_mut().send("guest-exec", &arguments)?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        self.qmp.borrow_mut().event("RESET", deadline)?;
+        // Half an answer may have come from the agent that was.
+        *self.agent.borrow_mut() = Control::connect(&self.folder.join("agent"))?;
+        Ok(())
+    }
+
     /// The last lines it printed.
     fn console(&self) -> String {
         let log = fs::read(self.folder.join("console.log")).unwrap_or_default();

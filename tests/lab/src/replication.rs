@@ -57,6 +57,12 @@ impl Report {
         self.0["bytes"]["received"].as_u64().unwrap_or(u64::MAX)
     }
 
+    /// Kinds of all its plans, one after the other.
+    pub(crate) fn kinds(&self) -> Vec<&str> {
+        let plans = self.0["increments"].as_array().map(Vec::as_slice).unwrap_or_default();
+        plans.iter().filter_map(|plan| plan["kind"].as_str()).collect()
+    }
+
     /// Kind of its last plan: `full`, `incremental`, `scan`.
     pub(crate) fn kind(&self) -> &str {
         self.last_plan("kind")

@@ -45,13 +45,19 @@ pub(crate) enum Command {
     /// Bring TARGET to SOURCE's newest generation; this side dials.
     ///
     /// SOURCE is zfs:POOL/NAME (a volume or file system of ZFS on this machine), zstream:FILE (a
-    /// recorded `zfs send` stream, - for standard input), file:PATH (a file or block device) or
-    /// drbdmeta:PATH (a snapshot of a DRBD volume's backing device). TARGET is file:PATH,
-    /// zvol:POOL/NAME, zfs:POOL/NAME or NAME@HOST:PORT.
+    /// recorded `zfs send` stream, - for standard input), file:PATH (a file or block device),
+    /// drbd:RESOURCE/VOLUME (a volume of DRBD on this machine) or drbdmeta:PATH (a snapshot of a
+    /// DRBD volume's backing device). TARGET is file:PATH, zvol:POOL/NAME, zfs:POOL/NAME or
+    /// NAME@HOST:PORT.
     ///
     /// Of a zfs: source a snapshot is taken, unless --snapshot or --latest say which to take; the
     /// increment starts from the snapshot or bookmark whose guid the target holds. What has
     /// arrived is bookmarked. Only snapshots and bookmarks that this job has made are removed.
+    ///
+    /// Of a drbd: source the backing device (LVM or a zvol) is snapshotted. With --mode rotate
+    /// its I/O is suspended for that, and the bitmap starts anew at that instant, so that the
+    /// next increment reads only what changes from then on. Another process resumes it whatever
+    /// happens to this one. A snapshot that does not arrive is kept, and goes first the next time.
     ///
     /// DRBD metadata that is not at the end of PATH itself: drbdmeta:PATH,meta=METAPATH, and
     /// ,index=N after that where several volumes share METAPATH. It must be a snapshot of the
@@ -74,6 +80,48 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Show which generation a replica holds.
     Status(Status),
+    /// DRBD as what records changes.
+    #[command(subcommand)]
+    Drbd(DrbdCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DrbdCommand {
+    /// Let DRBD record what changes on a device, for drbd:RESOURCE/0 as a source.
+    ///
+    /// Makes a resource of DRBD 8.4 without a peer: nothing is mirrored, but its bitmap and
+    /// activity log collect what changes. The data stays where it is, and the metadata goes to a
+    /// device of its own (32 KiB for each GiB of data, and 64 KiB). From then on, and until
+    /// --undo, only /dev/drbdN may be written: what goes to DEVICE itself is not recorded.
+    ///
+    /// Prints every command, and runs them only with --yes. What is there already is not made
+    /// again: after a reboot, it starts the resource.
+    InitTracker(InitTracker),
+    /// Holds a device suspended for whoever started it.
+    #[command(hide = true)]
+    Guard {
+        /// The minor of the device.
+        minor: u32,
+        /// For how long at most, in milliseconds.
+        limit_ms: u64,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitTracker {
+    /// What the resource is called.
+    pub(crate) resource: String,
+    /// The device with the data: a logical volume or a zvol that nothing uses meanwhile.
+    pub(crate) device: PathBuf,
+    /// The device for the metadata, which must be empty.
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) meta: PathBuf,
+    /// Take the resource and its metadata away again; the data stays.
+    #[arg(long)]
+    pub(crate) undo: bool,
+    /// Run the commands.
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -128,6 +176,8 @@ pub(crate) struct Replicate {
     pub(crate) tree: Tree,
     #[command(flatten)]
     pub(crate) zfs: Zfs,
+    #[command(flatten)]
+    pub(crate) drbd: Drbd,
     #[command(flatten)]
     pub(crate) receive: Receive,
     #[command(flatten)]
@@ -208,6 +258,33 @@ pub(crate) enum ReadBack {
     All,
 }
 
+/// What is said of a `drbd:` source.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Drbd {
+    /// Of a drbd: source, start its bitmap anew at each snapshot, or leave it alone and compare
+    /// everything [default: rotate where no peer needs the bitmap].
+    #[arg(long, value_name = "MODE")]
+    pub(crate) mode: Option<DrbdMode>,
+    /// Of a drbd: source on a thick logical volume, the space for what is overwritten while its
+    /// snapshot exists: a share of the volume, or bytes with K, M, G or T [default: 20%].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) cow_size: Option<String>,
+    /// Of a drbd: source, suspend its I/O for this many seconds at most, 1 to 60 [default: 10].
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) freeze_max: Option<u64>,
+}
+
+/// What is done about the bitmap of a volume of DRBD.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DrbdMode {
+    /// It starts anew at each snapshot: an increment reads what changed since.
+    Rotate,
+    /// It is left alone: everything is compared.
+    Cumulative,
+}
+
 /// What a `zfs:` target does with the properties in a stream.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -271,7 +348,7 @@ pub(crate) struct StateDir {
 
 #[derive(Debug, Args)]
 pub(crate) struct Map {
-    /// zstream:FILE, file:PATH or drbdmeta:PATH[,meta=METAPATH[,index=N]].
+    /// zstream:FILE, file:PATH, drbd:RESOURCE/VOLUME or drbdmeta:PATH[,meta=METAPATH[,index=N]].
     pub(crate) source: String,
 }
 

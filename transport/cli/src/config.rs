@@ -194,6 +194,9 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
                 "a source here is zfs:POOL/NAME, zstream:FILE, file:PATH or drbdmeta:PATH, not \
                  {source}"
             ),
+            Place::DrbdVolume { .. } => {
+                bail!("{source} is pushed from where it is, and not pulled: `driftline push`")
+            }
             place if volume.zfs.is_some() && !matches!(place, Place::Zfs(_)) => {
                 bail!("zfs is said of zfs: sources, and it is {source}")
             }

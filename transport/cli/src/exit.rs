@@ -1,5 +1,6 @@
 //! From what went wrong to the exit code that scripts see.
 
+use driftline_drbd::tracker::TrackerError;
 use driftline_extent::{Explained, Reason};
 use driftline_target::TargetError;
 use driftline_transport::{Failure, TransportError};
@@ -37,6 +38,7 @@ fn reason(error: &anyhow::Error) -> Option<Reason> {
             .or_else(|| cause.downcast_ref::<AnyTargetError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<TargetError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<SourceError>().map(Explained::reason))
+            .or_else(|| cause.downcast_ref::<TrackerError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<PlainError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<driftline_zfs::StreamError>().map(Explained::reason))
     })

@@ -23,7 +23,10 @@ use crate::{
 pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
     let place: Place = arguments.source.parse()?;
     let mut out = BufWriter::new(stdout().lock());
-    let terms = Terms { overwrite: true, zfs: &args::Zfs::default(), to: "", moment: None };
+    // Whoever looks clears nothing.
+    let mode = Some(args::DrbdMode::Cumulative);
+    let (zfs, drbd) = (&args::Zfs::default(), &args::Drbd { mode, ..args::Drbd::default() });
+    let terms = Terms { overwrite: true, zfs, drbd, to: "", moment: None };
     source::open(&place, terms)?.maps(&mut |map| {
         if json {
             report::write_map_json(&map, &mut out)?;

@@ -38,6 +38,8 @@ struct Written {
     #[serde(default)]
     zfs: args::Zfs,
     #[serde(default)]
+    drbd: args::Drbd,
+    #[serde(default)]
     receive: args::Receive,
 }
 
@@ -73,6 +75,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
         limit_rate,
         tree,
         zfs,
+        drbd,
         receive,
         peer,
         state,
@@ -99,6 +102,9 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     zfs.read_back = zfs.read_back.or(written.zfs.read_back);
     zfs.raw |= written.zfs.raw;
     zfs.with = zfs.with.or(written.zfs.with);
+    drbd.mode = drbd.mode.or(written.drbd.mode);
+    or(&mut drbd.cow_size, written.drbd.cow_size);
+    drbd.freeze_max = drbd.freeze_max.or(written.drbd.freeze_max);
     receive.exclude.extend(written.receive.exclude);
     receive.set.extend(written.receive.set);
     Ok(())
@@ -133,14 +139,27 @@ mod tests {
     #[test]
     fn the_command_line_comes_first() {
         let text = "version = 1\nsource = \"zfs:a/b\"\ntarget = \"file:/x\"\nlimit_rate = \"1M\"\n\
-                    compress = \"3\"\n[zfs]\nlatest = true\nkeep = 7\nread_back = \"all\"\n";
-        let line = ["--job", "vm1", "--limit-rate", "2M", "--snapshot", "x", "--full"];
+                    compress = \"3\"\n[zfs]\nlatest = true\nkeep = 7\nread_back = \"all\"\n[drbd]\n\
+                    mode = \"rotate\"\ncow_size = \"1G\"\nfreeze_max = 3\n";
+        let line = [
+            "--job",
+            "vm1",
+            "--limit-rate",
+            "2M",
+            "--snapshot",
+            "x",
+            "--full",
+            "--mode",
+            "cumulative",
+        ];
         let mut job = parse(&line);
         fill_from(&mut job, text).unwrap();
         assert_eq!(job.limit_rate.as_deref(), Some("2M"));
         assert_eq!(job.compress.as_deref(), Some("3"));
         assert_eq!((job.zfs.snapshot.as_deref(), job.zfs.latest), (Some("x"), false));
         assert_eq!((job.zfs.keep, job.zfs.read_back), (Some(7), Some(ReadBack::All)));
+        assert_eq!(job.drbd.mode, Some(crate::args::DrbdMode::Cumulative));
+        assert_eq!((job.drbd.cow_size.as_deref(), job.drbd.freeze_max), (Some("1G"), Some(3)));
         assert!(job.full);
     }
 
@@ -181,6 +200,7 @@ mod tests {
             ("source =", "sorce =", "sorce"),
             ("target =", "full = true\ntarget =", "full"),
             ("[zfs]", "[zfs]\nkept = 1", "kept"),
+            ("[drbd]", "[drbd]\nmode = \"both\"", "both"),
             ("[zfs]", "[zfs]\nlatest = true\nsnapshot = \"x\"", "exclude"),
         ] {
             assert!(SAMPLE.contains(from), "{from}");

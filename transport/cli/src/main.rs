@@ -3,6 +3,7 @@
 
 mod args;
 mod config;
+mod drbd;
 mod exit;
 mod inspect;
 mod job;
@@ -29,7 +30,7 @@ use clap::Parser;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::{
-    args::{Arguments, Command},
+    args::{Arguments, Command, DrbdCommand},
     exit::{classify, code},
     progress::Show,
     replicate::Direction,
@@ -70,15 +71,19 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
             Command::Push(job) => return replicate::run(job, Direction::Push, json, show).await,
             Command::Pull(job) => return replicate::run(job, Direction::Pull, json, show).await,
             Command::Keygen(keygen) => make_key(keygen),
-            // It waits for signals itself.
             Command::Serve(serve) => serve::run(&serve.config, serve.check).await,
             Command::Map(map) => inspect::map(map, json),
             Command::Verify(verify) => inspect::verify(verify, json),
             Command::Status(status) => inspect::status(status, json).await,
+            Command::Drbd(DrbdCommand::InitTracker(tracker)) => drbd::init_tracker(tracker),
+            Command::Drbd(DrbdCommand::Guard { minor, limit_ms }) => {
+                drbd::guard(*minor, *limit_ms).await
+            }
         }
         .map(|()| code::DONE)
     };
-    if matches!(arguments.command, Command::Serve(_)) {
+    // These take signals themselves.
+    if matches!(arguments.command, Command::Serve(_) | Command::Drbd(DrbdCommand::Guard { .. })) {
         return work.await;
     }
     tokio::select! {

@@ -28,6 +28,13 @@ pub(crate) enum Place {
         /// `,index=N`: which part of that device, if several volumes share it.
         index: Option<u32>,
     },
+    /// `drbd:RESOURCE/VOLUME`: a volume of the DRBD on this machine.
+    DrbdVolume {
+        /// The resource.
+        resource: String,
+        /// The volume's number in it.
+        volume: u32,
+    },
     /// `NAME@HOST:PORT`: a volume of a remote `driftline serve`.
     Remote {
         /// The volume, by the remote side's name for it.
@@ -38,7 +45,7 @@ pub(crate) enum Place {
 }
 
 const FORMS: &str = "zfs:POOL/NAME, zvol:POOL/NAME, zstream:FILE, zstream:-, file:PATH, \
-                     drbdmeta:PATH or NAME@HOST:PORT";
+                     drbd:RESOURCE/VOLUME, drbdmeta:PATH or NAME@HOST:PORT";
 
 impl FromStr for Place {
     type Err = anyhow::Error;
@@ -68,6 +75,10 @@ impl FromStr for Place {
         if let Some(rest) = text.strip_prefix("drbdmeta:") {
             return parse_drbd(text, rest);
         }
+        if let Some(rest) = text.strip_prefix("drbd:") {
+            return parse_drbd_volume(rest)
+                .with_context(|| format!("{text:?}: write drbd:RESOURCE/VOLUME, as in drbd:r0/0"));
+        }
         match text.rsplit_once('@') {
             Some((volume, _)) if volume.len() > NAME_LEN_MAX.into() => {
                 bail!("{text:?} is too long: a volume's name has at most {NAME_LEN_MAX} bytes")
@@ -84,6 +95,20 @@ impl FromStr for Place {
             _ => bail!("{text:?} is no source or target: write {FORMS}"),
         }
     }
+}
+
+/// What follows `drbd:`. DRBD's names have none of what a shell or its configuration would take
+/// for something else.
+fn parse_drbd_volume(rest: &str) -> anyhow::Result<Place> {
+    let (resource, volume) = rest.split_once('/').context("it has no volume")?;
+    let is_plain = |c: char| c.is_ascii_graphic() && !"\"'\\/{};#[]".contains(c);
+    if resource.is_empty() || resource.starts_with('-') || !resource.chars().all(is_plain) {
+        bail!("{resource:?} is no resource");
+    }
+    let is_number = |text: &&str| text.chars().all(|c| c.is_ascii_digit());
+    let number = Some(volume).filter(is_number).and_then(|text| text.parse::<u16>().ok());
+    let volume = number.with_context(|| format!("{volume:?} is no volume's number"))?.into();
+    Ok(Place::DrbdVolume { resource: resource.into(), volume })
 }
 
 /// What follows `drbdmeta:`. A path may have commas, but not `,meta=` or `,index=` in it.
@@ -114,6 +139,7 @@ impl fmt::Display for Place {
             Self::StandardInput => f.write_str("zstream:-"),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Remote { volume, address } => write!(f, "{volume}@{address}"),
+            Self::DrbdVolume { resource, volume } => write!(f, "drbd:{resource}/{volume}"),
             Self::Drbd { path, meta, index } => {
                 write!(f, "drbdmeta:{}", path.display())?;
                 meta.as_ref().map_or(Ok(()), |meta| write!(f, ",meta={}", meta.display()))?;
@@ -141,6 +167,15 @@ mod tests {
         assert_eq!("drbdmeta:a,meta=b,index=2".parse::<Place>().unwrap(), drbd);
         for text in [":", ":,meta=b", ":a,meta=", ":a,index=1", ":a,meta=b,index=x"] {
             assert!(format!("drbdmeta{text}").parse::<Place>().is_err(), "{text}");
+        }
+        for text in ["drbd:r0/0", "drbd:vm-1.a@b/65535"] {
+            assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
+        }
+        for rest in
+            ["", "r0", "/0", "r0/", "r0/x", "r0/-1", "r0/+1", "r0/65536", "-a/0", "a b/0", "a/b/0"]
+        {
+            let error = format!("{:#}", format!("drbd:{rest}").parse::<Place>().unwrap_err());
+            assert!(error.contains("RESOURCE/VOLUME"), "{error}");
         }
         let remote = Place::Remote { volume: "vm@1".into(), address: "host:7420".into() };
         assert_eq!("vm@1@host:7420".parse::<Place>().unwrap(), remote);

@@ -91,12 +91,17 @@ impl PlainVolume {
 /// Which machine, and which path on it. A plain file has no other identity; that it is the
 /// same content is proven by hashing, not by this.
 fn identity(path: &Path) -> VolumeId {
+    volume_id("driftline volume id v1 file", path.as_os_str().as_encoded_bytes())
+}
+
+/// The identity of what has this name on this machine, among all of its kind.
+pub(crate) fn volume_id(kind: &str, name: &[u8]) -> VolumeId {
     let machine = fs::read("/etc/machine-id").ok().filter(|id| !id.is_empty());
     let machine =
         machine.or_else(|| fs::read("/proc/sys/kernel/hostname").ok()).unwrap_or_default();
-    let mut hasher = blake3::Hasher::new_derive_key("driftline volume id v1 file");
+    let mut hasher = blake3::Hasher::new_derive_key(kind);
     hasher.update(&(machine.len() as u64).to_le_bytes()).update(&machine);
-    hasher.update(path.as_os_str().as_encoded_bytes());
+    hasher.update(name);
     let mut id = [0; 16];
     hasher.finalize_xof().fill(&mut id);
     VolumeId(id)

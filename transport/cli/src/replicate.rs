@@ -75,6 +75,7 @@ pub(crate) async fn run(
             root: None,
         },
         zfs: arguments.zfs.clone(),
+        drbd: arguments.drbd.clone(),
         peer: arguments.peer.clone(),
         together: None,
     };
@@ -96,6 +97,7 @@ pub(crate) struct Job {
     limit: Option<SharedLimit>,
     target: TargetTerms,
     pub(crate) zfs: args::Zfs,
+    drbd: args::Drbd,
     pub(crate) peer: args::Peer,
     /// What it has in common with others, if it is one of several.
     together: Option<Together>,
@@ -194,7 +196,8 @@ impl Job {
             Some(Together { to, moment }) => (to.clone(), moment.as_ref()),
             None => (target.to_string(), None),
         };
-        let terms = Terms { overwrite: self.overwrite, zfs: &self.zfs, to: &to, moment };
+        let Self { overwrite, zfs, drbd, .. } = self;
+        let terms = Terms { overwrite: *overwrite, zfs, drbd, to: &to, moment };
         source::job(source, terms, self.compression)
     }
 

@@ -24,6 +24,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    args::Drbd,
     config::{Config, Volume},
     keyfile,
     replicate::COMPRESSION,
@@ -47,6 +48,9 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         println!("{} can be used; public key {}", path.display(), key.public());
         return Ok(());
     }
+    // Whoever hears that it listens may stop it at once.
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let listener = Listener::bind(&config.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
@@ -63,8 +67,6 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         key,
     });
     let sessions = TaskTracker::new();
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -213,7 +215,9 @@ impl Server {
                 // One volume may be pulled to several places.
                 let to = format!("{volume}@{key}");
                 let open = move || {
-                    let terms = Terms { overwrite: false, zfs: &zfs, to: &to, moment: None };
+                    let drbd = Drbd::default();
+                    let (zfs, drbd, to) = (&zfs, &drbd, to.as_str());
+                    let terms = Terms { overwrite: false, zfs, drbd, to, moment: None };
                     source::job(&place, terms, Some(COMPRESSION))
                 };
                 let job = blocking(open).await?;

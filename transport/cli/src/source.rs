@@ -5,14 +5,17 @@ use std::{
     io::{self, BufReader, Read},
     path::Path,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail};
-use driftline_drbd::{DrbdError, DrbdVolume, Layout, Map};
+use driftline_drbd::{
+    DrbdError, DrbdVolume, GuardCommand, Layout, LiveError as DrbdLiveError,
+    LiveOptions as DrbdOptions, LiveVolume, Map, Mode, host::CowSize,
+};
 use driftline_extent::{
-    Change, ChangeMap, Explained, Extent, ExtentSet, Finish, Generation, Plan, Reason, Source,
-    Standing, TargetState, Volume,
+    Change, ChangeMap, Explained, Extent, ExtentSet, Finish, Generation, Plan, PlanKind, Reason,
+    Source, Standing, TargetState, Volume,
 };
 use driftline_target::FileDisk;
 use driftline_transport::SourceJob;
@@ -26,7 +29,7 @@ use driftline_zfs::{
 use crate::{
     args,
     place::Place,
-    plain::{PlainError, PlainVolume},
+    plain::{PlainError, PlainVolume, volume_id},
 };
 
 /// Read-ahead of a stream.
@@ -34,6 +37,11 @@ const STREAM_BUFFER_LEN: usize = 1 << 20;
 
 /// What snapshots and bookmarks of ours begin with if nothing else is said.
 const PREFIX: &str = "driftline";
+
+/// For how many seconds the I/O of a DRBD volume is suspended at most, if nothing is said, and
+/// what may be said.
+const FREEZE_MAX: u64 = 10;
+const FREEZE_RANGE: std::ops::RangeInclusive<u64> = 1..=60;
 
 /// A source of any kind.
 pub(crate) enum AnySource {
@@ -55,6 +63,8 @@ pub(crate) enum AnySource {
         name: String,
         volume: Box<DrbdVolume>,
     },
+    /// A volume of the DRBD on this machine.
+    DrbdLive(Box<LiveVolume>),
 }
 
 /// A change map, as `driftline map` tells it.
@@ -83,6 +93,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) overwrite: bool,
     /// How a volume of ZFS is replicated.
     pub(crate) zfs: &'a args::Zfs,
+    /// How a volume of DRBD is replicated.
+    pub(crate) drbd: &'a args::Drbd,
     /// Where it goes, in words that are the same for each run: what is kept in ZFS for this
     /// target is told from what is kept for another by them.
     pub(crate) to: &'a str,
@@ -109,6 +121,8 @@ pub(crate) enum SourceError {
         #[source]
         error: DrbdError,
     },
+    #[error(transparent)]
+    DrbdLive(#[from] DrbdLiveError),
 }
 
 impl Explained for SourceError {
@@ -118,6 +132,7 @@ impl Explained for SourceError {
             Self::Stream { error, .. } => error.reason(),
             Self::Plain(error) => error.reason(),
             Self::Drbd { error, .. } => error.reason(),
+            Self::DrbdLive(error) => error.reason(),
         }
     }
 }
@@ -156,6 +171,11 @@ pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource>
             let meta = meta.as_deref().map(open).transpose()?.map(|disk| (disk, layout));
             let volume = DrbdVolume::open(open(path)?, meta).map_err(|e| in_drbd(&name, e))?;
             Ok(AnySource::Drbd { name, volume: Box::new(volume.allow_full(overwrite)) })
+        }
+        Place::DrbdVolume { resource, volume } => {
+            let options = drbd_options(place, terms)?;
+            let live = LiveVolume::open(resource, *volume, options).map_err(SourceError::from)?;
+            Ok(AnySource::DrbdLive(Box::new(live)))
         }
         Place::Remote { .. } => bail!("{place} is remote: pull from it to a local target"),
     }
@@ -208,6 +228,35 @@ fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
     Ok(LiveSource::new(zfs, name.clone(), options))
 }
 
+fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> {
+    let Terms { overwrite, drbd: wanted, to, .. } = terms;
+    let cow = wanted.cow_size.as_deref().map_or(Ok(CowSize::DEFAULT), str::parse);
+    let seconds = wanted.freeze_max.unwrap_or(FREEZE_MAX);
+    if !FREEZE_RANGE.contains(&seconds) {
+        let (start, end) = (FREEZE_RANGE.start(), FREEZE_RANGE.end());
+        bail!("--freeze-max takes {start} to {end} seconds");
+    }
+    let name = place.to_string();
+    // Volumes of one group share its names, and each may have several targets.
+    let [a, b, c, d, ..] = *blake3::hash(format!("{name}\0{to}").as_bytes()).as_bytes();
+    Ok(DrbdOptions {
+        mode: wanted.mode.map(|mode| match mode {
+            args::DrbdMode::Rotate => Mode::Rotate,
+            args::DrbdMode::Cumulative => Mode::Cumulative,
+        }),
+        cow: cow.map_err(|why| anyhow::anyhow!("--cow-size: {why}"))?,
+        freeze_max: Duration::from_secs(seconds),
+        id: [a, b, c, d],
+        volume: volume_id("driftline volume id v1 drbd", name.as_bytes()),
+        allow_full: overwrite,
+        // This very program, also if another version was installed meanwhile.
+        guard: GuardCommand {
+            program: "/proc/self/exe".into(),
+            args: ["drbd", "guard"].map(str::to_owned).into(),
+        },
+    })
+}
+
 /// Opens a local source for a session.
 pub(crate) fn job(
     place: &Place,
@@ -220,6 +269,7 @@ pub(crate) fn job(
         AnySource::Live(_) | AnySource::Stream { .. } => None,
         AnySource::Plain(plain) => Some(plain.volume() as Arc<dyn Volume + Send + Sync>),
         AnySource::Drbd { volume, .. } => Some(volume.volume()),
+        AnySource::DrbdLive(live) => Some(live.volume()),
     };
     Ok(SourceJob { source, volume, overwrite, compression })
 }
@@ -244,6 +294,10 @@ impl AnySource {
             Self::Plain(plain) => each(plain_map(plain.volume().as_ref())?.into()),
             Self::Drbd { name, volume } => {
                 let maps = volume.maps().map_err(|error| in_drbd(name, error))?;
+                maps.into_iter().try_for_each(|map| each(map.into()))
+            }
+            Self::DrbdLive(live) => {
+                let maps = live.maps().map_err(SourceError::from)?;
                 maps.into_iter().try_for_each(|map| each(map.into()))
             }
         }
@@ -280,6 +334,7 @@ impl Source for AnySource {
             Self::Stream { stream, .. } => stream.learn(target),
             Self::Plain(plain) => plain.learn(target),
             Self::Drbd { volume, .. } => volume.learn(target),
+            Self::DrbdLive(live) => live.learn(target),
         }
     }
 
@@ -294,10 +349,12 @@ impl Source for AnySource {
             Self::Plain(plain) => Ok(plain.plan(base)?),
             Self::Drbd { name, volume } => {
                 let plan = volume.plan(base).map_err(|error| in_drbd(name, error))?;
-                if let Some(reason) = plan.standing.reason() {
-                    let (source, reason) = (name.as_str(), reason.as_str());
-                    tracing::warn!(source, reason, "what changed is not proven: all is compared");
-                }
+                warn_of(name, &plan);
+                Ok(plan)
+            }
+            Self::DrbdLive(live) => {
+                let plan = live.plan(base)?;
+                warn_of(&live.name(), &plan);
                 Ok(plan)
             }
         }
@@ -313,6 +370,7 @@ impl Source for AnySource {
             Self::Drbd { name, volume } => {
                 volume.next_change(from).map_err(|error| in_drbd(name, error))
             }
+            Self::DrbdLive(live) => Ok(live.next_change(from)?),
         }
     }
 
@@ -324,20 +382,23 @@ impl Source for AnySource {
             }
             Self::Plain(plain) => Ok(plain.finish()?),
             Self::Drbd { name, volume } => volume.finish().map_err(|error| in_drbd(name, error)),
+            Self::DrbdLive(live) => Ok(live.finish()?),
         }
     }
 
     fn seeks(&self) -> bool {
         match self {
             Self::Live(live) => live.seeks(),
-            Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } => false,
+            Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } | Self::DrbdLive(_) => false,
         }
     }
 
     fn read_back(&mut self) -> Result<Option<Box<dyn Volume>>, SourceError> {
         match self {
             Self::Live(live) => Ok(live.read_back()?),
-            Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } => Ok(None),
+            Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } | Self::DrbdLive(_) => {
+                Ok(None)
+            }
         }
     }
 
@@ -347,7 +408,18 @@ impl Source for AnySource {
             Self::Stream { stream, .. } => stream.bytes_read(),
             Self::Plain(plain) => plain.bytes_read(),
             Self::Drbd { volume, .. } => volume.bytes_read(),
+            Self::DrbdLive(live) => live.bytes_read(),
         }
+    }
+}
+
+/// Says so where everything is compared though metadata is there.
+fn warn_of(source: &str, plan: &Plan) {
+    if plan.kind == PlanKind::Scan
+        && let Some(reason) = plan.standing.reason()
+    {
+        let reason = reason.as_str();
+        tracing::warn!(source, reason, "what changed is not proven: all is compared");
     }
 }
 

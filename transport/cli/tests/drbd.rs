@@ -4,11 +4,13 @@ mod common;
 
 use std::{
     fs::{self, File},
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::FileExt,
     path::Path,
+    process::{Command, Stdio},
 };
 
-use common::{Pair, driftline, json};
+use common::{Pair, command, driftline, json};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -132,6 +134,52 @@ fn a_map_that_is_not_proven_becomes_a_scan() {
         let image = fs::read(dir.join("s1.img")).unwrap();
         assert!(replica == image[..replica.len()], "{reason}");
     }
+}
+
+/// What needs a DRBD says so where there is none, or none of that name.
+#[test]
+fn a_volume_that_is_not_there_is_told() {
+    let dir = TempDir::new().unwrap();
+    for arguments in [
+        ["push", "drbd:driftline-test-none/0", "file:out.img"].as_slice(),
+        &["map", "drbd:driftline-test-none/0"],
+    ] {
+        let output = driftline(dir.path(), arguments);
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        assert!(log.contains("/proc/drbd") || log.contains("driftline-test-none"), "{log}");
+    }
+    let refused = driftline(dir.path(), &["push", "drbd:r0", "file:out.img"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("drbd:r0/0"));
+    let same = ["drbd", "init-tracker", "r0", "/dev/a", "--meta", "/dev/a", "--yes"];
+    let refused = driftline(dir.path(), &same);
+    let log = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && log.contains("two devices"), "{log}");
+}
+
+/// The process that holds a device suspended is ended by nobody but the one it works for.
+#[test]
+fn the_guard_ends_with_whoever_started_it() {
+    let dir = TempDir::new().unwrap();
+    // A minor that no machine has, and it is not told to do anything with it.
+    let mut guard = command(dir.path(), &["drbd", "guard", "1048575", "1000"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(guard.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "ready");
+    let mut orders = guard.stdin.take().unwrap();
+    for signal in ["-TERM", "-INT", "-HUP"] {
+        let id = guard.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+    // It hears and answers still.
+    writeln!(orders, "resume").unwrap();
+    assert_eq!(said.next().unwrap().unwrap(), "failed nothing is suspended");
+    drop(orders);
+    assert!(guard.wait().unwrap().success());
+    assert!(said.next().is_none());
 }
 
 #[test]

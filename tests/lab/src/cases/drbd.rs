@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A block of the bitmap, and of `blocks`.
-const BLOCK_LEN: u64 = 4096;
+pub(super) const BLOCK_LEN: u64 = 4096;
 
 /// What a tracker's backing device is cut from.
 #[derive(Clone, Copy)]
@@ -36,14 +36,14 @@ impl Store {
         }
     }
 
-    fn backing(self, name: &str) -> String {
+    pub(super) fn backing(self, name: &str) -> String {
         match self {
             Self::Thin | Self::Thick => format!("/dev/lab/{name}"),
             Self::Zvol => format!("/dev/zvol/tank/{name}"),
         }
     }
 
-    fn take_snapshot(self, name: &str, number: u32) -> String {
+    pub(super) fn take_snapshot(self, name: &str, number: u32) -> String {
         match self {
             Self::Thin => format!("lvcreate -q -s -kn -ay -n {name}-s{number} lab/{name}"),
             Self::Thick => format!("lvcreate -q -s -L 96M -n {name}-s{number} lab/{name}"),
@@ -51,7 +51,7 @@ impl Store {
         }
     }
 
-    fn snapshot(self, name: &str, number: u32) -> String {
+    pub(super) fn snapshot(self, name: &str, number: u32) -> String {
         match self {
             Self::Thin | Self::Thick => format!("/dev/lab/{name}-s{number}"),
             Self::Zvol => format!("/dev/zvol/tank/{name}@s{number}"),
@@ -70,23 +70,28 @@ impl Store {
 }
 
 /// A DRBD resource without a peer, whose bitmap and activity log collect what changes.
-struct Tracker {
-    name: &'static str,
-    minor: u32,
-    store: Store,
+pub(super) struct Tracker {
+    pub(super) name: &'static str,
+    pub(super) minor: u32,
+    pub(super) store: Store,
     /// Number of the newest snapshot; 0 is none.
     snapshot: u32,
 }
 
 impl Tracker {
-    fn new(source: &Machine, name: &'static str, minor: u32, store: Store) -> Result<Self> {
+    pub(super) fn new(
+        source: &Machine,
+        name: &'static str,
+        minor: u32,
+        store: Store,
+    ) -> Result<Self> {
         source.sh(&store.create(name))?;
         let backing = store.backing(name);
         source.sh(&format!("/lab/provision/drbd {name} {minor} {backing}"))?;
         Ok(Self { name, minor, store, snapshot: 0 })
     }
 
-    fn device(&self) -> String {
+    pub(super) fn device(&self) -> String {
         format!("/dev/drbd{}", self.minor)
     }
 
@@ -115,22 +120,14 @@ impl Tracker {
     }
 
     fn map(&self, source: &Machine) -> Result<Map> {
-        let text = source.sh(&format!("driftline map --json {}", self.source_name()))?;
-        Ok(Map(serde_json::from_str(&text).with_context(|| text.clone())?))
+        Map::of(source, &self.source_name())
     }
 
     /// The blocks of data that differ between the last two snapshots, found by comparing them.
     fn truth(&self, source: &Machine, size: u64) -> Result<Vec<Range<u64>>> {
         let one = self.store.snapshot(self.name, self.snapshot - 1);
         let other = self.store.snapshot(self.name, self.snapshot);
-        let text = source.sh(&format!("/lab/blocks diff {one} {other}"))?;
-        let end = size / BLOCK_LEN;
-        let runs = text.lines().skip(1).map(|line| {
-            let (first, last) = line.split_once("..").context("a run of blocks")?;
-            Ok(first.parse::<u64>()?.min(end)..last.parse::<u64>()?.min(end))
-        });
-        let runs: Vec<Range<u64>> = runs.collect::<Result<_>>()?;
-        Ok(runs.into_iter().filter(|run| !run.is_empty()).collect())
+        differing(source, &one, &other, size)
     }
 
     fn push(&self, source: &Machine) -> Result<Output> {
@@ -150,7 +147,7 @@ impl Tracker {
         Ok(())
     }
 
-    fn remove(self, lab: &mut Lab) -> Result<()> {
+    pub(super) fn remove(self, lab: &mut Lab) -> Result<()> {
         let name = self.name;
         let pair = lab.pair()?;
         pair.source.sh(&format!(
@@ -162,16 +159,39 @@ impl Tracker {
     }
 }
 
+/// The blocks of data that differ between two images of a volume of `size` bytes.
+pub(super) fn differing(
+    source: &Machine,
+    one: &str,
+    other: &str,
+    size: u64,
+) -> Result<Vec<Range<u64>>> {
+    let text = source.sh(&format!("/lab/blocks diff {one} {other}"))?;
+    let end = size / BLOCK_LEN;
+    let runs = text.lines().skip(1).map(|line| {
+        let (first, last) = line.split_once("..").context("a run of blocks")?;
+        Ok(first.parse::<u64>()?.min(end)..last.parse::<u64>()?.min(end))
+    });
+    let runs: Vec<Range<u64>> = runs.collect::<Result<_>>()?;
+    Ok(runs.into_iter().filter(|run| !run.is_empty()).collect())
+}
+
 /// What `driftline map --json` printed.
-struct Map(Value);
+pub(super) struct Map(pub(super) Value);
 
 impl Map {
-    fn size(&self) -> Result<u64> {
+    /// The map of a source.
+    pub(super) fn of(source: &Machine, place: &str) -> Result<Self> {
+        let text = source.sh(&format!("driftline map --json --quiet {place}"))?;
+        Ok(Self(serde_json::from_str(&text).with_context(|| text.clone())?))
+    }
+
+    pub(super) fn size(&self) -> Result<u64> {
         self.0["size"].as_u64().context("a map has a size")
     }
 
     /// The first block of `truth` that the map does not name.
-    fn misses(&self, truth: &[Range<u64>]) -> Option<u64> {
+    pub(super) fn misses(&self, truth: &[Range<u64>]) -> Option<u64> {
         let extents = self.0["changed"].as_array().map(Vec::as_slice).unwrap_or_default();
         let extents: Vec<Range<u64>> = extents
             .iter()

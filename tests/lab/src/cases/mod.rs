@@ -1,6 +1,8 @@
 //! The cases, by name, and what they share.
 
 mod drbd;
+mod drbd_live;
+mod drbd_live_faults;
 mod faults;
 mod live;
 mod live_faults;
@@ -227,6 +229,72 @@ pub(crate) const CASES: &[Case] = &[
         drbd::missed_interval,
     ),
     case("drbd-pair", "a connected pair, apart and together again", LONG, drbd::pair),
+    case(
+        "drbd-live-thin",
+        "drbd:NAME/0 on LVM thin: ten rotations under eight writers, each proven and equal",
+        SHORT,
+        |lab| drbd_live::rotations(lab, "drbd-live-thin", 11, Store::Thin),
+    ),
+    case("drbd-live-thick", "the same on thick LVM", LONG, |lab| {
+        drbd_live::rotations(lab, "drbd-live-thick", 12, Store::Thick)
+    }),
+    case("drbd-live-zvol", "the same on a zvol", LONG, |lab| {
+        drbd_live::rotations(lab, "drbd-live-zvol", 13, Store::Zvol)
+    }),
+    case(
+        "drbd-live-crash",
+        "the kernel starts anew under eight writers: what the disk holds names every change",
+        LONG,
+        |lab| drbd_live_faults::crash(lab, "drbd-live-crash", 21, Store::Thin),
+    ),
+    case(
+        "drbd-live-killed",
+        "kill -9 while suspended, a snapshot that hangs, a kill before the mark",
+        LONG,
+        drbd_live_faults::killed,
+    ),
+    case(
+        "drbd-live-kept",
+        "a snapshot that did not arrive goes first the next time",
+        LONG,
+        drbd_live_faults::kept,
+    ),
+    case(
+        "drbd-live-cow",
+        "a thick snapshot that runs out of space is told, and nothing is committed",
+        LONG,
+        drbd_live_faults::cow,
+    ),
+    case(
+        "drbd-live-filter",
+        "an LVM that would read the device is refused before any suspend",
+        LONG,
+        drbd_live_faults::filter,
+    ),
+    case(
+        "drbd-live-noclear",
+        "a bitmap that somebody cleared without suspending: compared, not believed",
+        LONG,
+        drbd_live_faults::cleared_by_others,
+    ),
+    case(
+        "drbd-live-mixed",
+        "a snapshot that was replicated by hand, and then others that were rotated",
+        LONG,
+        drbd_live_faults::mixed,
+    ),
+    case(
+        "drbd-live-tracker",
+        "init-tracker on a volume with data, its metadata beside it, and --undo",
+        LONG,
+        drbd_live::tracker,
+    ),
+    case(
+        "drbd-live-pair",
+        "a connected pair is never rotated, and compared instead",
+        LONG,
+        drbd_live::pair,
+    ),
     case(
         "walk",
         "every command of vagrant/README.md, on machines provisioned as there",

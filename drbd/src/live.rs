@@ -1,0 +1,608 @@
+//! A DRBD volume of this machine as a source.
+//!
+//! It takes a snapshot of the backing device, reads data and metadata from it, and removes it
+//! once it has arrived.
+//!
+//! * *Rotate*: the bitmap starts anew at the instant of each snapshot, so that the next one says
+//!   what changed since. For a volume that no peer needs the bitmap of. A snapshot that did not
+//!   arrive is kept and goes first the next time: without it that chain is broken. It is marked,
+//!   with LVM's tag or ZFS's property `driftline:rotated`, and one without a mark is never
+//!   believed to be of that instant.
+//! * *Cumulative*: nothing is cleared, and everything is compared. Its generations are named by
+//!   their content and not by DRBD's UUID, which stays the same while the volume changes: were
+//!   they named by it, an increment from the next rotation would seem to start from them.
+
+mod error;
+mod freezer;
+mod guard;
+mod rotate;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    fs::{self, File, TryLockError},
+    io::{self, Seek as _, SeekFrom},
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use driftline_extent::{
+    Change, Extent, Finish, Generation, Plan, PlanKind, Reason, Source, Standing, TargetState,
+    Volume, VolumeId,
+};
+
+pub use error::{LiveError, NoRotation};
+pub use freezer::GuardCommand;
+pub use guard::guard_process;
+
+use crate::{
+    Doubt, DrbdError, DrbdVolume, Layout, Map,
+    host::{self, CowSize, Found, Minor, Stores, Taken},
+    live::{freezer::Freezer, rotate::Steps},
+    superblock::named,
+    trust::check_image,
+};
+
+/// Where the lock of each device is.
+const LOCKS: &str = "/run";
+
+/// What is done about the bitmap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// It starts anew at each snapshot.
+    Rotate,
+    /// It is left alone.
+    Cumulative,
+}
+
+/// How a volume is replicated.
+#[derive(Clone, Debug)]
+pub struct LiveOptions {
+    /// What is done about the bitmap; `None` for rotation where that harms nobody.
+    pub mode: Option<Mode>,
+    /// Space for what is overwritten while a snapshot of a thick logical volume exists.
+    pub cow: CowSize,
+    /// For how long the device is frozen at most.
+    pub freeze_max: Duration,
+    /// What tells the snapshots of this volume for this target from others.
+    pub id: [u8; 4],
+    /// The identity of the volume.
+    pub volume: VolumeId,
+    /// Whether the user has agreed to a full copy over another generation. One copy uses the
+    /// consent up.
+    pub allow_full: bool,
+    /// How the guard is started.
+    pub guard: GuardCommand,
+}
+
+/// Whether the bitmap of a volume may be cleared. Without a configuration that is up to whoever
+/// `asked` for it.
+fn may_rotate(found: &Found, asked: bool) -> Result<(), NoRotation> {
+    if !found.is_84 {
+        return Err(NoRotation::Nine);
+    }
+    // DRBD 8.4 tells of a connection that it has forgotten, and of one that it never had.
+    if let Some(link) = found.links.iter().find(|link| link.state != "StandAlone") {
+        let (peer, state) = (link.name.clone(), link.state.clone());
+        return Err(NoRotation::Connected { peer, state });
+    }
+    match &found.peers {
+        Some(peers) if !peers.is_empty() => {
+            return Err(NoRotation::Configured { peer: peers.join(", ") });
+        }
+        None if !asked => return Err(NoRotation::Unknown),
+        Some(_) | None => {}
+    }
+    if found.disk != "UpToDate" {
+        return Err(NoRotation::Disk { disk: found.disk.clone() });
+    }
+    Ok(())
+}
+
+/// A volume, and what is being replicated of it.
+pub struct LiveVolume {
+    found: Found,
+    stores: Stores,
+    mode: Mode,
+    options: LiveOptions,
+    stage: Stage,
+    current: Option<Current>,
+    shared: Arc<Shared>,
+    base_state: Option<TargetState>,
+    /// Of the snapshots before the one that is being read.
+    bytes_before: u64,
+    /// When this run began.
+    started: Instant,
+    /// Nobody else takes snapshots of it meanwhile.
+    _lock: File,
+}
+
+/// Which snapshot is being read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// None yet.
+    New,
+    /// One of an earlier run, that did not arrive.
+    Kept,
+    /// The one of this run.
+    Fresh,
+    Done,
+}
+
+/// The snapshot that is being read.
+struct Current {
+    name: String,
+    volume: DrbdVolume,
+    /// Whether the bitmap was cleared at its instant: it stays until it has arrived.
+    rotated: bool,
+}
+
+impl LiveVolume {
+    /// The volume with this number of a resource. Looks at everything that could go wrong, and
+    /// changes nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// What is not there, or cannot be done with it.
+    pub fn open(resource: &str, volume: u32, options: LiveOptions) -> Result<Self, LiveError> {
+        let started = Instant::now();
+        let found = Found::look(resource, volume)?;
+        let stores = Stores::find(&found)?;
+        let mode = choose_mode(&found, options.mode)?;
+        let lock = lock(&found)?;
+        let this = Self {
+            mode,
+            options,
+            stage: Stage::New,
+            current: None,
+            shared: Arc::default(),
+            base_state: None,
+            bytes_before: 0,
+            started,
+            _lock: lock,
+            stores,
+            found,
+        };
+        if this.freezes() {
+            if this.found.suspended {
+                let (name, minor) = (this.found.name(), this.found.minor);
+                return Err(LiveError::Suspended { name, minor });
+            }
+            if this.stores.has_lvm() {
+                host::check_filter(&this.found)?;
+            }
+        }
+        Ok(this)
+    }
+
+    /// Whether it is frozen for a snapshot. One command takes all of it at one instant mostly.
+    fn freezes(&self) -> bool {
+        self.mode == Mode::Rotate || !self.stores.is_atomic()
+    }
+
+    /// The data alone, for reading at random: of the snapshot that is being read.
+    pub fn volume(&self) -> Arc<dyn Volume + Send + Sync> {
+        self.shared.clone()
+    }
+
+    /// How `drbd:` names it, with that.
+    pub fn name(&self) -> String {
+        format!("drbd:{}", self.found.name())
+    }
+
+    /// What its bitmaps and activity log say has changed, by a snapshot that is taken for that.
+    /// Nothing is cleared.
+    pub fn maps(&mut self) -> Result<Vec<Map>, LiveError> {
+        self.take(false)?;
+        let current = self.current.as_ref().ok_or(LiveError::Unplanned)?;
+        let maps = current.volume.maps();
+        self.let_go(true);
+        Ok(maps?)
+    }
+
+    /// What the names of its snapshots begin with.
+    fn prefix(&self) -> String {
+        let [a, b, c, d] = self.options.id;
+        format!("driftline-{a:02x}{b:02x}{c:02x}{d:02x}-")
+    }
+
+    /// Removes what earlier runs have left, but for the last snapshot that did not arrive.
+    fn tidy(&self, base: Option<&Generation>) -> Result<Option<Taken>, LiveError> {
+        let ours = self.stores.ours(&self.prefix())?;
+        let (kept, rest) = sort_out(ours, base, self.mode);
+        for Taken { name, mark, spoilt } in rest {
+            if mark.is_some() && spoilt {
+                let volume = self.found.name();
+                tracing::warn!(
+                    volume,
+                    snapshot = name,
+                    "it ran out of space before it arrived: what changed until it is not known"
+                );
+            }
+            self.stores.remove(&name)?;
+        }
+        Ok(kept)
+    }
+
+    /// Takes a snapshot, and with `clear` starts the bitmap anew.
+    fn take(&mut self, clear: bool) -> Result<(), LiveError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let name = format!("{}{:013}", self.prefix(), now.as_millis());
+        let volume = self.found.name();
+        if self.freezes() {
+            let LiveOptions { guard, freeze_max, cow, .. } = &self.options;
+            let freezer = Freezer::start(guard, self.found.minor, *freeze_max)?;
+            let resumed = Instant::now();
+            let mut real = Real { stores: &self.stores, name: &name, cow: *cow, freezer, resumed };
+            let frozen_ms = rotate::rotate(&mut real, clear)?.as_millis() as u64;
+            let resumed_after_ms = (real.resumed - self.started).as_millis() as u64;
+            tracing::info!(
+                volume,
+                snapshot = name,
+                frozen_ms,
+                resumed_after_ms,
+                cleared = clear,
+                "snapshot taken"
+            );
+        } else {
+            if let Err(error) = self.stores.take(&name, self.options.cow) {
+                remove(&self.stores, &name);
+                return Err(error.into());
+            }
+            tracing::info!(volume, snapshot = name, "snapshot taken");
+        }
+        let opened = self.read(name.clone(), clear);
+        if opened.is_err() && !clear {
+            remove(&self.stores, &name);
+        }
+        opened
+    }
+
+    /// Reads this snapshot from now on.
+    fn read(&mut self, name: String, rotated: bool) -> Result<(), LiveError> {
+        let volume = open_snapshot(&self.stores, &name)?.allow_full(self.options.allow_full);
+        self.shared.set(Some(volume.volume()));
+        self.current = Some(Current { name, volume, rotated });
+        Ok(())
+    }
+
+    /// Reads no snapshot any more, and removes the one that was read unless it is needed still.
+    fn let_go(&mut self, arrived: bool) {
+        self.shared.set(None);
+        let Some(Current { name, volume, rotated }) = self.current.take() else { return };
+        self.bytes_before += volume.bytes_read();
+        drop(volume);
+        if arrived || !rotated {
+            remove(&self.stores, &name);
+        } else {
+            let volume = self.found.name();
+            tracing::info!(volume, snapshot = name, "it is kept for the next run");
+        }
+    }
+
+    /// Makes sure that what the target holds has a name of its own before the bitmap is cleared.
+    /// Somebody may have replicated a snapshot of the volume as it is called now. Were the bitmap
+    /// cleared under that name, it would seem to start from what the target holds. Under a new
+    /// name it starts earlier, as nothing was cleared yet.
+    fn part_from(&self, base: Option<&Generation>) -> Result<(), LiveError> {
+        let minor = Minor(self.found.minor);
+        if let Some(Generation::Drbd(_)) = base
+            && base == Some(&Generation::drbd(minor.current_uuid()?))
+        {
+            minor.rename()?;
+        }
+        Ok(())
+    }
+
+    fn plan_current(&mut self, base: Option<&Generation>) -> Result<Plan, LiveError> {
+        let current = self.current.as_mut().ok_or(LiveError::Unplanned)?;
+        if let Some(state) = &self.base_state {
+            current.volume.learn(state);
+        }
+        let plan = match base {
+            // What was compared before, of the same volume.
+            Some(Generation::Content(_)) => {
+                current.volume.plan_scan(None, Standing::Suspect(Reason::MapMissing))?
+            }
+            _ if current.rotated => current.volume.plan(base)?,
+            Some(Generation::Drbd(uuid)) => {
+                let superblock = &current.volume.metadata().superblock;
+                let doubt = Doubt::BaseMismatch { tip: superblock.current_uuid };
+                let base = superblock.descends_from(*uuid).then_some(Generation::Drbd(*uuid));
+                if base.is_none() && !self.options.allow_full {
+                    let holds = Some(Generation::Drbd(*uuid));
+                    return Err(DrbdError::Unusable { doubt, holds }.into());
+                }
+                current.volume.plan_scan(base, Standing::Suspect(Reason::MapMissing))?
+            }
+            Some(_) => current.volume.plan_scan(None, Standing::Suspect(Reason::MapMissing))?,
+            None => current.volume.plan(None)?,
+        };
+        // What was not cleared is named by its content.
+        let tip = plan.tip.filter(|_| current.rotated);
+        Ok(Plan { volume: Some(self.options.volume), tip, ..plan })
+    }
+}
+
+/// Of the snapshots that earlier runs have left, oldest first, the one that goes first now, and
+/// those that are not needed. No other is taken before a marked one has arrived, so all before
+/// the last of these have.
+fn sort_out(
+    mut ours: Vec<Taken>,
+    base: Option<&Generation>,
+    mode: Mode,
+) -> (Option<Taken>, Vec<Taken>) {
+    let is_due = |taken: &Taken| {
+        let arrived = taken.mark.is_some_and(|uuid| base == Some(&Generation::drbd(uuid)));
+        mode == Mode::Rotate && !taken.spoilt && !arrived
+    };
+    let last = ours.iter().rposition(|taken| taken.mark.is_some());
+    let kept = last.filter(|at| is_due(&ours[*at])).map(|at| ours.remove(at));
+    (kept, ours)
+}
+
+fn choose_mode(found: &Found, wanted: Option<Mode>) -> Result<Mode, LiveError> {
+    let name = found.name();
+    match (wanted, may_rotate(found, wanted.is_some())) {
+        (Some(Mode::Cumulative), _) => Ok(Mode::Cumulative),
+        (_, Ok(())) => Ok(Mode::Rotate),
+        (Some(Mode::Rotate), Err(why)) => Err(LiveError::NoRotation { name, why }),
+        (None, Err(why)) => {
+            tracing::info!(volume = name, "not rotated, so everything is compared: {why}");
+            Ok(Mode::Cumulative)
+        }
+    }
+}
+
+fn lock(found: &Found) -> Result<File, LiveError> {
+    let path = format!("{LOCKS}/driftline-drbd{}.lock", found.minor);
+    let failed = |error| LiveError::Lock { path: path.clone(), error };
+    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(LiveError::Busy { name: found.name(), path }),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Removes a snapshot; one that stays is removed by the next run.
+fn remove(stores: &Stores, name: &str) {
+    if let Err(error) = stores.remove(name) {
+        tracing::warn!(snapshot = name, %error, "it stays until the next run");
+    }
+}
+
+/// The steps on a real device.
+struct Real<'a> {
+    stores: &'a Stores,
+    name: &'a str,
+    cow: CowSize,
+    freezer: Freezer,
+    /// When it went on, once it did.
+    resumed: Instant,
+}
+
+impl Steps for Real<'_> {
+    fn suspend(&mut self) -> Result<(), LiveError> {
+        self.freezer.suspend()
+    }
+
+    fn take(&mut self) -> Result<(), LiveError> {
+        Ok(self.stores.take(self.name, self.cow)?)
+    }
+
+    fn clear(&mut self) -> Result<(), LiveError> {
+        self.freezer.clear()
+    }
+
+    fn resume(&mut self) -> Result<Duration, LiveError> {
+        let frozen = self.freezer.resume()?;
+        self.resumed = Instant::now();
+        Ok(frozen)
+    }
+
+    fn release(&mut self) {
+        self.freezer.release();
+    }
+
+    fn examine(&mut self) -> Result<u64, LiveError> {
+        let volume = open_snapshot(self.stores, self.name)?;
+        let superblock = &volume.metadata().superblock;
+        let unusable = |doubt| DrbdError::Unusable { doubt, holds: None };
+        check_image(superblock).map_err(unusable)?;
+        debug_assert!(named(superblock.current_uuid), "what is checked has a name");
+        Ok(superblock.current_uuid & !1)
+    }
+
+    fn mark(&mut self, uuid: u64) -> Result<(), LiveError> {
+        Ok(self.stores.data.mark(self.name, uuid)?)
+    }
+
+    fn remove(&mut self) {
+        remove(self.stores, self.name);
+    }
+}
+
+fn open_snapshot(stores: &Stores, name: &str) -> Result<DrbdVolume, LiveError> {
+    let open =
+        |store: &host::Store, end: &str| -> Result<Arc<dyn Volume + Send + Sync>, LiveError> {
+            let name = format!("{name}{end}");
+            let device = store.device(&name)?;
+            let disk = Disk::open(&device, stores.clone(), &name);
+            Ok(Arc::new(disk.map_err(|error| LiveError::Open { name, error })?))
+        };
+    let meta = match &stores.meta {
+        Some((store, layout)) => Some((open(store, host::META_END)?, *layout)),
+        None => None,
+    };
+    let meta: Option<(_, Layout)> = meta;
+    Ok(DrbdVolume::open(open(&stores.data, "")?, meta)?)
+}
+
+/// The device of a snapshot.
+struct Disk {
+    file: File,
+    size: u64,
+    stores: Stores,
+    name: String,
+}
+
+impl Disk {
+    fn open(device: &Path, stores: Stores, name: &str) -> io::Result<Self> {
+        let mut file = fs::File::open(device)?;
+        let size = file.seek(SeekFrom::End(0))?;
+        let name = name.strip_suffix(host::META_END).unwrap_or(name).to_owned();
+        Ok(Self { file, size, stores, name })
+    }
+}
+
+impl Volume for Disk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset).map_err(|error| {
+            // Of a snapshot without space nothing can be read, and nothing else says why.
+            match self.stores.is_spoilt(&self.name) {
+                Ok(true) => io::Error::other(LiveError::Spoilt { name: self.name.clone() }),
+                Ok(false) | Err(_) => error,
+            }
+        })
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
+        Ok(Extent::from_bounds(from, self.size))
+    }
+}
+
+/// The volume of whichever snapshot is being read.
+#[derive(Default)]
+struct Shared(Mutex<Option<Arc<dyn Volume + Send + Sync>>>);
+
+impl Shared {
+    fn set(&self, volume: Option<Arc<dyn Volume + Send + Sync>>) {
+        *self.lock() = volume;
+    }
+
+    fn get(&self) -> io::Result<Arc<dyn Volume + Send + Sync>> {
+        self.lock().clone().ok_or_else(|| io::Error::other("no snapshot is being read"))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<dyn Volume + Send + Sync>>> {
+        // Nothing in here panics half way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Volume for Shared {
+    fn size(&self) -> u64 {
+        self.get().map_or(0, |volume| volume.size())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.get()?.read_at(offset, buf)
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
+        self.get()?.next_data(from)
+    }
+}
+
+impl Source for LiveVolume {
+    type Error = LiveError;
+
+    fn learn(&mut self, target: &TargetState) {
+        self.base_state = Some(target.clone());
+    }
+
+    /// Nothing is taken before it is known what the target holds, and nothing new before an
+    /// earlier snapshot has arrived.
+    fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, LiveError> {
+        // It is called again only once the last increment is committed.
+        if let Some(Current { volume, rotated, .. }) = &self.current {
+            let tip = Generation::drbd(volume.metadata().superblock.current_uuid);
+            let arrived = !rotated || base == Some(&tip);
+            self.let_go(arrived);
+            self.options.allow_full = false;
+        }
+        match base {
+            None | Some(Generation::Drbd(_) | Generation::Content(_)) => {}
+            Some(_) if self.options.allow_full => {}
+            Some(base) => return Err(LiveError::Foreign(*base)),
+        }
+        if self.stage == Stage::New
+            && let Some(kept) = self.tidy(base)?
+        {
+            self.stage = Stage::Kept;
+            match self.read(kept.name.clone(), true) {
+                Ok(()) => return self.plan_current(base),
+                Err(error) => {
+                    let (volume, snapshot) = (self.found.name(), &kept.name);
+                    tracing::warn!(
+                        volume, snapshot, %error,
+                        "it did not arrive, and cannot be read: what changed until it is not known"
+                    );
+                    self.stores.remove(&kept.name)?;
+                }
+            }
+        }
+        match self.stage {
+            Stage::New | Stage::Kept => {
+                self.stage = Stage::Fresh;
+                if self.mode == Mode::Rotate {
+                    self.part_from(base)?;
+                }
+                self.take(self.mode == Mode::Rotate)?;
+                self.plan_current(base)
+            }
+            Stage::Fresh | Stage::Done => {
+                self.stage = Stage::Done;
+                Ok(Plan {
+                    kind: PlanKind::UpToDate,
+                    volume: Some(self.options.volume),
+                    base: None,
+                    tip: None,
+                    size: None,
+                    standing: Standing::Proven,
+                    bytes_expected: 0,
+                })
+            }
+        }
+    }
+
+    fn next_change(&mut self, from: u64) -> Result<Option<Change>, LiveError> {
+        let current = self.current.as_mut().ok_or(LiveError::Unplanned)?;
+        Ok(current.volume.next_change(from)?)
+    }
+
+    fn finish(&mut self) -> Result<Finish, LiveError> {
+        let current = self.current.as_mut().ok_or(LiveError::Unplanned)?;
+        let finish = current.volume.finish()?;
+        if self.stores.is_spoilt(&current.name)? {
+            return Err(LiveError::Spoilt { name: current.name.clone() });
+        }
+        Ok(finish)
+    }
+
+    fn bytes_read(&self) -> u64 {
+        let current = self.current.as_ref().map_or(0, |current| current.volume.bytes_read());
+        self.bytes_before + current
+    }
+}
+
+impl Drop for LiveVolume {
+    fn drop(&mut self) {
+        self.let_go(false);
+    }
+}
+
+impl fmt::Debug for LiveVolume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveVolume").field("found", &self.found).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,162 @@
+//! The one who asks the guard, which is a process of its own.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::process::CommandExt as _,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::Duration,
+};
+
+use super::{
+    LiveError,
+    guard::{Answer, Order},
+};
+use crate::host::Minor;
+
+/// How long the guard may take to start, and to tell what it was told to do besides the time
+/// that it may hold the device for.
+const SLACK: Duration = Duration::from_secs(30);
+
+/// How long to wait for the device to go on, once nobody is there for the guard.
+const RELEASE_MAX: Duration = Duration::from_secs(60);
+
+/// How the guard is started: what [`guard_process`](crate::guard_process) is called from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GuardCommand {
+    /// The program.
+    pub program: std::path::PathBuf,
+    /// Its arguments, before the minor and the limit in milliseconds.
+    pub args: Vec<String>,
+}
+
+/// A guard at work. Dropping it makes the device go on.
+pub(super) struct Freezer {
+    child: Option<Child>,
+    /// Closed when the guard shall end.
+    orders: Option<ChildStdin>,
+    answers: Receiver<Answer>,
+    minor: Minor,
+    limit: Duration,
+    /// Whether the device may be frozen, as far as is known.
+    frozen: bool,
+}
+
+impl Freezer {
+    pub(super) fn start(
+        command: &GuardCommand,
+        minor: u32,
+        limit: Duration,
+    ) -> Result<Self, LiveError> {
+        let failed = |why: String| LiveError::Guard { why };
+        let mut child = Command::new(&command.program)
+            .args(&command.args)
+            .args([minor.to_string(), limit.as_millis().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // What ends us from a terminal does not end it.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| failed(format!("{}: {error}", command.program.display())))?;
+        let (orders, stdout) = (child.stdin.take(), child.stdout.take());
+        let answers = listen(stdout);
+        let child = Some(child);
+        let mut this = Self { child, orders, answers, minor: Minor(minor), limit, frozen: false };
+        match this.hear() {
+            Ok(Answer::Ready) => Ok(this),
+            Ok(other) => Err(failed(format!("it said {other}"))),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn suspend(&mut self) -> Result<(), LiveError> {
+        self.frozen = true;
+        self.ask(Order::Suspend, |answer| (*answer == Answer::Suspended).then_some(()))
+    }
+
+    pub(super) fn clear(&mut self) -> Result<(), LiveError> {
+        self.ask(Order::Clear, |answer| (*answer == Answer::Cleared).then_some(()))
+    }
+
+    pub(super) fn resume(&mut self) -> Result<Duration, LiveError> {
+        self.ask(Order::Resume, |answer| match answer {
+            Answer::Resumed(frozen) => Some(*frozen),
+            _ => None,
+        })
+    }
+
+    fn ask<T>(
+        &mut self,
+        order: Order,
+        wanted: impl Fn(&Answer) -> Option<T>,
+    ) -> Result<T, LiveError> {
+        let failed = |why: String| LiveError::Guard { why };
+        let orders = self.orders.as_mut().ok_or_else(|| failed("it has ended".to_owned()))?;
+        let sent = writeln!(orders, "{order}").and_then(|()| orders.flush());
+        // One that has let go before says so, and may have ended since.
+        let answer = self.hear()?;
+        match (wanted(&answer), answer) {
+            (Some(wanted), _) => sent.map(|()| wanted).map_err(|error| failed(error.to_string())),
+            (None, Answer::Fired) => Err(LiveError::TooSlow { limit: self.limit }),
+            (None, Answer::Failed(why)) => Err(failed(why)),
+            (None, other) => Err(failed(format!("to {order} it said {other}"))),
+        }
+    }
+
+    fn hear(&mut self) -> Result<Answer, LiveError> {
+        let answer = self.answers.recv_timeout(self.limit + SLACK);
+        let answer = answer.map_err(|_| LiveError::Guard { why: "it says nothing".to_owned() })?;
+        // Whatever it says after it let go of the device.
+        if matches!(answer, Answer::Resumed(_) | Answer::Fired) {
+            self.frozen = false;
+        }
+        Ok(answer)
+    }
+
+    /// Lets the guard end, and makes sure that the device goes on.
+    pub(super) fn release(&mut self) {
+        self.orders = None;
+        while self.frozen {
+            match self.answers.recv_timeout(RELEASE_MAX) {
+                Ok(Answer::Resumed(_) | Answer::Fired) => self.frozen = false,
+                Ok(_) => {}
+                // It was killed, or could not: there is nobody else now.
+                Err(_) => {
+                    self.frozen = false;
+                    if let Err(error) = self.minor.resume(RELEASE_MAX) {
+                        let minor = self.minor.0;
+                        tracing::error!(%error, "I/O may be suspended: `drbdsetup resume-io {minor}`");
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.release();
+        // It ends by itself now. Somebody has to wait for it, and it need not be us.
+        if let Some(mut child) = self.child.take() {
+            let wait = move || drop(child.wait());
+            let _ = thread::Builder::new().name("guard end".to_owned()).spawn(wait);
+        }
+    }
+}
+
+fn listen(stdout: Option<ChildStdout>) -> Receiver<Answer> {
+    let (sender, answers) = mpsc::channel();
+    let read = move || {
+        let lines = stdout.map(|stdout| BufReader::new(stdout).lines());
+        for line in lines.into_iter().flatten().map_while(Result::ok) {
+            let Ok(answer) = line.parse() else { return };
+            if sender.send(answer).is_err() {
+                return;
+            }
+        }
+    };
+    // Without it nothing is ever heard.
+    let _ = thread::Builder::new().name("guard".to_owned()).spawn(read);
+    answers
+}
