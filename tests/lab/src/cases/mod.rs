@@ -2,6 +2,7 @@
 
 mod drbd;
 mod drbd_live;
+mod drbd_restore;
 mod faults;
 mod live;
 mod live_faults;
@@ -287,6 +288,12 @@ pub(crate) const CASES: &[Case] = &[
         "a connected pair is never rotated, and compared instead",
         LONG,
         drbd_live::pair,
+    ),
+    case(
+        "drbd-restore",
+        "a pair is restored through its Primary, on both halves; Secondary and mounted: refused",
+        LONG,
+        drbd_restore::pair,
     ),
     case(
         "walk",
