@@ -133,10 +133,9 @@ fn open_source(job: &Job, from: &Place, to: &Place, terms: &TargetTerms) -> anyh
         (Some(_), _) => {
             let replica = place.open_replica(false, terms)?;
             let verified = replica.into_verified().map_err(AnyTargetError::from)?;
-            // An increment that was received whole is in place only since it was opened.
-            let state = verified.state();
-            let of = state.generation;
-            if let Some(_cut) = place.state(terms)?.resume {
+            // An increment that had been received whole is in place only since it was opened.
+            let of = verified.state().generation;
+            if place.state(terms)?.resume.is_some() {
                 tracing::warn!(%from, "the increment that was cut off is not in it");
             }
             (PlainVolume::of(from.to_string(), id(from), Arc::new(verified), false), of)

@@ -170,13 +170,16 @@ fn what_a_peer_serves_is_restored_over_the_network() {
     replica(pair.path(), 2);
     let dir = pair.path().display();
     let server = pair.serve(&format!(
-        "pull = [\"vm\"]\n[[volume]]\nname = \"vm\"\nsource = \"file:{dir}/vm.img\"\n"
+        "pull = [\"vm\", \"s1\"]\n[[volume]]\nname = \"vm\"\nsource = \"file:{dir}/vm.img\"\n\
+         [[volume]]\nname = \"s1\"\nsource = \"{}\"\n",
+        zstream("lz4-16k.full.zs")
     ));
     let from = format!("vm@{}", server.address);
-    let restore = |code, more: &[&str]| {
-        let line = ["restore", &from, "file:disk.img", "--key", "client.key"];
+    let restore_from = |from: &str, code, more: &[&str]| {
+        let line = ["restore", from, "file:disk.img", "--key", "client.key"];
         json(pair.path(), code, &[&line[..], &["--peer", &pair.server], more].concat())
     };
+    let restore = |code, more: &[&str]| restore_from(&from, code, more);
     let done = restore(0, &[]);
     assert_eq!((&done["verified"], &done["size"]), (&false.into(), &(16 << 20).into()));
     let to = pair.path().join("disk.img");
@@ -189,6 +192,13 @@ fn what_a_peer_serves_is_restored_over_the_network() {
     assert_eq!(again["bytes"]["written"], 4096);
     assert!(again["bytes"]["received"].as_u64().unwrap() < first / 4, "{again}");
     assert_eq!(sha256(&to), recorded_sha256("lz4-16k@s2"));
+    // One that does not say beforehand how large it is, over one that is larger.
+    File::options().write(true).open(&to).unwrap().set_len((16 << 20) + 100).unwrap();
+    scribble(&to, 15 << 20, &[7; 100]);
+    let s1 = format!("s1@{}", server.address);
+    let done = restore_from(&s1, 0, &["--overwrite"]);
+    assert_eq!(done["generation"], "zfs:14672962806766498543");
+    assert_eq!(sha256(&to), recorded_sha256("lz4-16k@s1"));
     // Nobody is there.
     drop(server);
     restore(5, &["--overwrite"]);
