@@ -47,7 +47,9 @@ pub mod testing;
 pub use activity_log::{AL_EXTENT_LEN, ActivityLog, Damage};
 pub use error::DrbdError;
 pub use layout::{Geometry, INDEXED_LEN, Layout, Placement};
-pub use live::{GuardCommand, LiveError, LiveOptions, LiveVolume, Mode, NoRotation, guard_process};
+pub use live::{
+    GuardCommand, LiveError, LiveOptions, LiveVolume, Mode, NoRotation, SharedVolume, guard_process,
+};
 pub use map::{MAP_EXTENTS_MAX, Map};
 pub use metadata::Metadata;
 pub use source::DrbdVolume;

@@ -111,7 +111,7 @@ pub struct LiveVolume {
     options: LiveOptions,
     stage: Stage,
     current: Option<Current>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedVolume>,
     base_state: Option<TargetState>,
     /// Of the snapshots before the one that is being read.
     bytes_before: u64,
@@ -480,12 +480,13 @@ impl Volume for Disk {
     }
 }
 
-/// The volume of whichever snapshot is being read.
+/// The volume of whichever snapshot is being read, for reading at random.
 #[derive(Default)]
-struct Shared(Mutex<Option<Arc<dyn Volume + Send + Sync>>>);
+pub struct SharedVolume(Mutex<Option<Arc<dyn Volume + Send + Sync>>>);
 
-impl Shared {
-    fn set(&self, volume: Option<Arc<dyn Volume + Send + Sync>>) {
+impl SharedVolume {
+    /// Reads this one from now on, or none: what was read is let go.
+    pub fn set(&self, volume: Option<Arc<dyn Volume + Send + Sync>>) {
         *self.lock() = volume;
     }
 
@@ -499,7 +500,13 @@ impl Shared {
     }
 }
 
-impl Volume for Shared {
+impl fmt::Debug for SharedVolume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedVolume").finish_non_exhaustive()
+    }
+}
+
+impl Volume for SharedVolume {
     fn size(&self) -> u64 {
         self.get().map_or(0, |volume| volume.size())
     }

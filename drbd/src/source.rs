@@ -74,6 +74,15 @@ impl DrbdVolume {
         self
     }
 
+    /// That it is an image of one instant, with a name.
+    ///
+    /// # Errors
+    /// [`DrbdError::Unusable`] of a device that was being overwritten, or never had data.
+    pub fn check(&self) -> Result<(), DrbdError> {
+        let unusable = |doubt| DrbdError::Unusable { doubt, holds: None };
+        check_image(&self.metadata.superblock).map_err(unusable)
+    }
+
     /// The metadata.
     pub const fn metadata(&self) -> &Metadata {
         &self.metadata
@@ -137,8 +146,7 @@ impl DrbdVolume {
         base: Option<Generation>,
         standing: Standing,
     ) -> Result<Plan, DrbdError> {
-        let unusable = |doubt| DrbdError::Unusable { doubt, holds: None };
-        check_image(&self.metadata.superblock).map_err(unusable)?;
+        self.check()?;
         self.planned = true;
         Ok(self.plan_of(PlanKind::Scan, base, standing))
     }
@@ -208,8 +216,7 @@ impl Source for DrbdVolume {
         if self.planned {
             return Ok(self.plan_of(PlanKind::UpToDate, None, Standing::Proven));
         }
-        let unusable = |doubt| DrbdError::Unusable { doubt, holds: None };
-        check_image(&self.metadata.superblock).map_err(unusable)?;
+        self.check()?;
         let whole = Extent::new(0, self.data.size).into_iter().collect();
         let (todo, plan) = match base.map(|base| self.choose(base)).transpose()? {
             None => (Some(whole), self.plan_of(PlanKind::Full, None, Standing::Proven)),

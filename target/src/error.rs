@@ -156,6 +156,38 @@ pub enum Problem {
          place, or allow overwriting it"
     )]
     Foreign,
+    /// Something stands where a volume is to be restored to.
+    #[error("it is not empty: restore to another place, or agree to overwriting it (--overwrite)")]
+    HoldsData,
+    /// A replica stands where a volume is to be restored to.
+    #[error(
+        "this is a replica with its books in {}, which would not be what they say any more: restore \
+         to another place, or push to it", state_dir.display()
+    )]
+    IsReplica {
+        /// Where its books are.
+        state_dir: PathBuf,
+    },
+    /// A chunk of a replica that is restored from is not what was committed.
+    #[error(
+        "the chunk at byte {offset} is not what was committed: something else wrote to this volume, \
+         or it is damaged; `driftline verify` tells what else is"
+    )]
+    Damaged {
+        /// The first byte of the chunk.
+        offset: u64,
+    },
+    /// What was restored reads back as something else.
+    #[error(
+        "what stands there now has root {found}, and not {expected} as the volume: the storage is \
+         not reliable, or something else writes to it; run it again"
+    )]
+    Restored {
+        /// What the source has.
+        expected: Root,
+        /// What was read back.
+        found: Root,
+    },
     /// A copy over what stands here was agreed to by the source's side, but not by this one.
     #[error("{because}; and this target does not allow copies over what it holds")]
     OverwriteForbidden {
@@ -308,11 +340,12 @@ impl Problem {
             | Self::JournalDamaged { .. }
             | Self::ListDamaged
             | Self::Modified { .. }
+            | Self::Damaged { .. }
             | Self::SizeModified { .. }
             | Self::Written { .. }
             | Self::NotKept { .. } => Reason::TargetModified,
             Self::Busy { .. } | Self::InUse => Reason::TargetBusy,
-            Self::Foreign => Reason::TargetForeign,
+            Self::Foreign | Self::HoldsData | Self::IsReplica { .. } => Reason::TargetForeign,
             Self::OverwriteForbidden { .. } => Reason::Denied,
             Self::NotTheBase { .. } | Self::WouldOverwrite { .. } => Reason::BaseMismatch,
             Self::OtherSource { .. } => Reason::SourceMismatch,
@@ -320,6 +353,7 @@ impl Problem {
             Self::WrongData { .. }
             | Self::WrongRoot { .. }
             | Self::ReadBack { .. }
+            | Self::Restored { .. }
             | Self::JournalReadBack { .. }
             | Self::MissingRoot
             | Self::Uncovered { .. } => Reason::VerifyFailed,

@@ -8,6 +8,8 @@
 //! * [`FileDisk`]: real files and block devices behind that boundary.
 //! * [`Keeper`]: makes, resizes, locks and snapshots a device that its storage manages, so that
 //!   every generation is kept and nothing else can write to the newest one.
+//! * [`InPlace`]: a file or device that becomes what a volume is, and [`Verified`]: what a replica
+//!   holds, proven while it is read. Together they are a restore.
 //! * [`StreamTarget`] and [`Sink`]: opaque streams, into a storage that applies them itself.
 //!
 //! # Beside the volume
@@ -36,6 +38,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ids;
+mod in_place;
 mod journal;
 mod journaled;
 mod keeper;
@@ -44,6 +47,7 @@ mod redo;
 mod replica;
 mod state;
 mod stream;
+mod verified;
 mod verify;
 mod volume;
 mod window;
@@ -51,8 +55,10 @@ mod window;
 pub use device::FileDisk;
 pub use disk::{Disk, Part};
 pub use error::{Problem, TargetError};
+pub use in_place::InPlace;
 pub use keeper::{Keeper, Kept};
-pub use open_path::{Inspection, Options, inspect, open, open_kept, state_dir_of};
+pub use open_path::{Inspection, Options, inspect, open, open_in_place, open_kept, state_dir_of};
 pub use replica::{Disks, Replica};
 pub use stream::{Sink, SinkState, StreamProblem, StreamTarget, StreamTargetError};
+pub use verified::Verified;
 pub use verify::VerifyReport;

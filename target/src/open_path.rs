@@ -14,7 +14,7 @@ use rustix::{
 };
 
 use crate::{
-    Disks, FileDisk, Keeper, Problem, Replica, TargetError,
+    Disks, FileDisk, InPlace, Keeper, Problem, Replica, TargetError,
     journal::Journal,
     journaled::{Unsealed, find_unsealed},
     state::{Slots, State, Status},
@@ -82,6 +82,54 @@ fn open_any(
     };
     let replica = replica.guarded_by(guard);
     Ok(if options.forbid_overwrite { replica.forbid_overwrite() } else { replica })
+}
+
+/// Opens what stands at `path` for this process alone, to restore a volume there, or makes a file
+/// where nothing does.
+///
+/// # Errors
+///
+/// Besides what cannot be opened: a replica, a device that is in use, and, unless `overwrite` is
+/// agreed to, anything but zeros.
+pub fn open_in_place(path: &Path, overwrite: bool) -> Result<InPlace<FileDisk>, TargetError> {
+    let name = path.display().to_string();
+    let problem = |problem: Problem| problem.of(&name);
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| problem(Problem::Entropy(error.to_string())))?;
+    let (disk, guard) = open_alone(path).map_err(problem)?;
+    let place = InPlace::new(&name, disk, seed).guarded_by(guard);
+    if !overwrite {
+        place.check_empty()?;
+    }
+    Ok(place)
+}
+
+fn open_alone(path: &Path) -> Result<(FileDisk, Guard), Problem> {
+    let at = |source: io::Error| match source.kind() {
+        io::ErrorKind::ResourceBusy => Problem::InUse,
+        _ => Problem::Open { path: path.to_owned(), source },
+    };
+    let kind = match path.metadata() {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let disk = FileDisk::create(path, true).map_err(at)?;
+            let guard = Guard { _locks: vec![lock_volume(path)?], made: vec![path.to_owned()] };
+            sync_dir(parent_of(path))?;
+            return Ok((disk, guard));
+        }
+        Err(error) => return Err(at(error)),
+    };
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(Problem::NotAVolume);
+    }
+    let state_dir = state_dir_of(&resolved(path));
+    if state_dir.join("state").metadata().is_ok_and(|metadata| metadata.len() > 0) {
+        return Err(Problem::IsReplica { state_dir });
+    }
+    let disk = FileDisk::open_write(path).map_err(at)?;
+    // The kernel itself keeps a block device to one writer.
+    let locks = if kind.is_file() { vec![lock_volume(path)?] } else { Vec::new() };
+    Ok((disk, Guard { _locks: locks, made: Vec::new() }))
 }
 
 /// Keeps other processes out, and takes away what was made for nothing.

@@ -220,7 +220,7 @@ impl<D: Disk> Replica<D> {
     }
 
     /// That the volume has the size that was committed to it.
-    fn check_size(&self) -> Result<(), Problem> {
+    pub(crate) fn check_size(&self) -> Result<(), Problem> {
         let (found, expected) = (self.volume.len()?, self.state.size);
         let fits = match self.state.status {
             Status::Direct { .. } => true,

@@ -14,7 +14,7 @@ use driftline_drbd::{Base, Layout, judge, testing::SparseDisk};
 use driftline_extent::{Explained, Reason};
 
 /// The golden files, and how many transactions are in their logs.
-const CASES: [(&str, u64); 13] = [
+const CASES: [(&str, u64); 16] = [
     ("v08-flex", 8),
     ("v08-index", 3),
     ("v08-internal", 5),
@@ -24,8 +24,11 @@ const CASES: [(&str, u64); 13] = [
     ("v09-index-5", 2),
     ("v09-internal-1", 8),
     ("v09-internal-2", 7),
+    ("v09-internal-2-64k", 0),
+    ("v09-internal-3-1m", 0),
     ("v09-internal-31", 8),
     ("v09-internal-7", 7),
+    ("v09-internal-7-16k", 0),
     ("v09-internal-striped", 32),
     ("v09-internal-unused", 0),
 ];
@@ -79,13 +82,39 @@ fn maps_are_what_drbdmeta_applies() {
         for (slot, expected) in after.bitmaps.iter().enumerate() {
             let found = mapped(&metadata, &disk, slot);
             assert!(found == *expected, "{name}, bitmap {slot}");
-            // The last block may be cut, where the size is no multiple of 4 KiB.
+            // The last block may be cut, where the size is no multiple of one.
             let map = metadata.map(&disk, slot as u32).unwrap();
-            let bits = map.bitmap_bytes.div_ceil(4096);
+            assert_eq!(map.map.granularity, before.block_len, "{name}");
+            let bits = map.bitmap_bytes.div_ceil(before.block_len);
+            assert!(bits > 0, "{name}, bitmap {slot} is empty");
             assert_eq!(bits, before.bitmaps[slot].len() as u64, "{name}, bitmap {slot}");
             added += expected.len() - before.bitmaps[slot].len();
         }
         assert_eq!(added > 0, transactions > 0, "{name}: the log has something to add");
+    }
+}
+
+/// Each bitmap is proven for the generation that it records from, and for no other.
+#[test]
+fn every_slot_is_proven_for_its_own_base() {
+    for (name, _) in CASES {
+        let before = dump(&format!("{name}.before"));
+        let metadata = read(&golden_disk(&format!("{name}.img")), layout(name));
+        let size = Some(metadata.superblock.effective_size);
+        let judge =
+            |uuid| judge(&Base { uuid, size, record: Some(&metadata.superblock) }, &metadata);
+        for (_, uuid, _, slot) in &before.peers {
+            let Some(slot) = slot else { continue };
+            let proof = judge(*uuid).unwrap_or_else(|doubt| panic!("{name}: {doubt}"));
+            assert_eq!(proof.slot, *slot, "{name}");
+        }
+        let unheard_of = judge(0x1234).unwrap_err().reason();
+        assert_eq!(unheard_of, Reason::BaseMismatch, "{name}");
+        // Of another size than the base everything has to be compared.
+        let uuid = before.peers.iter().find(|peer| peer.3.is_some()).unwrap().1;
+        let base = Base { uuid, size: size.map(|size| size + 512), record: None };
+        let doubt = driftline_drbd::judge(&base, &metadata).unwrap_err();
+        assert_eq!(doubt.reason(), Reason::SizeChanged, "{name}");
     }
 }
 
@@ -100,7 +129,7 @@ fn a_live_primary_is_read() {
     let proof = judge(&base, &after).unwrap();
     let written: BTreeSet<u64> = [256, 1280, 19712].into_iter().chain(10240..11008).collect();
     let map = after.map(&s1, proof.slot).unwrap();
-    assert!(blocks(&map.map.changed).is_superset(&written));
+    assert!(blocks(&map.map.changed, 4096).is_superset(&written));
     // Not one bit of all that was on disk.
     assert_eq!((map.bitmap_bytes, map.activity_log_bytes), (0, 16 << 20));
     // The other way round there is no map, nor is there from a snapshot to itself.

@@ -8,7 +8,7 @@ mod cluster;
 mod http;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -84,8 +84,13 @@ struct Shared {
     state: Mutex<State>,
 }
 
+/// Does with storage what the controller tells its nodes: of this resource, the snapshot of this
+/// name was taken, or else deleted.
+type Satellite = Box<dyn FnMut(&str, &str, bool) + Send>;
+
 struct State {
     cluster: Cluster,
+    satellite: Option<Satellite>,
     exchanges: Vec<Exchange>,
     /// What goes wrong next with a path that contains this.
     faults: VecDeque<(String, Fault)>,
@@ -120,7 +125,8 @@ impl Fake {
         };
         let listener = TcpListener::bind((host, 0)).expect("a port of this machine");
         let address = listener.local_addr().expect("it is bound");
-        let state = State { cluster, exchanges: Vec::new(), faults: VecDeque::new() };
+        let state =
+            State { cluster, satellite: None, exchanges: Vec::new(), faults: VecDeque::new() };
         let shared =
             Arc::new(Shared { options, ended: AtomicBool::new(false), state: Mutex::new(state) });
         let accepting = thread::spawn({
@@ -150,6 +156,12 @@ impl Fake {
     /// What it manages, to be looked at or changed.
     pub fn change<T>(&self, change: impl FnOnce(&mut Cluster) -> T) -> T {
         change(&mut self.shared.state().cluster)
+    }
+
+    /// Calls this with each resource and snapshot of which one was taken (`true`) or deleted, before
+    /// that is answered.
+    pub fn satellite(&self, satellite: impl FnMut(&str, &str, bool) + Send + 'static) {
+        self.shared.state().satellite = Some(Box::new(satellite));
     }
 
     /// Lets the next request go wrong whose path contains this.
@@ -231,10 +243,12 @@ fn respond(head: &Head, body: &[u8], shared: &Shared) -> (u16, String) {
         None => true,
     };
     let mut state = shared.state();
+    let before = state.cluster.all_snapshots();
     let reply = match allowed {
         true => state.cluster.reply(&head.method, &head.path, &head.query, request.as_ref()),
         false => cluster::unauthorized(),
     };
+    state.tell_satellite(&before);
     let text = reply.body.to_string();
     state.exchanges.push(Exchange {
         method: head.method.clone(),
@@ -248,6 +262,13 @@ fn respond(head: &Head, body: &[u8], shared: &Shared) -> (u16, String) {
 }
 
 impl State {
+    fn tell_satellite(&mut self, before: &BTreeSet<(String, String)>) {
+        let Some(satellite) = &mut self.satellite else { return };
+        let now = self.cluster.all_snapshots();
+        now.difference(before).for_each(|(of, name)| satellite(of, name, true));
+        before.difference(&now).for_each(|(of, name)| satellite(of, name, false));
+    }
+
     fn fault(&mut self, path: &str) -> Option<Fault> {
         let (part, _) = self.faults.front()?;
         let is_it = path.contains(part.as_str());

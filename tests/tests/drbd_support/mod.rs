@@ -10,6 +10,8 @@ use driftline_extent::{ExtentSet, Volume};
 pub(crate) struct Dump {
     pub(crate) version: Version,
     pub(crate) size: u64,
+    /// Bytes of a bit.
+    pub(crate) block_len: u64,
     pub(crate) current: u64,
     /// Node, bitmap UUID, flags and bitmap of each peer.
     pub(crate) peers: Vec<(u32, u64, u32, Option<u32>)>,
@@ -33,6 +35,7 @@ impl Dump {
             false => Version::V09,
         };
         let size = number("la-size-sect") * 512;
+        let block_len = number("bm-byte-per-bit");
         let (current, peers) = match version {
             Version::V08 => {
                 let uuids = hex_words(text.split_once("uuid {").unwrap().1);
@@ -45,10 +48,12 @@ impl Dump {
         let sections = text.split('\n').enumerate();
         let lines: Vec<&str> = text.lines().collect();
         let starts = sections.filter(|(_, line)| heads.iter().any(|head| line.starts_with(head)));
-        let bitmaps = starts.map(|(start, _)| marked(&lines[start + 1..], size)).collect();
+        let bitmaps =
+            starts.map(|(start, _)| marked(&lines[start + 1..], size, block_len)).collect();
         Self {
             version,
             size,
+            block_len,
             current,
             peers,
             places: ["# md_offset", "# al_offset", "# bm_offset"].map(number),
@@ -66,6 +71,7 @@ impl Dump {
         let [sb, al, bm] = [placement.superblock, placement.activity_log, placement.bitmap];
         assert_eq!([sb, al, bm].map(|part| part.offset()), self.places, "{name}");
         let geometry = &superblock.geometry;
+        assert_eq!(geometry.block_len, self.block_len, "{name}");
         assert_eq!((geometry.al_stripes, geometry.al_stripe_blocks), self.al_shape, "{name}");
         assert_eq!(geometry.slots as usize, self.bitmaps.len(), "{name}");
         let node = superblock.node_id;
@@ -100,7 +106,7 @@ fn hex_words(text: &str) -> Vec<u64> {
 }
 
 /// The blocks that the words up to the closing brace mark, within `size` bytes.
-fn marked(lines: &[&str], size: u64) -> BTreeSet<u64> {
+fn marked(lines: &[&str], size: u64, block_len: u64) -> BTreeSet<u64> {
     let mut blocks = BTreeSet::new();
     let mut at = 0;
     for line in lines.iter().take_while(|line| !line.starts_with('}')) {
@@ -114,18 +120,19 @@ fn marked(lines: &[&str], size: u64) -> BTreeSet<u64> {
             at += count;
         }
     }
-    blocks.retain(|block| block * 4096 < size);
+    blocks.retain(|block| block * block_len < size);
     blocks
 }
 
-/// The blocks of 4 KiB in a set.
-pub(crate) fn blocks(set: &ExtentSet) -> BTreeSet<u64> {
-    set.pieces(4096).map(|piece| piece.offset() / 4096).collect()
+/// The blocks of this length in a set.
+pub(crate) fn blocks(set: &ExtentSet, block_len: u64) -> BTreeSet<u64> {
+    set.pieces(block_len).map(|piece| piece.offset() / block_len).collect()
 }
 
 /// What the map of bitmap `slot` has.
 pub(crate) fn mapped(metadata: &Metadata, disk: &dyn Volume, slot: usize) -> BTreeSet<u64> {
-    blocks(&metadata.map(disk, slot as u32).unwrap().map.changed)
+    let map = metadata.map(disk, slot as u32).unwrap().map;
+    blocks(&map.changed, map.granularity)
 }
 
 /// Reads the metadata of a device whose data is elsewhere, if it is not internal.

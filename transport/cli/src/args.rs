@@ -46,8 +46,9 @@ pub(crate) enum Command {
     ///
     /// SOURCE is zfs:POOL/NAME (a volume or file system of ZFS on this machine), zstream:FILE (a
     /// recorded `zfs send` stream, - for standard input), file:PATH (a file or block device),
-    /// drbd:RESOURCE/VOLUME (a volume of DRBD on this machine) or drbdmeta:PATH (a snapshot of a
-    /// DRBD volume's backing device). TARGET is file:PATH, zvol:POOL/NAME, zfs:POOL/NAME or
+    /// drbd:RESOURCE/VOLUME (a volume of DRBD on this machine), linstor:RESOURCE/VOLUME (a volume
+    /// that LINSTOR keeps on this node) or drbdmeta:PATH (a snapshot of a DRBD volume's backing
+    /// device). TARGET is file:PATH, zvol:POOL/NAME, zfs:POOL/NAME or
     /// NAME@HOST:PORT.
     ///
     /// Of a zfs: source a snapshot is taken, unless --snapshot or --latest say which to take; the
@@ -58,6 +59,10 @@ pub(crate) enum Command {
     /// its I/O is suspended for that, and the bitmap starts anew at that instant, so that the
     /// next increment reads only what changes from then on. Another process resumes it whatever
     /// happens to this one. A snapshot that does not arrive is kept, and goes first the next time.
+    ///
+    /// Of a linstor: source LINSTOR takes the snapshot, of all volumes of the resource, and deletes
+    /// it afterwards. On ZFS it is sent as a zfs: source is, and the snapshot that arrived last
+    /// stays; on thin LVM everything is compared. Of other storage LINSTOR takes none.
     ///
     /// DRBD metadata that is not at the end of PATH itself: drbdmeta:PATH,meta=METAPATH, and
     /// ,index=N after that where several volumes share METAPATH. It must be a snapshot of the
@@ -74,6 +79,22 @@ pub(crate) enum Command {
     /// SOURCE is NAME@HOST:PORT, or as with push. TARGET is file:PATH, zvol:POOL/NAME or
     /// zfs:POOL/NAME.
     Pull(Replicate),
+    /// Bring TO to what FROM holds, in place: only blocks that differ are written.
+    ///
+    /// FROM is a replica of Driftline, file:PATH or zvol:POOL/NAME, an image without books,
+    /// file:PATH or drbdmeta:PATH, or NAME@HOST:PORT, a volume that a peer lets us pull. Each chunk
+    /// of a replica is compared with its books before it is written; one that is not complete is
+    /// refused.
+    ///
+    /// TO is file:PATH, a file or block device, or drbd:RESOURCE/VOLUME, which is written through
+    /// its DRBD device, so that its peers get what is written as well. It must be Primary here,
+    /// UpToDate and used by nothing else.
+    ///
+    /// What holds anything but zeros is overwritten only with --overwrite, and another replica
+    /// never. A file gets the size of the volume; a device may be larger, and what is behind the
+    /// volume stays as it is. At the end everything is synced and read back. Until then TO is of no
+    /// time: if it is cut off, run it again with --overwrite, which writes what is missing.
+    Restore(Restore),
     /// Print which bytes SOURCE says have changed.
     Map(Map),
     /// Re-read a replica and compare every byte with what was committed to it.
@@ -178,6 +199,8 @@ pub(crate) struct Replicate {
     pub(crate) zfs: Zfs,
     #[command(flatten)]
     pub(crate) drbd: Drbd,
+    #[command(flatten)]
+    pub(crate) linstor: Linstor,
     #[command(flatten)]
     pub(crate) receive: Receive,
     #[command(flatten)]
@@ -285,6 +308,32 @@ pub(crate) enum DrbdMode {
     Cumulative,
 }
 
+/// How LINSTOR is spoken to, of a `linstor:` source.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Linstor {
+    /// Of a linstor: source, the controllers of LINSTOR, with commas between; the first that
+    /// answers is asked. As in linstor://host, linstor+ssl://host or https://host:port
+    /// [default: localhost].
+    #[arg(long = "linstor-controllers", value_name = "LIST", env = "LS_CONTROLLERS")]
+    pub(crate) controllers: Option<String>,
+    /// The file with the token that the controller wants. It never crosses a network in clear.
+    #[arg(long = "linstor-token-file", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The certificates of who signs those of the controllers [default: the system's].
+    #[arg(long = "linstor-ca", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Our certificate, for controllers that want one.
+    #[arg(long = "linstor-certificate", value_name = "FILE")]
+    pub(crate) certificate: Option<PathBuf>,
+    /// The key of our certificate.
+    #[arg(id = "linstor_key", long = "linstor-key", value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// How LINSTOR calls this node [default: this machine's name].
+    #[arg(long = "linstor-node", value_name = "NAME")]
+    pub(crate) node: Option<String>,
+}
+
 /// What a `zfs:` target does with the properties in a stream.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -319,6 +368,21 @@ fn property(text: &str) -> Result<Property, String> {
     Ok(Property(name.to_owned(), value.to_owned()))
 }
 
+impl Linstor {
+    /// Takes from here what is not said.
+    pub(crate) fn fill_from(&mut self, other: Self) {
+        let Self { controllers, token_file, ca, certificate, key, node } = other;
+        self.controllers = self.controllers.take().or(controllers);
+        self.token_file = self.token_file.take().or(token_file);
+        self.ca = self.ca.take().or(ca);
+        // They belong together.
+        if self.certificate.is_none() && self.key.is_none() {
+            (self.certificate, self.key) = (certificate, key);
+        }
+        self.node = self.node.take().or(node);
+    }
+}
+
 impl Receive {
     /// The properties that are set.
     pub(crate) fn overrides(&self) -> Vec<(String, String)> {
@@ -347,9 +411,27 @@ pub(crate) struct StateDir {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// file:PATH, zvol:POOL/NAME, drbdmeta:PATH[,meta=METAPATH[,index=N]] or NAME@HOST:PORT.
+    pub(crate) from: String,
+    /// file:PATH or drbd:RESOURCE/VOLUME.
+    pub(crate) to: String,
+    /// Agree to overwriting what TO holds.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    #[command(flatten)]
+    pub(crate) peer: Peer,
+    #[command(flatten)]
+    pub(crate) state: StateDir,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Map {
-    /// zstream:FILE, file:PATH, drbd:RESOURCE/VOLUME or drbdmeta:PATH[,meta=METAPATH[,index=N]].
+    /// zstream:FILE, file:PATH, drbd:RESOURCE/VOLUME, linstor:RESOURCE/VOLUME or
+    /// drbdmeta:PATH[,meta=METAPATH[,index=N]].
     pub(crate) source: String,
+    #[command(flatten)]
+    pub(crate) linstor: Linstor,
 }
 
 #[derive(Debug, Args)]

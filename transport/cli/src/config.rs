@@ -27,6 +27,8 @@ struct Written {
     #[serde(default = "sessions_max_default")]
     sessions_max: usize,
     #[serde(default)]
+    linstor: args::Linstor,
+    #[serde(default)]
     peer: Vec<WrittenPeer>,
     #[serde(default)]
     volume: Vec<WrittenVolume>,
@@ -71,6 +73,8 @@ pub(crate) struct Config {
     pub(crate) key: PathBuf,
     /// Sessions at the same time; further peers wait.
     pub(crate) sessions_max: usize,
+    /// How LINSTOR is spoken to.
+    pub(crate) linstor: args::Linstor,
     peers: Vec<Peer>,
     volumes: BTreeMap<String, Volume>,
 }
@@ -143,8 +147,8 @@ impl Config {
             }
             peers.push(peer);
         }
-        let Written { listen, key, sessions_max, .. } = written;
-        Ok(Self { listen, key, sessions_max, peers, volumes })
+        let Written { listen, key, sessions_max, linstor, .. } = written;
+        Ok(Self { listen, key, sessions_max, linstor, peers, volumes })
     }
 
     /// The keys that may connect at all.
@@ -173,6 +177,13 @@ impl Config {
         above.filter_map(|(root, path)| granted(root)?.below(path)).next()
     }
 
+    /// Whether LINSTOR keeps any of the volumes.
+    pub(crate) fn has_linstor(&self) -> bool {
+        let is_linstor =
+            |volume| matches!(volume, &Volume::Source { place: Place::Linstor { .. }, .. });
+        self.volumes.values().any(is_linstor)
+    }
+
     /// Every volume, by name.
     pub(crate) fn volumes(&self) -> impl Iterator<Item = (&str, &Volume)> {
         self.volumes.iter().map(|(name, volume)| (name.as_str(), volume))
@@ -191,14 +202,17 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
         }
         (Some(source), None) => match source.parse()? {
             Place::Remote { .. } | Place::StandardInput | Place::Zvol(_) => bail!(
-                "a source here is zfs:POOL/NAME, zstream:FILE, file:PATH or drbdmeta:PATH, not \
-                 {source}"
+                "a source here is zfs:POOL/NAME, zstream:FILE, file:PATH, linstor:RESOURCE/VOLUME \
+                 or drbdmeta:PATH, not {source}"
             ),
             Place::DrbdVolume { .. } => {
                 bail!("{source} is pushed from where it is, and not pulled: `driftline push`")
             }
-            place if volume.zfs.is_some() && !matches!(place, Place::Zfs(_)) => {
-                bail!("zfs is said of zfs: sources, and it is {source}")
+            place
+                if volume.zfs.is_some()
+                    && !matches!(place, Place::Zfs(_) | Place::Linstor { .. }) =>
+            {
+                bail!("zfs is said of zfs: and linstor: sources, and it is {source}")
             }
             place => Ok(Volume::Source { place, zfs: volume.zfs.unwrap_or_default() }),
         },

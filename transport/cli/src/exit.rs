@@ -1,5 +1,7 @@
 //! From what went wrong to the exit code that scripts see.
 
+use std::error::Error;
+
 use driftline_drbd::tracker::TrackerError;
 use driftline_extent::{Explained, Reason};
 use driftline_target::TargetError;
@@ -21,18 +23,26 @@ pub(crate) mod code {
 
 /// What an error is called in `--json` output, and its exit code.
 pub(crate) fn classify(error: &anyhow::Error) -> (&'static str, u8) {
-    let connection = error.chain().find_map(|cause| cause.downcast_ref::<TransportError>());
-    match (reason(error), connection) {
-        (Some(reason), _) => (reason.as_str(), of_reason(reason)),
-        (None, Some(_)) => ("connection", code::CONNECTION),
-        (None, None) => (Reason::Failed.as_str(), code::FAILED),
+    match reason(error) {
+        Some(reason) => (reason.as_str(), of_reason(reason)),
+        None if error.chain().any(is_connection) => ("connection", code::CONNECTION),
+        None => (Reason::Failed.as_str(), code::FAILED),
     }
+}
+
+/// Whether all that failed is a connection, and trying again may help.
+fn is_connection(cause: &(dyn Error + 'static)) -> bool {
+    cause.is::<TransportError>()
+        || cause.downcast_ref::<SourceError>().is_some_and(SourceError::is_connection)
 }
 
 fn reason(error: &anyhow::Error) -> Option<Reason> {
     error.chain().find_map(|cause| {
         if let Some(error) = cause.downcast_ref::<TransportError>() {
             return error.reason();
+        }
+        if is_connection(cause) {
+            return None;
         }
         None.or_else(|| cause.downcast_ref::<Failure>().map(|error| error.reason))
             .or_else(|| cause.downcast_ref::<AnyTargetError>().map(Explained::reason))

@@ -26,7 +26,8 @@ pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
     // Whoever looks clears nothing.
     let mode = Some(args::DrbdMode::Cumulative);
     let (zfs, drbd) = (&args::Zfs::default(), &args::Drbd { mode, ..args::Drbd::default() });
-    let terms = Terms { overwrite: true, zfs, drbd, to: "", moment: None };
+    let linstor = &arguments.linstor;
+    let terms = Terms { overwrite: true, zfs, drbd, linstor, to: "", moment: None };
     source::open(&place, terms)?.maps(&mut |map| {
         if json {
             report::write_map_json(&map, &mut out)?;

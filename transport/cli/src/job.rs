@@ -40,6 +40,8 @@ struct Written {
     #[serde(default)]
     drbd: args::Drbd,
     #[serde(default)]
+    linstor: args::Linstor,
+    #[serde(default)]
     receive: args::Receive,
 }
 
@@ -76,6 +78,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
         tree,
         zfs,
         drbd,
+        linstor,
         receive,
         peer,
         state,
@@ -105,6 +108,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     drbd.mode = drbd.mode.or(written.drbd.mode);
     or(&mut drbd.cow_size, written.drbd.cow_size);
     drbd.freeze_max = drbd.freeze_max.or(written.drbd.freeze_max);
+    linstor.fill_from(written.linstor);
     receive.exclude.extend(written.receive.exclude);
     receive.set.extend(written.receive.set);
     Ok(())
@@ -140,7 +144,8 @@ mod tests {
     fn the_command_line_comes_first() {
         let text = "version = 1\nsource = \"zfs:a/b\"\ntarget = \"file:/x\"\nlimit_rate = \"1M\"\n\
                     compress = \"3\"\n[zfs]\nlatest = true\nkeep = 7\nread_back = \"all\"\n[drbd]\n\
-                    mode = \"rotate\"\ncow_size = \"1G\"\nfreeze_max = 3\n";
+                    mode = \"rotate\"\ncow_size = \"1G\"\nfreeze_max = 3\n[linstor]\n\
+                    controllers = \"a,b\"\nnode = \"n\"\ncertificate = \"c\"\nkey = \"k\"\n";
         let line = [
             "--job",
             "vm1",
@@ -151,6 +156,8 @@ mod tests {
             "--full",
             "--mode",
             "cumulative",
+            "--linstor-node",
+            "m",
         ];
         let mut job = parse(&line);
         fill_from(&mut job, text).unwrap();
@@ -160,6 +167,10 @@ mod tests {
         assert_eq!((job.zfs.keep, job.zfs.read_back), (Some(7), Some(ReadBack::All)));
         assert_eq!(job.drbd.mode, Some(crate::args::DrbdMode::Cumulative));
         assert_eq!((job.drbd.cow_size.as_deref(), job.drbd.freeze_max), (Some("1G"), Some(3)));
+        assert_eq!(job.linstor.controllers.as_deref(), Some("a,b"));
+        assert_eq!(job.linstor.node.as_deref(), Some("m"));
+        assert_eq!(job.linstor.certificate.as_deref(), Some(Path::new("c")));
+        assert_eq!(job.linstor.key.as_deref(), Some(Path::new("k")));
         assert!(job.full);
     }
 
@@ -201,6 +212,7 @@ mod tests {
             ("target =", "full = true\ntarget =", "full"),
             ("[zfs]", "[zfs]\nkept = 1", "kept"),
             ("[drbd]", "[drbd]\nmode = \"both\"", "both"),
+            ("[linstor]", "[linstor]\ncontroler = \"a\"", "controler"),
             ("[zfs]", "[zfs]\nlatest = true\nsnapshot = \"x\"", "exclude"),
         ] {
             assert!(SAMPLE.contains(from), "{from}");

@@ -8,12 +8,14 @@ mod exit;
 mod inspect;
 mod job;
 mod keyfile;
+mod linstor;
 mod place;
 mod plain;
 mod progress;
 mod receive;
 mod replicate;
 mod report;
+mod restore;
 mod serve;
 mod source;
 mod target;
@@ -70,6 +72,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         match &arguments.command {
             Command::Push(job) => return replicate::run(job, Direction::Push, json, show).await,
             Command::Pull(job) => return replicate::run(job, Direction::Pull, json, show).await,
+            Command::Restore(restore) => restore::run(restore, json, show).await,
             Command::Keygen(keygen) => make_key(keygen),
             Command::Serve(serve) => serve::run(&serve.config, serve.check).await,
             Command::Map(map) => inspect::map(map, json),

@@ -3,6 +3,7 @@
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use anyhow::{Context, anyhow, bail};
+use driftline_linstor::ResourceName;
 use driftline_wire::limits::NAME_LEN_MAX;
 use driftline_zfs::DatasetName;
 
@@ -35,6 +36,13 @@ pub(crate) enum Place {
         /// The volume's number in it.
         volume: u32,
     },
+    /// `linstor:RESOURCE/VOLUME`: a volume of LINSTOR with data on this node.
+    Linstor {
+        /// The resource.
+        resource: ResourceName,
+        /// The volume's number in it.
+        volume: u32,
+    },
     /// `NAME@HOST:PORT`: a volume of a remote `driftline serve`.
     Remote {
         /// The volume, by the remote side's name for it.
@@ -45,7 +53,8 @@ pub(crate) enum Place {
 }
 
 const FORMS: &str = "zfs:POOL/NAME, zvol:POOL/NAME, zstream:FILE, zstream:-, file:PATH, \
-                     drbd:RESOURCE/VOLUME, drbdmeta:PATH or NAME@HOST:PORT";
+                     drbd:RESOURCE/VOLUME, linstor:RESOURCE/VOLUME, drbdmeta:PATH or \
+                     NAME@HOST:PORT";
 
 impl FromStr for Place {
     type Err = anyhow::Error;
@@ -79,6 +88,11 @@ impl FromStr for Place {
             return parse_drbd_volume(rest)
                 .with_context(|| format!("{text:?}: write drbd:RESOURCE/VOLUME, as in drbd:r0/0"));
         }
+        if let Some(rest) = text.strip_prefix("linstor:") {
+            return parse_linstor(rest).with_context(|| {
+                format!("{text:?}: write linstor:RESOURCE/VOLUME, as in linstor:web/0")
+            });
+        }
         match text.rsplit_once('@') {
             Some((volume, _)) if volume.len() > NAME_LEN_MAX.into() => {
                 bail!("{text:?} is too long: a volume's name has at most {NAME_LEN_MAX} bytes")
@@ -105,10 +119,20 @@ fn parse_drbd_volume(rest: &str) -> anyhow::Result<Place> {
     if resource.is_empty() || resource.starts_with('-') || !resource.chars().all(is_plain) {
         bail!("{resource:?} is no resource");
     }
+    Ok(Place::DrbdVolume { resource: resource.into(), volume: parse_number(volume)? })
+}
+
+/// What follows `linstor:`.
+fn parse_linstor(rest: &str) -> anyhow::Result<Place> {
+    let (resource, volume) = rest.split_once('/').context("it has no volume")?;
+    Ok(Place::Linstor { resource: resource.parse()?, volume: parse_number(volume)? })
+}
+
+/// A volume's number in its resource, to DRBD and to LINSTOR.
+fn parse_number(text: &str) -> anyhow::Result<u32> {
     let is_number = |text: &&str| text.chars().all(|c| c.is_ascii_digit());
-    let number = Some(volume).filter(is_number).and_then(|text| text.parse::<u16>().ok());
-    let volume = number.with_context(|| format!("{volume:?} is no volume's number"))?.into();
-    Ok(Place::DrbdVolume { resource: resource.into(), volume })
+    let number = Some(text).filter(is_number).and_then(|text| text.parse::<u16>().ok());
+    Ok(number.with_context(|| format!("{text:?} is no volume's number"))?.into())
 }
 
 /// What follows `drbdmeta:`. A path may have commas, but not `,meta=` or `,index=` in it.
@@ -140,6 +164,7 @@ impl fmt::Display for Place {
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Remote { volume, address } => write!(f, "{volume}@{address}"),
             Self::DrbdVolume { resource, volume } => write!(f, "drbd:{resource}/{volume}"),
+            Self::Linstor { resource, volume } => write!(f, "linstor:{resource}/{volume}"),
             Self::Drbd { path, meta, index } => {
                 write!(f, "drbdmeta:{}", path.display())?;
                 meta.as_ref().map_or(Ok(()), |meta| write!(f, ",meta={}", meta.display()))?;
@@ -175,6 +200,14 @@ mod tests {
             ["", "r0", "/0", "r0/", "r0/x", "r0/-1", "r0/+1", "r0/65536", "-a/0", "a b/0", "a/b/0"]
         {
             let error = format!("{:#}", format!("drbd:{rest}").parse::<Place>().unwrap_err());
+            assert!(error.contains("RESOURCE/VOLUME"), "{error}");
+        }
+        for text in ["linstor:web_1/0", "linstor:Web-1/65535"] {
+            assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
+        }
+        for rest in ["", "web", "web/", "web/x", "web/65536", "1web/0", "we.b/0", "a@b/0", "w/b/0"]
+        {
+            let error = format!("{:#}", format!("linstor:{rest}").parse::<Place>().unwrap_err());
             assert!(error.contains("RESOURCE/VOLUME"), "{error}");
         }
         let remote = Place::Remote { volume: "vm@1".into(), address: "host:7420".into() };

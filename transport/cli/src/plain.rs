@@ -1,12 +1,13 @@
-//! `file:PATH` as a source: a file or block device, of which nothing is known but its bytes.
+//! A volume of which nothing is known but its bytes as a source: `file:PATH`, and whatever else
+//! has no map that is proven.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{fmt, fs, io, path::Path, sync::Arc};
 
 use driftline_extent::{
     BLOCK_LEN, Change, Explained, Extent, Finish, Generation, Plan, PlanKind, Reason, Source,
     Standing, Volume, VolumeId,
 };
-use driftline_target::FileDisk;
+use driftline_target::{FileDisk, TargetError};
 
 /// Bytes that are read at once: a chunk, as that is what they are cut into.
 const READ_LEN: u64 = driftline_extent::CHUNK_LEN;
@@ -21,10 +22,10 @@ pub(crate) enum PlainError {
         #[source]
         error: io::Error,
     },
-    /// The target's generation is not a plain file's.
+    /// The target's generation is not named by its content.
     #[error(
-        "{name} is a plain file or device, but the target holds {base}, which is none: push from \
-         the source it came from, or agree to a full copy with --full"
+        "{name} has no identity but its content, and the target holds {base}, which has another: \
+         push from the source it came from, or agree to a full copy with --full"
     )]
     BaseMismatch { name: String, base: Generation },
 }
@@ -32,19 +33,22 @@ pub(crate) enum PlainError {
 impl Explained for PlainError {
     fn reason(&self) -> Reason {
         match self {
-            Self::Io { .. } => Reason::Failed,
+            // A replica that is read from says itself what is wrong with it.
+            Self::Io { error, .. } => error
+                .get_ref()
+                .and_then(|error| error.downcast_ref::<TargetError>())
+                .map_or(Reason::Failed, Explained::reason),
             Self::BaseMismatch { .. } => Reason::BaseMismatch,
         }
     }
 }
 
-/// A plain file or block device. It has no map of its changes: after the first full copy it
-/// is scanned, and only chunks that differ move.
-#[derive(Debug)]
+/// A volume without a map of its changes, such as a plain file or block device: after the first
+/// full copy it is scanned, and only chunks that differ move.
 pub(crate) struct PlainVolume {
     name: String,
     id: VolumeId,
-    disk: Arc<FileDisk>,
+    disk: Arc<dyn Volume + Send + Sync>,
     overwrite: bool,
     /// Whether this run's increment was delivered: there is no second one.
     delivered: bool,
@@ -61,8 +65,17 @@ impl PlainVolume {
         let io = |error| PlainError::Io { name: name.clone(), error };
         let absolute = fs::canonicalize(path).map_err(io)?;
         let disk = Arc::new(FileDisk::open_read(&absolute).map_err(io)?);
-        let id = identity(&absolute);
-        Ok(Self { name, id, disk, overwrite, delivered: false, next: 0, data: None, bytes_read: 0 })
+        Ok(Self::of(name, identity(&absolute), disk, overwrite))
+    }
+
+    /// A volume that is open already, and its identity. `name` is for messages.
+    pub(crate) fn of(
+        name: String,
+        id: VolumeId,
+        disk: Arc<dyn Volume + Send + Sync>,
+        overwrite: bool,
+    ) -> Self {
+        Self { name, id, disk, overwrite, delivered: false, next: 0, data: None, bytes_read: 0 }
     }
 
     fn io(&self, error: io::Error) -> PlainError {
@@ -83,7 +96,7 @@ impl PlainVolume {
     }
 
     /// The same volume, for reading at random.
-    pub(crate) fn volume(&self) -> Arc<FileDisk> {
+    pub(crate) fn volume(&self) -> Arc<dyn Volume + Send + Sync> {
         self.disk.clone()
     }
 }
@@ -105,6 +118,12 @@ pub(crate) fn volume_id(kind: &str, name: &[u8]) -> VolumeId {
     let mut id = [0; 16];
     hasher.finalize_xof().fill(&mut id);
     VolumeId(id)
+}
+
+impl fmt::Debug for PlainVolume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PlainVolume").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl Source for PlainVolume {

@@ -76,6 +76,7 @@ pub(crate) async fn run(
         },
         zfs: arguments.zfs.clone(),
         drbd: arguments.drbd.clone(),
+        linstor: arguments.linstor.clone(),
         peer: arguments.peer.clone(),
         together: None,
     };
@@ -98,6 +99,7 @@ pub(crate) struct Job {
     target: TargetTerms,
     pub(crate) zfs: args::Zfs,
     drbd: args::Drbd,
+    linstor: args::Linstor,
     pub(crate) peer: args::Peer,
     /// What it has in common with others, if it is one of several.
     together: Option<Together>,
@@ -139,17 +141,42 @@ impl Job {
         target: &Place,
         show: Show,
     ) -> anyhow::Result<Done> {
-        let (started, progress) = (Instant::now(), Arc::new(Progress::default()));
-        let summary = tokio::select! {
-            summary = self.replicate(source, target, progress.clone()) => summary,
-            () = watch(progress.clone(), show) => unreachable!("progress is watched without end"),
-        };
+        let progress = Arc::new(Progress::default());
+        let work = self.replicate(source, target, progress.clone());
         // What failed names itself; this says in which replication.
-        let summary = summary.with_context(|| match self.direction {
+        shown(progress, show, work).await.with_context(|| match self.direction {
             Direction::Push => target.to_string(),
             Direction::Pull => source.to_string(),
-        })?;
-        Ok(Done { summary, moved: progress.snapshot(), took: started.elapsed() })
+        })
+    }
+
+    /// As with [`Default`] options, for whoever brings a target of its own.
+    pub(crate) fn plain(peer: args::Peer) -> Self {
+        Self {
+            direction: Direction::Pull,
+            overwrite: false,
+            compression: Some(COMPRESSION),
+            limit: None,
+            target: TargetTerms::default(),
+            zfs: args::Zfs::default(),
+            drbd: args::Drbd::default(),
+            linstor: args::Linstor::default(),
+            peer,
+            together: None,
+        }
+    }
+
+    /// Has a peer's volume sent to `target`.
+    pub(crate) async fn pull(
+        &self,
+        volume: &str,
+        address: &str,
+        target: AnyTarget,
+        progress: Arc<Progress>,
+    ) -> anyhow::Result<Summary> {
+        let mut connection = self.dial(address, progress).await?;
+        request(&mut connection, Verb::Pull, volume).await?;
+        Ok(serve_target(connection, target).await.0?)
     }
 
     async fn replicate(
@@ -179,9 +206,7 @@ impl Job {
                     bail!("whether {source} may overwrite is decided where it is pushed from");
                 }
                 let opened = self.open(TargetPlace::of(target)?).await?;
-                let mut connection = self.dial(address, progress).await?;
-                request(&mut connection, Verb::Pull, volume).await?;
-                Ok(serve_target(connection, opened).await.0?)
+                self.pull(volume, address, opened, progress).await
             }
             _ => {
                 let place = TargetPlace::of(target)?;
@@ -191,13 +216,17 @@ impl Job {
         }
     }
 
-    fn source(&self, source: &Place, target: &Place) -> anyhow::Result<SourceJob<AnySource>> {
+    pub(crate) fn source(
+        &self,
+        source: &Place,
+        target: &Place,
+    ) -> anyhow::Result<SourceJob<AnySource>> {
         let (to, moment) = match &self.together {
             Some(Together { to, moment }) => (to.clone(), moment.as_ref()),
             None => (target.to_string(), None),
         };
-        let Self { overwrite, zfs, drbd, .. } = self;
-        let terms = Terms { overwrite: *overwrite, zfs, drbd, to: &to, moment };
+        let Self { overwrite, zfs, drbd, linstor, .. } = self;
+        let terms = Terms { overwrite: *overwrite, zfs, drbd, linstor, to: &to, moment };
         source::job(source, terms, self.compression)
     }
 
@@ -207,7 +236,7 @@ impl Job {
     }
 
     /// Runs both ends in this process, over the same protocol and with the same proofs.
-    async fn local(
+    pub(crate) async fn local(
         &self,
         job: SourceJob<AnySource>,
         target: AnyTarget,
@@ -259,6 +288,20 @@ impl Job {
         self.pace(&mut connection);
         Ok(connection)
     }
+}
+
+/// Does it, and shows how far it is.
+pub(crate) async fn shown(
+    progress: Arc<Progress>,
+    show: Show,
+    work: impl Future<Output = anyhow::Result<Summary>>,
+) -> anyhow::Result<Done> {
+    let started = Instant::now();
+    let summary = tokio::select! {
+        summary = work => summary?,
+        () = watch(progress.clone(), show) => unreachable!("progress is watched without end"),
+    };
+    Ok(Done { summary, moved: progress.snapshot(), took: started.elapsed() })
 }
 
 /// What a remote replica says of itself.

@@ -14,7 +14,9 @@ use driftline_target::VerifyReport;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use crate::{exit::classify, place::Place, replicate::Done, source::Told, tree::Outcome};
+use crate::{
+    exit::classify, place::Place, replicate::Done, restore::Restored, source::Told, tree::Outcome,
+};
 
 /// A number of bytes as people read it.
 pub(crate) fn bytes(count: u64) -> String {
@@ -109,6 +111,37 @@ pub(crate) fn done_json(done: &Done) -> Value {
             "lacking": moved.data,
             "sent": moved.sent,
             "received": moved.received,
+        },
+        "seconds": done.took.as_secs_f64(),
+    })
+}
+
+/// A restore, done.
+pub(crate) fn restored(restored: &Restored, to: &Place) -> String {
+    let Restored { size, written, done, .. } = restored;
+    let of = restored.of.map_or_else(String::new, |generation| format!(" {generation}"));
+    format!(
+        "restored{of} to {to}: {} of {} differed and were written, all of it is read back, {:.2} s",
+        bytes(*written),
+        bytes(*size),
+        done.took.as_secs_f64()
+    )
+}
+
+/// A restore, done.
+pub(crate) fn restored_json(restored: &Restored, to: &Place) -> Value {
+    let Restored { of, size, written, verified, done } = restored;
+    json!({
+        "result": "restored",
+        "to": to.to_string(),
+        "generation": of.map(|generation| generation.to_string()),
+        "size": size,
+        "verified": verified,
+        "bytes": {
+            "read": done.moved.read,
+            "written": written,
+            "sent": done.moved.sent,
+            "received": done.moved.received,
         },
         "seconds": done.took.as_secs_f64(),
     })

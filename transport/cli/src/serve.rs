@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     args::Drbd,
     config::{Config, Volume},
-    keyfile,
+    keyfile, linstor,
     replicate::COMPRESSION,
     report,
     source::{self, AnySource, Terms},
@@ -44,6 +44,9 @@ const SAME_VOLUME_WAIT_MAX: Duration = Duration::from_millis(SILENCE_MS_MAX + 15
 pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
     let config = Config::read(path)?;
     let key = keyfile::read(&config.key)?;
+    if config.has_linstor() {
+        linstor::config(&config.linstor).context("[linstor]")?;
+    }
     if check {
         println!("{} can be used; public key {}", path.display(), key.public());
         return Ok(());
@@ -214,10 +217,11 @@ impl Server {
             Volume::Source { place, zfs } => {
                 // One volume may be pulled to several places.
                 let to = format!("{volume}@{key}");
+                let linstor = self.config.linstor.clone();
                 let open = move || {
                     let drbd = Drbd::default();
-                    let (zfs, drbd, to) = (&zfs, &drbd, to.as_str());
-                    let terms = Terms { overwrite: false, zfs, drbd, to, moment: None };
+                    let (zfs, drbd, linstor, to) = (&zfs, &drbd, &linstor, to.as_str());
+                    let terms = Terms { overwrite: false, zfs, drbd, linstor, to, moment: None };
                     source::job(&place, terms, Some(COMPRESSION))
                 };
                 let job = blocking(open).await?;

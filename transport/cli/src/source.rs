@@ -28,6 +28,7 @@ use driftline_zfs::{
 
 use crate::{
     args,
+    linstor::{LinstorSource, LinstorSourceError},
     place::Place,
     plain::{PlainError, PlainVolume, volume_id},
 };
@@ -65,6 +66,8 @@ pub(crate) enum AnySource {
     },
     /// A volume of the DRBD on this machine.
     DrbdLive(Box<LiveVolume>),
+    /// A volume of LINSTOR.
+    Linstor(Box<LinstorSource>),
 }
 
 /// A change map, as `driftline map` tells it.
@@ -95,6 +98,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) zfs: &'a args::Zfs,
     /// How a volume of DRBD is replicated.
     pub(crate) drbd: &'a args::Drbd,
+    /// How LINSTOR is spoken to.
+    pub(crate) linstor: &'a args::Linstor,
     /// Where it goes, in words that are the same for each run: what is kept in ZFS for this
     /// target is told from what is kept for another by them.
     pub(crate) to: &'a str,
@@ -123,6 +128,15 @@ pub(crate) enum SourceError {
     },
     #[error(transparent)]
     DrbdLive(#[from] DrbdLiveError),
+    #[error(transparent)]
+    Linstor(#[from] LinstorSourceError),
+}
+
+impl SourceError {
+    /// Whether all that failed is the connection to what manages the source.
+    pub(crate) const fn is_connection(&self) -> bool {
+        matches!(self, Self::Linstor(error) if error.is_connection())
+    }
 }
 
 impl Explained for SourceError {
@@ -133,6 +147,7 @@ impl Explained for SourceError {
             Self::Plain(error) => error.reason(),
             Self::Drbd { error, .. } => error.reason(),
             Self::DrbdLive(error) => error.reason(),
+            Self::Linstor(error) => error.reason(),
         }
     }
 }
@@ -177,8 +192,16 @@ pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource>
             let live = LiveVolume::open(resource, *volume, options).map_err(SourceError::from)?;
             Ok(AnySource::DrbdLive(Box::new(live)))
         }
+        Place::Linstor { .. } => {
+            Ok(AnySource::Linstor(Box::new(LinstorSource::open(place, terms)?)))
+        }
         Place::Remote { .. } => bail!("{place} is remote: pull from it to a local target"),
     }
+}
+
+/// Now, in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 /// The names of what is made in ZFS for replication to this target.
@@ -195,21 +218,27 @@ pub(crate) fn moment<'a>(
     to: &str,
     datasets: impl IntoIterator<Item = &'a DatasetName>,
 ) -> anyhow::Result<Moment> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let name = own_names(wanted, to)?.snapshot(now.as_millis() as u64);
+    let name = own_names(wanted, to)?.snapshot(now_ms());
     Ok(Moment::new(zfs, name, datasets)?)
 }
 
 fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
-    let Terms { overwrite, zfs: wanted, to, .. } = terms;
+    let Terms { zfs: wanted, to, .. } = terms;
     let zfs = Zfs::find()?;
-    let options = LiveOptions {
-        pick: match (&wanted.snapshot, terms.moment) {
-            (Some(name), _) => Pick::Named(name.clone()),
-            (None, _) if wanted.latest => Pick::Latest,
-            (None, Some(moment)) => Pick::New(moment.clone()),
-            (None, None) => Pick::New(moment(zfs.clone(), wanted, to, [name])?),
-        },
+    let pick = match (&wanted.snapshot, terms.moment) {
+        (Some(name), _) => Pick::Named(name.clone()),
+        (None, _) if wanted.latest => Pick::Latest,
+        (None, Some(moment)) => Pick::New(moment.clone()),
+        (None, None) => Pick::New(moment(zfs.clone(), wanted, to, [name])?),
+    };
+    Ok(LiveSource::new(zfs, name.clone(), live_options(pick, terms)?))
+}
+
+/// How this snapshot of a volume of ZFS is replicated.
+pub(crate) fn live_options(pick: Pick, terms: Terms<'_>) -> anyhow::Result<LiveOptions> {
+    let Terms { overwrite, zfs: wanted, to, .. } = terms;
+    Ok(LiveOptions {
+        pick,
         names: own_names(wanted, to)?,
         keep: wanted.keep.unwrap_or(0),
         allow_full: overwrite,
@@ -224,8 +253,7 @@ fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
             Some(args::With::Properties) => Package::Properties,
             Some(args::With::Tree) => Package::Replicate,
         },
-    };
-    Ok(LiveSource::new(zfs, name.clone(), options))
+    })
 }
 
 fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> {
@@ -263,15 +291,23 @@ pub(crate) fn job(
     terms: Terms<'_>,
     compression: Option<i32>,
 ) -> anyhow::Result<SourceJob<AnySource>> {
-    let source = open(place, terms)?;
-    let overwrite = terms.overwrite;
+    Ok(job_of(open(place, terms)?, terms.overwrite, compression))
+}
+
+/// An open source, for a session.
+pub(crate) fn job_of(
+    source: AnySource,
+    overwrite: bool,
+    compression: Option<i32>,
+) -> SourceJob<AnySource> {
     let volume = match &source {
         AnySource::Live(_) | AnySource::Stream { .. } => None,
-        AnySource::Plain(plain) => Some(plain.volume() as Arc<dyn Volume + Send + Sync>),
+        AnySource::Plain(plain) => Some(plain.volume()),
         AnySource::Drbd { volume, .. } => Some(volume.volume()),
         AnySource::DrbdLive(live) => Some(live.volume()),
+        AnySource::Linstor(linstor) => linstor.volume(),
     };
-    Ok(SourceJob { source, volume, overwrite, compression })
+    SourceJob { source, volume, overwrite, compression }
 }
 
 impl AnySource {
@@ -300,12 +336,16 @@ impl AnySource {
                 let maps = live.maps().map_err(SourceError::from)?;
                 maps.into_iter().try_for_each(|map| each(map.into()))
             }
+            Self::Linstor(linstor) => {
+                let maps = linstor.maps().map_err(SourceError::from)?;
+                maps.into_iter().try_for_each(each)
+            }
         }
     }
 }
 
 /// All that a plain file can say: where its holes are.
-fn plain_map(volume: &impl Volume) -> io::Result<ChangeMap> {
+pub(crate) fn plain_map(volume: &dyn Volume) -> io::Result<ChangeMap> {
     let size = volume.size();
     let mut changed = ExtentSet::new();
     let mut next = 0;
@@ -335,6 +375,7 @@ impl Source for AnySource {
             Self::Plain(plain) => plain.learn(target),
             Self::Drbd { volume, .. } => volume.learn(target),
             Self::DrbdLive(live) => live.learn(target),
+            Self::Linstor(linstor) => linstor.learn(target),
         }
     }
 
@@ -357,6 +398,7 @@ impl Source for AnySource {
                 warn_of(&live.name(), &plan);
                 Ok(plan)
             }
+            Self::Linstor(linstor) => Ok(linstor.plan(base)?),
         }
     }
 
@@ -371,6 +413,7 @@ impl Source for AnySource {
                 volume.next_change(from).map_err(|error| in_drbd(name, error))
             }
             Self::DrbdLive(live) => Ok(live.next_change(from)?),
+            Self::Linstor(linstor) => Ok(linstor.next_change(from)?),
         }
     }
 
@@ -383,12 +426,14 @@ impl Source for AnySource {
             Self::Plain(plain) => Ok(plain.finish()?),
             Self::Drbd { name, volume } => volume.finish().map_err(|error| in_drbd(name, error)),
             Self::DrbdLive(live) => Ok(live.finish()?),
+            Self::Linstor(linstor) => Ok(linstor.finish()?),
         }
     }
 
     fn seeks(&self) -> bool {
         match self {
             Self::Live(live) => live.seeks(),
+            Self::Linstor(linstor) => linstor.seeks(),
             Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } | Self::DrbdLive(_) => false,
         }
     }
@@ -396,6 +441,7 @@ impl Source for AnySource {
     fn read_back(&mut self) -> Result<Option<Box<dyn Volume>>, SourceError> {
         match self {
             Self::Live(live) => Ok(live.read_back()?),
+            Self::Linstor(linstor) => Ok(linstor.read_back()?),
             Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } | Self::DrbdLive(_) => {
                 Ok(None)
             }
@@ -409,6 +455,7 @@ impl Source for AnySource {
             Self::Plain(plain) => plain.bytes_read(),
             Self::Drbd { volume, .. } => volume.bytes_read(),
             Self::DrbdLive(live) => live.bytes_read(),
+            Self::Linstor(linstor) => linstor.bytes_read(),
         }
     }
 }

@@ -8,7 +8,9 @@ use std::{
 use driftline_extent::{
     Begin, Committed, Explained, Finish, Item, Offer, Reason, Target, TargetState,
 };
-use driftline_target::{FileDisk, Options, Replica, StreamTarget, StreamTargetError, TargetError};
+use driftline_target::{
+    FileDisk, InPlace, Options, Replica, StreamTarget, StreamTargetError, TargetError,
+};
 use driftline_zfs::{
     DatasetName, device_of,
     host::{Zfs, ZfsError},
@@ -54,6 +56,8 @@ pub(crate) struct TargetTerms {
 pub(crate) enum AnyTarget {
     Replica(Box<Replica<FileDisk>>),
     Stream(Box<StreamTarget<ReceiveSink>>),
+    /// What a volume is restored to.
+    InPlace(Box<InPlace<FileDisk>>),
 }
 
 /// Why a target failed.
@@ -252,6 +256,7 @@ impl Target for AnyTarget {
         match self {
             Self::Replica(replica) => replica.state(),
             Self::Stream(stream) => stream.state(),
+            Self::InPlace(place) => place.state(),
         }
     }
 
@@ -259,6 +264,7 @@ impl Target for AnyTarget {
         match self {
             Self::Replica(replica) => Ok(replica.begin(offer)?),
             Self::Stream(stream) => Ok(stream.begin(offer)?),
+            Self::InPlace(place) => Ok(place.begin(offer)?),
         }
     }
 
@@ -266,6 +272,7 @@ impl Target for AnyTarget {
         match self {
             Self::Replica(replica) => Ok(replica.lacks(items)?),
             Self::Stream(stream) => Ok(stream.lacks(items)?),
+            Self::InPlace(place) => Ok(place.lacks(items)?),
         }
     }
 
@@ -273,6 +280,7 @@ impl Target for AnyTarget {
         match self {
             Self::Replica(replica) => Ok(replica.apply(item, data)?),
             Self::Stream(stream) => Ok(stream.apply(item, data)?),
+            Self::InPlace(place) => Ok(place.apply(item, data)?),
         }
     }
 
@@ -280,6 +288,7 @@ impl Target for AnyTarget {
         match self {
             Self::Replica(replica) => Ok(replica.mark(watermark)?),
             Self::Stream(stream) => Ok(stream.mark(watermark)?),
+            Self::InPlace(place) => Ok(place.mark(watermark)?),
         }
     }
 
@@ -287,6 +296,7 @@ impl Target for AnyTarget {
         match self {
             Self::Replica(replica) => Ok(replica.commit(finish)?),
             Self::Stream(stream) => Ok(stream.commit(finish)?),
+            Self::InPlace(place) => Ok(place.commit(finish)?),
         }
     }
 }

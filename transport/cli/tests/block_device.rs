@@ -3,8 +3,9 @@
 mod common;
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::Read,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -75,6 +76,38 @@ fn a_block_device_takes_increments_and_gives_them() {
 
     json(dir.path(), 0, &["push", &device.place(), "file:copy.img"]);
     assert_eq!(fs::read(dir.path().join("copy.img")).unwrap(), fs::read(&device.device).unwrap());
+}
+
+#[test]
+fn a_device_is_restored_and_what_is_behind_the_volume_stays() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    json(dir, 0, &["push", &zstream("lz4-16k.full.zs"), "file:vm.img"]);
+    noise(&dir.join("disk"), 20 << 20, 2);
+    let device = Loop::over(&dir.join("disk"));
+    let restore = |code, more: &[&str]| {
+        let to = device.place();
+        json(dir, code, &[&["restore", "file:vm.img", &to][..], more].concat())
+    };
+    let before = fs::read(&device.device).unwrap();
+    assert_eq!(restore(3, &[])["error"]["reason"], "target-foreign");
+    assert!(fs::read(&device.device).unwrap() == before, "a refused restore wrote");
+    assert_eq!(restore(0, &["--overwrite"])["bytes"]["written"], 16 << 20);
+    assert_eq!(device.sha256(dir, 16 << 20), recorded_sha256("lz4-16k@s1"));
+    let after = fs::read(&device.device).unwrap();
+    assert!(after[16 << 20..] == before[16 << 20..], "what is behind the volume was written");
+    assert_eq!(restore(0, &["--overwrite"])["bytes"]["written"], 0);
+    // Whoever has it for himself keeps it; this is what a mount does as well.
+    let held = OpenOptions::new().read(true).custom_flags(0o200).open(&device.device).unwrap();
+    let refused = restore(3, &["--overwrite"]);
+    assert_eq!(refused["error"]["reason"], "target-busy", "{refused}");
+    drop(held);
+    // One that is too small is left as it was.
+    json(dir, 0, &["push", &zstream("lz4-16k.1-2.zs"), "file:vm.img"]);
+    json(dir, 0, &["push", &zstream("lz4-16k.2-3.zs"), "file:vm.img"]);
+    let before = device.sha256(dir, 20 << 20);
+    assert_eq!(restore(7, &["--overwrite"])["error"]["reason"], "target-full");
+    assert_eq!(device.sha256(dir, 20 << 20), before);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::{Pair, command, driftline, json};
+use common::{Pair, command, driftline, json, unpack_drbd};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -25,16 +25,7 @@ const SUPERBLOCK_AT: u64 = (128 << 20) - 4096;
 /// Both snapshots of a live Primary of DRBD 8.4, in `dir`.
 fn snapshots(dir: &Path) {
     for name in ["s0", "s1"] {
-        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/drbd");
-        let packed = File::open(data.join(format!("v84-live-{name}.raw.zst"))).unwrap();
-        let image = zstd::decode_all(packed).unwrap();
-        let file = File::create(dir.join(format!("{name}.img"))).unwrap();
-        file.set_len(image.len() as u64).unwrap();
-        for (block, bytes) in (0..).zip(image.chunks(4096)) {
-            if bytes.iter().any(|byte| *byte != 0) {
-                file.write_all_at(bytes, block * 4096).unwrap();
-            }
-        }
+        unpack_drbd(&format!("v84-live-{name}.raw"), &dir.join(format!("{name}.img")));
     }
 }
 

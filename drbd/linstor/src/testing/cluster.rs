@@ -170,6 +170,11 @@ impl Cluster {
         of.map(|s| s.name.clone()).collect()
     }
 
+    /// Resource and name of every snapshot.
+    pub(super) fn all_snapshots(&self) -> BTreeSet<(String, String)> {
+        self.snapshots.iter().map(|s| (s.definition.clone(), s.name.clone())).collect()
+    }
+
     fn sizes(&self, definition: &str) -> Vec<u64> {
         self.definitions.get(definition).cloned().unwrap_or_default()
     }

@@ -3,6 +3,7 @@
 mod drbd;
 mod drbd_live;
 mod drbd_live_faults;
+mod drbd_restore;
 mod faults;
 mod live;
 mod live_faults;
@@ -294,6 +295,12 @@ pub(crate) const CASES: &[Case] = &[
         "a connected pair is never rotated, and compared instead",
         LONG,
         drbd_live::pair,
+    ),
+    case(
+        "drbd-restore",
+        "a pair is restored through its Primary, on both halves; Secondary and mounted: refused",
+        LONG,
+        drbd_restore::pair,
     ),
     case(
         "walk",

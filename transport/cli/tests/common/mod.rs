@@ -7,6 +7,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{
@@ -52,7 +53,9 @@ pub(crate) fn driftline(dir: &Path, arguments: &[&str]) -> Output {
 pub(crate) fn command(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_driftline"));
     command.current_dir(dir).args(arguments).stdin(Stdio::null());
-    command.env_remove("DRIFTLINE_KEY").env_remove("DRIFTLINE_PEER").env_remove("DRIFTLINE_LOG");
+    for variable in ["DRIFTLINE_KEY", "DRIFTLINE_PEER", "DRIFTLINE_LOG", "LS_CONTROLLERS"] {
+        command.env_remove(variable);
+    }
     command
 }
 
@@ -243,6 +246,38 @@ impl Proxy {
     pub(crate) fn captured(&self) -> Vec<u8> {
         self.capture.lock().unwrap().clone()
     }
+}
+
+/// A recorded image of DRBD, such as `v84-live-s0.raw`, as a file with holes.
+pub(crate) fn unpack_drbd(name: &str, to: &Path) {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/drbd");
+    let packed = fs::File::open(data.join(format!("{name}.zst"))).unwrap();
+    let image = zstd::decode_all(packed).unwrap();
+    let file = fs::File::create(to).unwrap();
+    file.set_len(image.len() as u64).unwrap();
+    for (block, bytes) in (0..).zip(image.chunks(4096)) {
+        if bytes.iter().any(|byte| *byte != 0) {
+            file.write_all_at(bytes, block * 4096).unwrap();
+        }
+    }
+}
+
+/// Takes such an image of 128 MiB apart, into the data and a device of its own for the metadata.
+pub(crate) fn split_drbd(image: &Path, data: &Path, meta: &Path) {
+    let image = fs::read(image).unwrap();
+    let superblock_at = image.len() - 4096;
+    let (log_at, bitmap_at) = (superblock_at - 8 * 4096, superblock_at - 9 * 4096);
+    let mut superblock = image[superblock_at..].to_vec();
+    // Length, and distances of the log and the bitmap, in sectors.
+    for (at, sectors) in [(0x40, 2048_u32), (0x44, 8), (0x4c, 72)] {
+        superblock[at..at + 4].copy_from_slice(&sectors.to_be_bytes());
+    }
+    let mut apart = superblock;
+    apart.extend(&image[log_at..superblock_at]);
+    apart.extend(&image[bitmap_at..log_at]);
+    apart.resize(1 << 20, 0);
+    fs::write(meta, apart).unwrap();
+    fs::write(data, &image[..bitmap_at]).unwrap();
 }
 
 /// A file of `len` bytes that no compressor shrinks, different for each seed.

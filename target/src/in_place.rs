@@ -1,0 +1,333 @@
+//! Bringing what stands somewhere to the content of a volume, without books and without a journal:
+//! a restore.
+//!
+//! Only blocks that differ are written, where they belong. So what stands there is of no time
+//! until the end, and a restore that was cut off is run again: it then writes what is missing.
+//! At its end everything is synced and read back, also what was not written.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use driftline_extent::{
+    Begin, CHUNK_LEN, Committed, Finish, Item, Offer, PlanKind, ReplicaId, Root, Takes, Target,
+    TargetState, VOLUME_LEN_MAX, chunk_count,
+};
+use driftline_manifest::{ChunkKey, TreeHasher};
+
+use crate::{
+    Disk, Part, Problem, TargetError,
+    chunks::{Patch, Valid, bytes_of, chunk_buf, validate},
+    disk::Store,
+    open_path::Guard,
+};
+
+/// The unit in which what stands there is compared with what should: the block of common file
+/// systems.
+const GRAIN_LEN: usize = 4096;
+
+/// A file or device that becomes what a volume is.
+///
+/// A file gets the size of the volume. A device may be larger, and is left as it is behind the
+/// volume.
+#[derive(Debug)]
+pub struct InPlace<D> {
+    name: String,
+    key: ChunkKey,
+    state: TargetState,
+    volume: Store<D>,
+    /// Chunks below this have come, if any were to come.
+    next: Option<u64>,
+    /// The size of the volume, if the plan said it.
+    size: Option<u64>,
+    written: Arc<AtomicU64>,
+    failed: bool,
+    guard: Option<Guard>,
+}
+
+impl<D: Disk> InPlace<D> {
+    /// What stands on `disk`, to be overwritten. `name` is for messages, `seed` must be fresh
+    /// random bytes.
+    pub fn new(name: &str, disk: D, seed: [u8; 32]) -> Self {
+        let mut replica = ReplicaId([0; 16]);
+        let chunk_key = blake3::derive_key("driftline in-place v1 chunk key", &seed);
+        replica.0.copy_from_slice(&blake3::derive_key("driftline in-place v1 id", &seed)[..16]);
+        Self {
+            name: name.to_owned(),
+            key: ChunkKey::new(&chunk_key),
+            state: TargetState {
+                replica,
+                chunk_key,
+                takes: Takes::Volume,
+                ..TargetState::nothing()
+            },
+            volume: Store::new(Part::Volume, disk),
+            next: None,
+            size: None,
+            written: Arc::default(),
+            failed: false,
+            guard: None,
+        }
+    }
+
+    /// That nothing stands there that could be overwritten.
+    ///
+    /// # Errors
+    ///
+    /// [`Problem::HoldsData`], and where it cannot be read.
+    pub fn check_empty(&self) -> Result<(), TargetError> {
+        let empty = self.volume.is_all_zero().and_then(|zero| match zero {
+            true => Ok(()),
+            false => Err(Problem::HoldsData),
+        });
+        empty.map_err(|problem| problem.of(&self.name))
+    }
+
+    /// How many bytes were written, now and later.
+    pub fn written(&self) -> Arc<AtomicU64> {
+        self.written.clone()
+    }
+
+    /// Keeps `guard` for as long as it is open.
+    pub(crate) fn guarded_by(mut self, guard: Guard) -> Self {
+        self.guard = Some(guard);
+        self
+    }
+
+    /// Runs one call of a session; after an error it is of no use any more.
+    fn run<T>(
+        &mut self,
+        call: impl FnOnce(&mut Self) -> Result<T, Problem>,
+    ) -> Result<T, TargetError> {
+        let result = if self.failed { Err(Problem::Poisoned) } else { call(self) };
+        self.failed |= result.is_err();
+        result.map_err(|problem| problem.of(&self.name))
+    }
+
+    fn admit(&self, offer: &Offer) -> Result<(), Problem> {
+        let plan = &offer.plan;
+        match plan.kind {
+            PlanKind::Full => {}
+            PlanKind::Stream => return Err(Problem::Opaque),
+            PlanKind::Incremental => {
+                return Err(Problem::NotTheBase { offered: plan.base, holds: None });
+            }
+            PlanKind::UpToDate | PlanKind::Scan => {
+                return Err(Problem::Malformed("a restore is a copy of a whole volume"));
+            }
+        }
+        plan.size.map_or(Ok(()), |size| self.check_room(size))
+    }
+
+    fn check_room(&self, size: u64) -> Result<(), Problem> {
+        if size > VOLUME_LEN_MAX {
+            return Err(Problem::Malformed("the volume is larger than any can be"));
+        }
+        let available = self.volume.len()?;
+        if self.volume.is_fixed() && available < size {
+            return Err(Problem::TooSmall { needed: size, available });
+        }
+        Ok(())
+    }
+
+    /// Where the volume ends, as far as it is known: what stands behind that is none of it.
+    fn end(&self) -> Result<u64, Problem> {
+        self.size.map_or_else(|| self.volume.len(), Ok)
+    }
+
+    /// Reads a chunk as it stands there; zeros behind the end.
+    fn chunk(&self, index: u64) -> Result<Vec<u8>, Problem> {
+        let mut chunk = chunk_buf();
+        let end = self.end()?.min(self.volume.len()?);
+        self.volume.read_below(end, index * CHUNK_LEN, &mut chunk)?;
+        Ok(chunk)
+    }
+
+    /// The data of `patch`, if it stands where it belongs.
+    fn had(&self, patch: &Patch) -> Result<Option<Vec<u8>>, Problem> {
+        let chunk = self.chunk(patch.index)?;
+        let mut bytes = Vec::with_capacity(patch.data.byte_count() as usize);
+        patch.data.runs().for_each(|run| bytes.extend_from_slice(&chunk[run]));
+        Ok(patch.is_named(&self.key, &bytes).then_some(bytes))
+    }
+
+    fn lacks_one(&self, item: &Item) -> Result<bool, Problem> {
+        match validate(item)? {
+            Valid::Patch(patch) => Ok(!patch.data.is_empty() && self.had(&patch)?.is_none()),
+            Valid::Zero(_) => Ok(false),
+            Valid::Span(..) => Err(Problem::Malformed("a whole copy has no spans")),
+        }
+    }
+
+    fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Problem> {
+        let chunks = match validate(item)? {
+            Valid::Patch(patch) => {
+                self.write_patch(&patch, data)?;
+                patch.index..patch.index + 1
+            }
+            Valid::Zero(chunks) => {
+                self.write_zeros(&chunks)?;
+                chunks
+            }
+            Valid::Span(..) => return Err(Problem::Malformed("a whole copy has no spans")),
+        };
+        match self.next {
+            Some(next) if chunks.start <= next => {
+                self.next = Some(next.max(chunks.end));
+                Ok(())
+            }
+            Some(next) => Err(Problem::Uncovered { offset: next * CHUNK_LEN }),
+            None => Err(Problem::NoSession),
+        }
+    }
+
+    fn write_patch(&self, patch: &Patch, data: Option<&[u8]>) -> Result<(), Problem> {
+        if data.is_some_and(|data| !patch.data.is_empty() && !patch.is_named(&self.key, data)) {
+            return Err(Problem::WrongData { offset: patch.offset() });
+        }
+        let bytes = patch.take_data(data, || self.had(patch))?;
+        // A whole copy names everything: what it does not name is zero.
+        let mut chunk = chunk_buf();
+        patch.change(&mut chunk, &bytes);
+        let limit = match self.size {
+            Some(size) => size,
+            None if self.volume.is_fixed() => self.volume.len()?,
+            None => VOLUME_LEN_MAX,
+        };
+        let kept = limit.saturating_sub(patch.offset()).min(CHUNK_LEN) as usize;
+        if chunk[kept..].iter().any(|byte| *byte != 0) {
+            return Err(match self.size {
+                Some(size) => Problem::BeyondEnd { size },
+                None => Problem::TooSmall { needed: patch.offset() + CHUNK_LEN, available: limit },
+            });
+        }
+        self.replace(patch.offset(), &self.chunk(patch.index)?[..kept], &chunk[..kept])
+    }
+
+    fn write_zeros(&self, chunks: &Range<u64>) -> Result<(), Problem> {
+        let Some(whole) = bytes_of(chunks, self.end()?.min(self.volume.len()?)) else {
+            return Ok(());
+        };
+        let zeros = chunk_buf();
+        let mut buf = chunk_buf();
+        let mut at = whole.offset();
+        while let Some(data) = self.volume.next_data(at)?.and_then(|data| data.clamp(whole.end())) {
+            for piece in data.pieces(CHUNK_LEN) {
+                let len = piece.len() as usize;
+                self.volume.read_at(piece.offset(), &mut buf[..len])?;
+                self.replace(piece.offset(), &buf[..len], &zeros[..len])?;
+            }
+            at = data.end();
+        }
+        Ok(())
+    }
+
+    /// Writes `new` over `old`, which stands at `offset`, where they differ.
+    fn replace(&self, offset: u64, old: &[u8], new: &[u8]) -> Result<(), Problem> {
+        let differ = |at: usize| {
+            let end = new.len().min(at + GRAIN_LEN);
+            old[at..end] != new[at..end]
+        };
+        let mut at = 0;
+        while at < new.len() {
+            let start = at;
+            while at < new.len() && differ(at) {
+                at += GRAIN_LEN;
+            }
+            let end = at.min(new.len());
+            if start < end {
+                self.volume.write_sparse(offset + start as u64, &new[start..end])?;
+                self.written.fetch_add((end - start) as u64, Ordering::Relaxed);
+            }
+            at = at.max(start + GRAIN_LEN);
+        }
+        Ok(())
+    }
+
+    fn finish(&self, finish: &Finish) -> Result<Committed, Problem> {
+        let Some(next) = self.next else { return Err(Problem::NoSession) };
+        let expected = finish.root.ok_or(Problem::MissingRoot)?;
+        let size = finish.size.or(self.size);
+        let size = size.ok_or(Problem::Malformed("a whole copy ended without its size"))?;
+        self.check_room(size)?;
+        if next < chunk_count(size) {
+            return Err(Problem::Uncovered { offset: next * CHUNK_LEN });
+        }
+        if !self.volume.is_fixed() {
+            self.volume.set_len(size)?;
+        }
+        self.volume.settle()?;
+        let found = self.root(size)?;
+        if found != expected {
+            return Err(Problem::Restored { expected, found });
+        }
+        Ok(Committed { generation: finish.tip, root: found, size })
+    }
+
+    /// The root over all that stands there below `size`.
+    fn root(&self, size: u64) -> Result<Root, Problem> {
+        let count = chunk_count(size);
+        let mut tree = TreeHasher::new(&self.key);
+        let mut buf = chunk_buf();
+        while tree.chunks() < count {
+            let data = self.volume.next_data(tree.chunks() * CHUNK_LEN)?;
+            let data = data.map_or(count..count, |data| {
+                data.offset() / CHUNK_LEN..data.end().div_ceil(CHUNK_LEN)
+            });
+            tree.push_zeros(data.start.min(count) - tree.chunks());
+            for index in tree.chunks()..data.end.min(count) {
+                self.volume.read_below(size, index * CHUNK_LEN, &mut buf)?;
+                tree.push(self.key.id(&buf));
+            }
+        }
+        Ok(tree.into_root(size))
+    }
+}
+
+impl<D: Disk> Target for InPlace<D> {
+    type Error = TargetError;
+
+    fn state(&self) -> TargetState {
+        self.state.clone()
+    }
+
+    fn begin(&mut self, offer: &Offer) -> Result<Begin, TargetError> {
+        self.run(|this| {
+            this.admit(offer)?;
+            this.size = offer.plan.size;
+            this.next = Some(0);
+            if let Some(guard) = &mut this.guard {
+                guard.keep();
+            }
+            // A file that is longer is cut only once all has arrived.
+            if let Some(size) = this.size
+                && !this.volume.is_fixed()
+                && this.volume.len()? < size
+            {
+                this.volume.set_len(size)?;
+            }
+            Ok(Begin { from: 0 })
+        })
+    }
+
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, TargetError> {
+        self.run(|this| items.iter().map(|item| this.lacks_one(item)).collect())
+    }
+
+    fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), TargetError> {
+        self.run(|this| this.apply_one(item, data))
+    }
+
+    /// Nothing is kept of a restore that was cut off.
+    fn mark(&mut self, _: u64) -> Result<(), TargetError> {
+        Ok(())
+    }
+
+    fn commit(&mut self, finish: &Finish) -> Result<Committed, TargetError> {
+        self.run(|this| this.finish(finish))
+    }
+}

@@ -1,0 +1,269 @@
+//! `driftline restore`: brings a file, a device or a volume of DRBD to what a replica holds.
+//!
+//! It is a session like any other, with a target that writes in place: what is sent, checked and
+//! read back is so in the one way that there is.
+
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use anyhow::{Context, bail};
+use driftline_drbd::host::Found;
+use driftline_extent::{Generation, Reason};
+use driftline_target::{FileDisk, InPlace, open_in_place};
+use driftline_transport::{Failure, Progress, SourceJob};
+
+use crate::{
+    args,
+    place::Place,
+    plain::{PlainVolume, volume_id},
+    progress::Show,
+    replicate::{Done, Job, shown},
+    report,
+    source::{self, AnySource},
+    target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
+};
+
+/// What a restore did.
+pub(crate) struct Restored {
+    /// Which generation it is, if FROM says that.
+    pub(crate) of: Option<Generation>,
+    pub(crate) size: u64,
+    /// How many bytes differed.
+    pub(crate) written: u64,
+    /// Whether each chunk was compared with the books of a replica.
+    pub(crate) verified: bool,
+    pub(crate) done: Done,
+}
+
+/// What is restored from, where that is on this machine.
+struct Opened {
+    source: SourceJob<AnySource>,
+    /// The generation that the books say it is.
+    of: Option<Generation>,
+    verified: bool,
+}
+
+/// Runs the command and prints what it did.
+pub(crate) async fn run(arguments: &args::Restore, json: bool, show: Show) -> anyhow::Result<()> {
+    let (from, to): (Place, Place) = (arguments.from.parse()?, arguments.to.parse()?);
+    let restored = restore(arguments, &from, &to, show).await;
+    let restored = restored.with_context(|| to.to_string())?;
+    let printed = match json {
+        true => report::restored_json(&restored, &to).to_string(),
+        false => report::restored(&restored, &to),
+    };
+    println!("{printed}");
+    Ok(())
+}
+
+async fn restore(
+    arguments: &args::Restore,
+    from: &Place,
+    to: &Place,
+    show: Show,
+) -> anyhow::Result<Restored> {
+    let job = Arc::new(Job::plain(arguments.peer.clone()));
+    let opened = match from {
+        Place::Remote { .. } => None,
+        _ => {
+            let terms = TargetTerms::looking(&arguments.state);
+            let (job, from, to) = (job.clone(), from.clone(), to.clone());
+            let open = move || open_source(&job, &from, &to, &terms);
+            Some(tokio::task::spawn_blocking(open).await??)
+        }
+    };
+    let (target, written) = {
+        let (from, to, overwrite) = (from.clone(), to.clone(), arguments.overwrite);
+        tokio::task::spawn_blocking(move || open_target(&from, &to, overwrite)).await??
+    };
+    let progress = Arc::new(Progress::default());
+    let (of, verified) = opened.as_ref().map_or((None, false), |o| (o.of, o.verified));
+    let work = async {
+        match (from, opened) {
+            (_, Some(Opened { source, .. })) => job.local(source, target, progress.clone()).await,
+            (Place::Remote { volume, address }, None) => {
+                job.pull(volume, address, target, progress.clone()).await
+            }
+            (_, None) => bail!("{from} was not opened; this is a defect in Driftline"),
+        }
+    };
+    let done = shown(progress.clone(), show, work).await?;
+    let [(_, committed)] = done.summary.increments.as_slice() else {
+        bail!("{from} has nothing to restore");
+    };
+    let size = committed.size;
+    // The name of content is only told from other names of this very restore.
+    let named = Some(committed.generation).filter(|of| !matches!(of, Generation::Content(_)));
+    Ok(Restored {
+        of: of.or(named),
+        size,
+        written: written.load(Ordering::Relaxed),
+        verified,
+        done,
+    })
+}
+
+fn open_source(job: &Job, from: &Place, to: &Place, terms: &TargetTerms) -> anyhow::Result<Opened> {
+    if let Place::Drbd { .. } = from {
+        return Ok(Opened { source: job.source(from, to)?, of: None, verified: false });
+    }
+    let place = match from {
+        Place::File(_) | Place::Zvol(_) => TargetPlace::of(from)?,
+        _ => bail!(
+            "{from} is nothing to restore from: write file:PATH, zvol:POOL/NAME, drbdmeta:PATH or \
+             NAME@HOST:PORT, or push it"
+        ),
+    };
+    let state = place.state(terms)?;
+    if state.incomplete {
+        let detail = format!(
+            "{from} is not complete: a first copy, or one over something else, has not ended. Push \
+             to it again, or restore another replica"
+        );
+        return Err(Failure::new(Reason::NotConsistent, detail).into());
+    }
+    let (volume, of) = match (state.generation, from) {
+        (Some(_), _) => {
+            let replica = place.open_replica(false, terms)?;
+            let verified = replica.into_verified().map_err(AnyTargetError::from)?;
+            // An increment that had been received whole is in place only since it was opened.
+            let of = verified.state().generation;
+            if place.state(terms)?.resume.is_some() {
+                tracing::warn!(%from, "the increment that was cut off is not in it");
+            }
+            (PlainVolume::of(from.to_string(), id(from), Arc::new(verified), false), of)
+        }
+        (None, Place::File(path)) if terms.state_dir.is_none() => {
+            tracing::warn!(%from, "it has no books, so nothing proves what it holds");
+            (PlainVolume::open(path, false)?, None)
+        }
+        (None, _) => {
+            let detail = format!("{from} is no replica, or its books are elsewhere (--state-dir)");
+            return Err(Failure::new(Reason::TargetForeign, detail).into());
+        }
+    };
+    let source = source::job_of(AnySource::Plain(volume), false, None);
+    Ok(Opened { source, of, verified: of.is_some() })
+}
+
+fn id(from: &Place) -> driftline_extent::VolumeId {
+    volume_id("driftline volume id v1 restore", from.to_string().as_bytes())
+}
+
+fn open_target(
+    from: &Place,
+    to: &Place,
+    overwrite: bool,
+) -> anyhow::Result<(AnyTarget, Arc<AtomicU64>)> {
+    let path = match to {
+        Place::File(path) => path.clone(),
+        Place::DrbdVolume { resource, volume } => drbd_device(resource, *volume)?,
+        _ => bail!("{to} is nothing to restore to: write file:PATH or drbd:RESOURCE/VOLUME"),
+    };
+    if let Place::File(source) | Place::Drbd { path: source, .. } = from
+        && is_same(source, &path)
+    {
+        let detail = format!("{from} and {to} are the same");
+        return Err(Failure::new(Reason::Unsupported, detail).into());
+    }
+    let target: InPlace<FileDisk> =
+        open_in_place(&path, overwrite).map_err(AnyTargetError::from)?;
+    let written = target.written();
+    Ok((AnyTarget::InPlace(Box::new(target)), written))
+}
+
+/// Whether both paths lead to one file or one device.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let of = |path: &Path| {
+        let found = fs::metadata(path).ok()?;
+        Some(match found.file_type().is_block_device() {
+            true => (true, 0, found.rdev()),
+            false => (false, found.dev(), found.ino()),
+        })
+    };
+    of(a).is_some_and(|a| of(b) == Some(a))
+}
+
+/// The DRBD device of a volume, if it may be written here.
+fn drbd_device(resource: &str, volume: u32) -> anyhow::Result<PathBuf> {
+    let found = Found::look(resource, volume)?;
+    check_drbd(&found)?;
+    Ok(found.device().into())
+}
+
+/// That a volume of DRBD may be written here, through its device and never below.
+fn check_drbd(found: &Found) -> Result<(), Failure> {
+    let (name, resource) = (found.name(), &found.resource);
+    let refused = |reason, detail| Err(Failure::new(reason, detail));
+    if found.role != "Primary" {
+        let detail = format!(
+            "{name} is {} here, and only a Primary can be written: `drbdadm primary {resource}`, \
+             once nothing uses it elsewhere",
+            found.role
+        );
+        return refused(Reason::Unsupported, detail);
+    }
+    if found.disk != "UpToDate" {
+        let detail = format!(
+            "the disk of {name} is {}, and not UpToDate: its peer would overwrite what is written; \
+             see `drbdadm status {resource}`",
+            found.disk
+        );
+        return refused(Reason::NotConsistent, detail);
+    }
+    if found.suspended {
+        let minor = found.minor;
+        let detail = format!("the I/O of {name} is suspended: `drbdsetup resume-io {minor}`");
+        return refused(Reason::TargetBusy, detail);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use driftline_drbd::host::MetaDisk;
+
+    use super::*;
+
+    fn found() -> Found {
+        Found {
+            resource: "r0".into(),
+            volume: 1,
+            minor: 7,
+            minors: vec![7],
+            is_84: true,
+            backing: "/dev/vg/r0".into(),
+            meta: MetaDisk::Internal,
+            role: "Primary".into(),
+            disk: "UpToDate".into(),
+            suspended: false,
+            links: Vec::new(),
+            peers: None,
+        }
+    }
+
+    /// Each is refused by its own reason, with what to do.
+    #[test]
+    fn a_volume_of_drbd_is_written_only_where_that_is_right() {
+        assert_eq!(check_drbd(&found()), Ok(()));
+        let secondary = Found { role: "Secondary".into(), ..found() };
+        let stale = Found { disk: "Inconsistent".into(), ..found() };
+        let frozen = Found { suspended: true, ..found() };
+        for (found, reason, says) in [
+            (secondary, Reason::Unsupported, "drbdadm primary r0"),
+            (stale, Reason::NotConsistent, "r0/1 is Inconsistent"),
+            (frozen, Reason::TargetBusy, "drbdsetup resume-io 7"),
+        ] {
+            let failure = check_drbd(&found).unwrap_err();
+            assert_eq!(failure.reason, reason);
+            assert!(failure.detail.contains(says), "{}", failure.detail);
+        }
+    }
+}
