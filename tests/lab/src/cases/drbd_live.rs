@@ -206,9 +206,10 @@ pub(super) fn rotations(lab: &mut Lab, name: &'static str, minor: u32, store: St
     tracker.remove(lab)
 }
 
-/// Pushes, which has to be an increment.
+/// Pushes, which has to be an increment. A snapshot of a thick volume has room for whatever is
+/// written meanwhile: it is copied only after it arrived.
 pub(super) fn increment(source: &Machine, tracker: &Tracker) -> Result<Output> {
-    let output = push(source, tracker.name, "")?;
+    let output = push(source, tracker.name, "--cow-size 100%")?;
     let report = Report::of(&output)?;
     let (kinds, reason) = (report.kinds(), report.reason());
     ensure!(kinds == ["incremental"], "{kinds:?} ({reason}): {}", output.stderr);
