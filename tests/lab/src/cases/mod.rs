@@ -233,7 +233,7 @@ pub(crate) const CASES: &[Case] = &[
     case(
         "drbd-live-thin",
         "drbd:NAME/0 on LVM thin: ten rotations under eight writers, each proven and equal",
-        SHORT,
+        LONG,
         |lab| drbd_live::rotations(lab, "drbd-live-thin", 11, Store::Thin),
     ),
     case("drbd-live-thick", "the same on thick LVM", LONG, |lab| {
@@ -251,7 +251,7 @@ pub(crate) const CASES: &[Case] = &[
     case(
         "drbd-live-killed",
         "kill -9 while suspended, a snapshot that hangs, a kill before the mark",
-        LONG,
+        SHORT,
         drbd_live_faults::killed,
     ),
     case(
