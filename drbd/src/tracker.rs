@@ -339,7 +339,8 @@ mod tests {
         let none = State { configured: None, has_metadata: false, is_up: false };
         assert_eq!(tracker().steps_back(none), []);
         let up = State { configured: Some(3), has_metadata: true, is_up: true };
-        let steps = ["drbdadm down vm1", "drbdadm -- --force wipe-md vm1", "rm /etc/drbd.d/vm1.res"];
+        let steps =
+            ["drbdadm down vm1", "drbdadm -- --force wipe-md vm1", "rm /etc/drbd.d/vm1.res"];
         assert_eq!(typed(&tracker().steps_back(up)), steps);
     }
 

@@ -279,44 +279,6 @@ pub(super) fn tracker(lab: &mut Lab) -> Result<()> {
 /// A pair at work.
 const TOGETHER: &str = "cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate";
 
-/// Why a pair is not rotated: as far as DRBD is concerned it can be, while it is apart for a
-/// moment, and the peer needs nothing but what was written meanwhile. But DRBD 8.4 has one bitmap,
-/// which is of what the peer lacks: from then on it records nothing, and does not claim to.
-fn rotated_by_hand(
-    source: &Machine,
-    name: &str,
-    state: &impl Fn(&str) -> Result<()>,
-) -> Result<()> {
-    let snapshot = |number: u32| format!("lvcreate -q -s -kn -ay -n {name}-s{number} lab/{name}");
-    source.sh(&format!(
-        "drbdsetup suspend-io 19
-         until grep -A1 '^ *19:' /proc/drbd | grep -q 'lo:0 pe:0 .* oos:0'; do :; done
-         drbdadm disconnect {name}
-         until grep -q '^ *19: cs:StandAlone' /proc/drbd; do :; done
-         {}
-         drbdsetup new-current-uuid 19 --clear-bitmap
-         drbdsetup resume-io 19
-         drbdadm connect {name}",
-        snapshot(1)
-    ))?;
-    state(TOGETHER)?;
-    source.sh(&format!(
-        "/lab/blocks write /dev/drbd19 7 5000..5100
-         drbdadm secondary {name}; drbdadm primary {name}; {}",
-        snapshot(2)
-    ))?;
-    let images = [1, 2].map(|number| format!("/dev/lab/{name}-s{number}"));
-    let map = Map::of(source, &format!("drbdmeta:{}", images[1]))?;
-    let truth = differing(source, &images[0], &images[1], map.size()?)?;
-    ensure!(matches!(truth.as_slice(), [run] if *run == (5000..5100)), "{truth:?}");
-    let uuids = source.sh("drbdsetup get-gi 19")?;
-    let bitmap = uuids.split(':').nth(1).unwrap_or_default();
-    ensure!(bitmap == "0000000000000000", "the bitmap records since something: {uuids}");
-    ensure!(map.0["reason"] == "slot-cleared", "{}", map.0);
-    source.sh(&format!("lvremove -q --yes lab/{name}-s1 lab/{name}-s2"))?;
-    Ok(())
-}
-
 /// One half of a pair that is connected, or apart for a while: its bitmap is its peer's.
 pub(super) fn pair(lab: &mut Lab) -> Result<()> {
     let name = "drbd-live-pair";
@@ -353,7 +315,6 @@ pub(super) fn pair(lab: &mut Lab) -> Result<()> {
     is_current(&pair, name, "/dev/drbd19")?;
     source.sh(&format!("drbdadm connect {name}"))?;
     state(TOGETHER)?;
-    rotated_by_hand(source, name, &state)?;
     ensure!(snapshots(source)?.is_empty(), "snapshots are left");
     for machine in [source, peer] {
         machine.sh(&format!(
