@@ -113,7 +113,7 @@ impl History<'_> {
         }
         self.stats.commits += advanced as u64;
         self.foreign = false;
-        if claimed && clean {
+        if claimed && clean && self.is_kept(stand.held.generation) {
             self.pending.clear();
         }
         self.held = Some(stand.held);
@@ -231,6 +231,12 @@ impl History<'_> {
             return Err("the device is not locked".into());
         }
         Ok(())
+    }
+
+    /// Whether the newest snapshot of the keeper, where there is one, is of this generation.
+    fn is_kept(&self, generation: Generation) -> bool {
+        let device = self.world.kept("volume").filter(|_| self.kept);
+        device.is_none_or(|d| d.snapshots.last().is_some_and(|(newest, _)| *newest == generation))
     }
 
     /// That the run ended as it should, and said so.
