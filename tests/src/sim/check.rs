@@ -99,7 +99,8 @@ impl History<'_> {
         self.check_truth(&run, advanced, &stand)?;
         let arrived = self.holds(&content, &stand.content);
         let claimed = self.holds(&content, &stand.held.claim);
-        if !self.is_latent() && !(arrived && claimed && clean) {
+        let sound = arrived && claimed && clean;
+        if !self.is_latent() && !sound {
             return Err(format!(
                 "{} is held with other bytes, and verifies as clean: {clean}",
                 stand.held.generation
@@ -249,8 +250,8 @@ impl History<'_> {
                     newest.generation.is_none_or(|name| name == held.generation)
                         && (held.claim.same(&newest.image) || !held.faithful || self.lied)
                 });
-                let all = advanced == run.planned.len();
-                if !latent && !(at_tip && all) {
+                let done = at_tip && advanced == run.planned.len();
+                if !latent && !done {
                     return Err("said that it went well, and the replica is elsewhere".into());
                 }
             }
@@ -287,9 +288,11 @@ impl History<'_> {
                         Kind::Plain => false,
                     })
             }
-            // What was cut off is gone on with, and the root says that it was of another time: the
+            // What was cut off is gone on with, and root or size say that it was of another time: the
             // next run starts over.
-            Reason::VerifyFailed => self.was_cut && (self.storage.kind == Kind::Plain || self.lied),
+            Reason::VerifyFailed | Reason::StreamDamaged => {
+                self.was_cut && (self.storage.kind == Kind::Plain || self.lied)
+            }
             _ => false,
         }
     }

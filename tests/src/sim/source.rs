@@ -71,7 +71,7 @@ pub(super) struct Planned {
 
 /// The adapter at work.
 enum Inner {
-    Stream(ZvolStream<Cursor<Vec<u8>>>),
+    Stream(Box<ZvolStream<Cursor<Vec<u8>>>>),
     Drbd(Box<DrbdVolume>),
     Plain(Plain),
     Nothing,
@@ -165,15 +165,14 @@ impl<'a> SimSource<'a> {
         if let Some(cut) = self.manner.cut {
             bytes.truncate((cut % bytes.len() as u64) as usize);
         }
-        let stream = ZvolStream::new(Cursor::new(bytes)).allow_full(self.manner.consent);
-        let mut stream = stream;
+        let mut stream = ZvolStream::new(Cursor::new(bytes)).allow_full(self.manner.consent);
         let plan = match base {
             Some(base) if wrong && from != Some(base) => {
                 Plan { base: Some(*base), ..stream.plan(from)? }
             }
             _ => stream.plan(base)?,
         };
-        self.inner = Inner::Stream(stream);
+        self.inner = Inner::Stream(Box::new(stream));
         Ok(plan)
     }
 
