@@ -77,6 +77,8 @@ impl<D: Disk> Replica<D> {
     fn direct_from(&self, plan: &Plan) -> Result<u64, Problem> {
         let Status::Direct { tip, watermark } = self.state.status else { return Ok(0) };
         let same = tip == plan.tip && self.state.volume == plan.volume;
+        // A volume without snapshots may have become shorter than what came of it.
+        let same = same && plan.size.is_none_or(|size| watermark <= chunk_count(size));
         let proven = bytes_of(&(0..watermark), plan.size.unwrap_or(u64::MAX));
         let there = proven.is_none_or(|proven| proven.end() <= self.volume.len().unwrap_or(0));
         Ok(if same && there { watermark } else { 0 })

@@ -277,6 +277,12 @@ pub enum Problem {
         /// Where in the journal.
         at: u64,
     },
+    /// The state is not what was written to it.
+    #[error(
+        "the state file does not read back as it was written: the storage is not reliable, and the \
+         replica is where it was or one generation further; check it, then open the replica again"
+    )]
+    StateReadBack,
     /// A whole copy ended without the root over it.
     #[error("a whole copy or scan must end with the root over the volume, and this one did not")]
     MissingRoot,
@@ -355,6 +361,7 @@ impl Problem {
             | Self::ReadBack { .. }
             | Self::Restored { .. }
             | Self::JournalReadBack { .. }
+            | Self::StateReadBack
             | Self::MissingRoot
             | Self::Uncovered { .. } => Reason::VerifyFailed,
             Self::BeyondEnd { .. } | Self::Malformed(_) => Reason::StreamDamaged,

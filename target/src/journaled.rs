@@ -189,11 +189,22 @@ impl<D: Disk> Replica<D> {
         let mut last_data = None;
         let mut received = HashMap::new();
         let mut records = self.journal.read(&header);
+        let mut buf = chunk_buf();
         while let Some(record) = records.next()? {
             expect(&self.overlay, &record)?;
             last_data = last_data.max(record.data_at());
-            if let Record::Chunk { patch, .. } = record {
-                remember(&mut received, patch.id, records.payload_at());
+            // What stood there was proven when the record was made, and may have changed since.
+            match record {
+                Record::Chunk { patch, .. } => {
+                    self.read_committed(patch.index, &mut buf)?;
+                    remember(&mut received, patch.id, records.payload_at());
+                }
+                Record::Zero { index, count } => {
+                    for index in index..index + count {
+                        self.read_committed(index, &mut buf)?;
+                    }
+                }
+                Record::Mark { .. } => {}
             }
         }
         self.received = received;
@@ -380,6 +391,7 @@ impl<D: Disk> Replica<D> {
             return Err(Problem::BeyondEnd { size });
         }
         self.cut_last_chunk(session, size)?;
+        self.check_cut_off(size)?;
         // A list that was damaged would lead to a wrong root without anyone noticing.
         if let Some(root) = self.state.root()
             && self.ids.root(&self.key, self.state.size)? != root
@@ -391,6 +403,19 @@ impl<D: Disk> Replica<D> {
             Some(expected) if expected != found => Err(Problem::WrongRoot { expected, found }),
             _ => Ok(found),
         }
+    }
+
+    /// That what lies beyond a new end is what was committed: it is lost as if it were
+    /// overwritten, and no item spoke of it.
+    fn check_cut_off(&self, size: u64) -> Result<(), Problem> {
+        let chunks = chunk_count(size)..chunk_count(self.state.size);
+        let (key, size, ids) = (&self.key, self.state.size, &self.ids);
+        walk(key, &self.volume, size, ids, chunks, |index, found, listed| {
+            if found == listed {
+                return Ok(());
+            }
+            Err(Problem::Modified { offset: index * CHUNK_LEN })
+        })
     }
 
     /// Where the new end cuts a chunk, what lies beyond counts as zeros from now on.

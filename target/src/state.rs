@@ -222,8 +222,15 @@ impl<D: Disk> Slots<D> {
     /// Makes `state` what the next open finds: entirely or not at all.
     pub(crate) fn commit(&mut self, state: &State) -> Result<(), Problem> {
         let sequence = self.sequence + 1;
-        self.store.write_at(sequence % 2 * SLOT_LEN as u64, &state.encode(sequence)?)?;
-        self.store.sync()?;
+        let (at, slot) = (sequence % 2 * SLOT_LEN as u64, state.encode(sequence)?);
+        self.store.write_at(at, &slot)?;
+        self.store.settle()?;
+        // What is told as committed must be what the next open finds.
+        let mut found = [0; SLOT_LEN];
+        self.store.read_below(self.store.len()?, at, &mut found)?;
+        if found[..] != slot {
+            return Err(Problem::StateReadBack);
+        }
         self.sequence = sequence;
         Ok(())
     }

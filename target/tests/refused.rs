@@ -322,3 +322,53 @@ fn a_scan_from_the_generation_held_is_admitted() {
     assert_eq!(replica.commit(&finish).unwrap().generation, tip);
     assert!(fs::read(&place.path).unwrap() == other);
 }
+
+/// Writes over some bytes of the replica, behind its back.
+fn meddle(place: &Place, offset: u64) {
+    let file = fs::OpenOptions::new().write(true).open(&place.path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"somebody else's", offset).unwrap();
+}
+
+#[test]
+fn what_a_new_end_would_cut_off_is_compared_first() {
+    let mut content = pattern(3, 5 * CHUNK);
+    content[3 * CHUNK..4 * CHUNK].fill(0);
+    for chunk in [3, 4] {
+        let place = Place::holding(&content);
+        meddle(&place, chunk * CHUNK_LEN + 99);
+        let before = fs::read(&place.path).unwrap();
+        let shrunk = Plan { size: Some(2 * CHUNK_LEN), ..plan(PlanKind::Incremental, Some(1), 2) };
+        let error = deliver(&mut place.open(), shrunk, &[], 2 * CHUNK_LEN).unwrap_err();
+        assert!(matches!(error.problem, Problem::Modified { .. }), "{error}");
+        assert!(fs::read(&place.path).unwrap() == before);
+        assert_eq!(place.open().state().generation, Some(Generation::Zfs(1)));
+    }
+}
+
+#[test]
+fn what_was_written_between_two_sessions_of_an_increment_is_noticed() {
+    let place = Place::holding(&pattern(3, 3 * CHUNK));
+    let next = plan(PlanKind::Incremental, Some(1), 2);
+    let data = Change::Data { offset: 0, bytes: pattern(9, CHUNK) };
+    let zeros = Change::Zero(driftline_extent::Extent::new(CHUNK_LEN, CHUNK_LEN).unwrap());
+    for offset in [7, CHUNK_LEN + 7] {
+        let mut replica = place.open();
+        let held = fs::read(&place.path).unwrap();
+        assert_eq!(replica.begin(&offer(next.clone())).unwrap().from, 0);
+        let changes = [data.clone(), zeros.clone()];
+        for chunked in &items(&key(&replica), PlanKind::Incremental, &changes, 3 * CHUNK_LEN, 0).0 {
+            put(&mut replica, chunked).unwrap();
+        }
+        replica.mark(2).unwrap();
+        drop(replica);
+        meddle(&place, offset);
+        let before = fs::read(&place.path).unwrap();
+        let error = place.open().begin(&offer(next.clone())).unwrap_err();
+        assert!(matches!(error.problem, Problem::Modified { .. }), "{error}");
+        assert!(fs::read(&place.path).unwrap() == before);
+        fs::write(&place.path, held).unwrap();
+    }
+    // Put back, the increment starts over and is completed.
+    let moved = deliver(&mut place.open(), next, &[data], 3 * CHUNK_LEN).unwrap();
+    assert_eq!(moved, CHUNK_LEN);
+}

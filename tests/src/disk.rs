@@ -21,6 +21,8 @@
 //! * [`World::drop_cache`] and [`Disk::drop_cache`]: reads show the durable image with the
 //!   pending operations on top.
 //! * [`World::flip`]: one bit changes at rest.
+//! * [`World::spoil_at`]: a write is lost or changed on its way: the cache has it right, and
+//!   what is read past the cache has not.
 //! * [`World::lie_on_sync`]: syncs of one disk say that they were done and do nothing. No
 //!   program can be correct on such a disk; it shows that a test would notice.
 //!
@@ -43,9 +45,11 @@ use driftline_extent::Extent;
 use driftline_target::Disk;
 
 mod keeper;
+mod spoil;
 
 pub use keeper::{FakeKeeper, Flaw, KeptDevice};
 use keeper::{Keeping, Opened};
+pub use spoil::{Saved, Spoil};
 
 const PAGE_LEN: u64 = 4096;
 const SECTOR_LEN: u64 = 512;
@@ -72,8 +76,8 @@ impl Rng {
 
 /// Sparse content; cheap to clone.
 #[derive(Clone, Default, Debug)]
-struct Image {
-    len: u64,
+pub(crate) struct Image {
+    pub(crate) len: u64,
     pages: BTreeMap<u64, Arc<[u8; PAGE_LEN as usize]>>,
 }
 
@@ -87,7 +91,7 @@ impl Image {
         })
     }
 
-    fn read(&self, offset: u64, buf: &mut [u8]) {
+    pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) {
         let mut rest = buf;
         let end = offset + rest.len() as u64;
         for (page, part) in Self::parts(offset..end) {
@@ -100,7 +104,7 @@ impl Image {
         }
     }
 
-    fn write(&mut self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
         let mut rest = bytes;
         let end = offset + bytes.len() as u64;
         self.len = self.len.max(end);
@@ -112,7 +116,10 @@ impl Image {
         }
     }
 
-    fn zero(&mut self, range: Range<u64>) {
+    pub(crate) fn zero(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
         let pages = range.start / PAGE_LEN..range.end.div_ceil(PAGE_LEN);
         let touched: Vec<u64> = self.pages.range(pages).map(|(page, _)| *page).collect();
         for page in touched {
@@ -126,14 +133,14 @@ impl Image {
         }
     }
 
-    fn set_len(&mut self, len: u64) {
+    pub(crate) fn set_len(&mut self, len: u64) {
         if len < self.len {
             self.zero(len..self.len.next_multiple_of(PAGE_LEN));
         }
         self.len = len;
     }
 
-    fn next_data(&self, from: u64) -> Option<Extent> {
+    pub(crate) fn next_data(&self, from: u64) -> Option<Extent> {
         let mut pages = self.pages.range(from / PAGE_LEN..).map(|(page, _)| *page);
         let first = pages.next()?;
         let mut end = first + 1;
@@ -232,9 +239,9 @@ impl DiskState {
         self.pending.iter().for_each(|operation| operation.apply(&mut self.cache));
     }
 
-    fn perform(&mut self, operation: Operation) {
+    fn perform(&mut self, operation: Operation, spoil: Option<Spoil>) {
         operation.apply(&mut self.cache);
-        self.pending.push(operation);
+        self.pending.extend(spoil::arrives(operation, spoil));
         if let Some(keeping) = &mut self.keeping {
             keeping.written = true;
         }
@@ -248,6 +255,8 @@ struct Inner {
     stop_at: Option<u64>,
     stopped: bool,
     fail_at: Option<(u64, io::ErrorKind)>,
+    spoil_at: Option<(u64, Spoil)>,
+    spoilt: Option<&'static str>,
     faults: u64,
 }
 
@@ -330,6 +339,7 @@ impl World {
         inner.stop_at = None;
         inner.stopped = false;
         inner.fail_at = None;
+        inner.spoil_at = None;
     }
 
     /// Evicts from the cache what is not pending, on every disk.
@@ -425,6 +435,7 @@ impl FakeDisk {
         let mut inner = self.world.lock();
         let begun = inner.begin();
         let mut rng = inner.rng();
+        let spoil = if begun.is_ok() { inner.spoil_of(self.name, &operation) } else { None };
         let Some(disk) = inner.disks.get_mut(self.name) else { return Err(stopped()) };
         let len = self.len_of(disk);
         if let (Some(opened), Ok(())) = (self.opened, &begun) {
@@ -440,7 +451,7 @@ impl FakeDisk {
                 Err(io::Error::new(io::ErrorKind::StorageFull, "beyond the end of the device"))
             }
             Ok(()) => {
-                disk.perform(operation);
+                disk.perform(operation, spoil);
                 Ok(())
             }
             Err((error, true)) => {
@@ -448,7 +459,7 @@ impl FakeDisk {
                 if let Operation::Write(offset, bytes) = &operation {
                     let done = rng.below(bytes.len() as u64 + 1) as usize / 512 * 512;
                     if done > 0 {
-                        disk.perform(Operation::Write(*offset, bytes[..done].into()));
+                        disk.perform(Operation::Write(*offset, bytes[..done].into()), None);
                     }
                 }
                 Err(error)

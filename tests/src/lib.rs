@@ -9,3 +9,4 @@ pub mod memory;
 pub mod pool;
 pub mod samples;
 pub mod session;
+pub mod sim;

@@ -36,6 +36,8 @@ pub enum Damage {
     Cut,
     /// Half of it arrives, then the connection breaks.
     Truncate,
+    /// So many bytes of it (modulo its length) arrive, then the connection breaks.
+    Break(usize),
     /// This bit of it (modulo its length) arrives as the other one.
     Flip(usize),
     /// It arrives twice.
@@ -102,6 +104,10 @@ impl Pipe {
             Some(Damage::Cut) => self.closed = true,
             Some(Damage::Truncate) => {
                 self.arriving.extend(&frame[..frame.len() / 2]);
+                self.closed = true;
+            }
+            Some(Damage::Break(at)) => {
+                self.arriving.extend(&frame[..at % frame.len()]);
                 self.closed = true;
             }
             Some(Damage::Flip(bit)) => {

@@ -37,6 +37,8 @@ pub struct Script {
     pub to_target: Option<Fault>,
     /// What happens to a frame towards the source.
     pub to_source: Option<Fault>,
+    /// After so many steps the clock jumps forward by so many milliseconds.
+    pub jump: Option<(u64, u64)>,
 }
 
 impl Default for Script {
@@ -49,6 +51,7 @@ impl Default for Script {
             delivery: Delivery::Whole,
             to_target: None,
             to_source: None,
+            jump: None,
         }
     }
 }
@@ -159,6 +162,8 @@ struct Session<'a, T> {
     batch_items: usize,
     opened: usize,
     now_ms: u64,
+    waited_ms: u64,
+    jump: Option<(u64, u64)>,
 }
 
 impl<'a, T: Target> Session<'a, T> {
@@ -195,6 +200,8 @@ impl<'a, T: Target> Session<'a, T> {
             batch_items: script.batch_items,
             opened: 0,
             now_ms: 0,
+            waited_ms: 0,
+            jump: script.jump,
         }
     }
 
@@ -256,6 +263,13 @@ impl<'a, T: Target> Session<'a, T> {
     /// Lets each side do what it can and the next bytes arrive; if there is nothing to do
     /// and nothing on its way, lets a second pass.
     fn step(&mut self) {
+        self.jump = match self.jump {
+            Some((0, ms)) => {
+                self.now_ms += ms;
+                None
+            }
+            jump => jump.map(|(steps, ms)| (steps - 1, ms)),
+        };
         self.poll_sender();
         self.poll_receiver();
         let sent = self.transmit();
@@ -295,7 +309,8 @@ impl<'a, T: Target> Session<'a, T> {
 
     fn wait(&mut self) {
         self.now_ms += 1000;
-        assert!(self.now_ms < 600_000, "the session hangs");
+        self.waited_ms += 1000;
+        assert!(self.waited_ms < 600_000, "the session hangs");
         for (end, pipe) in
             [(&mut self.source, &self.to_source), (&mut self.target, &self.to_target)]
         {

@@ -5,7 +5,7 @@ mod crash_support;
 
 use crash_support::{CHUNK, Ground, Scenario, or_panic, random, scenarios::*};
 use driftline_extent::{BLOCK_LEN, CHUNK_LEN, Change, Explained, Extent, Offer, Reason, Target};
-use driftline_tests::disk::{Rng, World};
+use driftline_tests::disk::{Rng, Spoil, World};
 
 #[test]
 fn undisturbed_deliveries_end_where_they_should() {
@@ -261,6 +261,36 @@ fn damage_at_rest_is_found() {
         let error = scenario.run(&world).unwrap_err();
         assert!(error.contains("not what was committed") || error.contains("list of chunk ids"));
     }
+}
+
+/// A write of data, journal or state is lost or changes on its way: that is noticed before
+/// anything is told as committed, and the next session makes it good.
+#[test]
+fn what_does_not_arrive_is_not_committed() {
+    let mut spoilt = std::collections::BTreeSet::new();
+    for scenario in [growing(Ground::File), growing(Ground::Kept), first_copy(Ground::File, true)] {
+        for at in 0..or_panic(scenario.operations()) {
+            for spoil in [Spoil::Lose, Spoil::Flip(at * 997)] {
+                let world = scenario.world.fork();
+                world.spoil_at(at, spoil);
+                let committed = scenario.run(&world).is_ok();
+                let disk = world.spoilt();
+                if disk.is_none_or(|disk| disk == "ids" || disk == "overlay") {
+                    continue;
+                }
+                spoilt.extend(disk);
+                world.restart();
+                world.drop_cache();
+                let what = format_args!("{disk:?} spoilt at {at} by {spoil:?}");
+                if committed {
+                    assert!(or_panic(scenario.context(scenario.check(&world), what)));
+                } else {
+                    or_panic(scenario.context(scenario.check_and_finish(&world), what));
+                }
+            }
+        }
+    }
+    assert_eq!(spoilt.into_iter().collect::<Vec<_>>(), ["journal", "state", "volume"]);
 }
 
 /// The test can fail: on a disk that does not keep what it said it kept, it does.

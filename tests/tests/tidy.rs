@@ -66,7 +66,8 @@ fn nothing_is_left_open_or_switched_off() {
 
 #[test]
 fn no_mark_of_a_merge_is_left() {
-    let documents = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "vagrant/README.md"];
+    let documents =
+        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "tests/FAULTS.md", "vagrant/README.md"];
     let documents = documents.map(|name| {
         let path = root().join(name);
         let text = fs::read_to_string(&path).unwrap();
@@ -108,4 +109,25 @@ fn every_message_of_the_protocol_is_documented() {
         count += 1;
     }
     assert_eq!(count, 13);
+}
+
+/// What stands between backquotes in the last column of the table of faults.
+#[test]
+fn every_test_in_the_table_of_faults_exists() {
+    let table = fs::read_to_string(root().join("tests/FAULTS.md")).unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| ")).skip(1);
+    let sources = sources();
+    let mut count = 0;
+    for row in rows {
+        let names = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+        let names: Vec<&str> = names.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "no test is named in {row:?}");
+        for name in names {
+            let function = format!("fn {name}(");
+            let found = sources.iter().any(|(_, text)| text.contains(&function));
+            assert!(found, "there is no test {name}");
+            count += 1;
+        }
+    }
+    assert!(count > 80, "the table was not found");
 }

@@ -274,3 +274,70 @@ fn refusals_reach_the_other_side_and_change_nothing() {
     assert!(matches!(went.target, Err(TransportError::Local(_))));
     assert!(!way.assert_whole(&went.replica, "refused"));
 }
+
+/// A volume of which something is wrong from the n-th read on.
+struct Unsound {
+    image: Vec<u8>,
+    sound: std::sync::atomic::AtomicU64,
+    fails: bool,
+}
+
+impl Volume for Unsound {
+    fn size(&self) -> u64 {
+        self.image.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        use std::sync::atomic::Ordering::Relaxed;
+        MemoryVolume(self.image.clone()).read_at(offset, buf)?;
+        let left = self.sound.load(Relaxed);
+        self.sound.store(left.saturating_sub(1), Relaxed);
+        match (left, self.fails) {
+            (0, true) => Err(std::io::Error::other("bad sectors")),
+            (0, false) => {
+                buf[0] ^= 1;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn next_data(&self, from: u64) -> std::io::Result<Option<driftline_extent::Extent>> {
+        Ok(driftline_extent::Extent::from_bounds(from, self.size()))
+    }
+}
+
+/// After every number of reads, up to a scan that succeeds.
+#[test]
+fn a_scan_that_cannot_be_read_on_changes_nothing() {
+    let before = Way::full(3).completed(1);
+    let mut refused = 0;
+    for sound in 0.. {
+        let volume = Unsound { image: image_two(), sound: sound.into(), fails: true };
+        let mut source = MemorySource::without_map(VOLUME);
+        let script = Script::default();
+        let outcome = run(push_links(sound), &mut source, Some(&volume), before.clone(), &script);
+        match outcome.source {
+            Ok(()) => break,
+            Err(TransportError::Local(failure)) => assert_eq!(failure.reason, Reason::Failed),
+            Err(error) => panic!("after {sound} reads: {error}"),
+        }
+        assert!(outcome.replica.image() == image_one(), "after {sound} reads");
+        refused += 1;
+    }
+    assert!(refused > 3);
+}
+
+#[test]
+fn a_volume_that_changes_while_it_is_scanned_is_refused() {
+    let volume = Unsound { image: image_two(), sound: 1.into(), fails: false };
+    let mut source = MemorySource::without_map(VOLUME);
+    let before = Way::full(3).completed(1);
+    // What was hashed is read again to be sent, and is another by then.
+    let outcome = run(push_links(1), &mut source, Some(&volume), before, &Script::default());
+    let Err(TransportError::Local(failure)) = outcome.source else {
+        panic!("ended with {:?}", outcome.source);
+    };
+    assert_eq!(failure.reason, Reason::SourceChanged);
+    assert!(outcome.replica.image() == image_one());
+}

@@ -1,0 +1,299 @@
+//! The invariants.
+
+use driftline_extent::{Generation, PlanKind, Reason, Target};
+
+use super::{
+    disks,
+    history::{Held, History},
+    source::Planned,
+    storage::Kind,
+};
+use crate::disk::Image;
+
+/// How a run ended, for whoever started it.
+#[derive(Debug)]
+pub(super) enum Ended {
+    Well,
+    Refused(Reason, String),
+}
+
+/// A run that is over, for better or worse.
+pub(super) struct Run {
+    /// What stood at the target.
+    pub(super) before: Image,
+    pub(super) planned: Vec<Planned>,
+    /// Commits that the source heard of.
+    pub(super) committed: usize,
+    pub(super) ended: Ended,
+    pub(super) consent: bool,
+    /// Whether nothing was to go wrong.
+    pub(super) undisturbed: bool,
+    /// Whether a write did not arrive as it was, and nothing had befallen the target before.
+    pub(super) spoilt: bool,
+}
+
+/// Where the replica may stand after a run.
+struct Stand {
+    /// `None` where only the content names it.
+    name: Option<Generation>,
+    held: Held,
+    /// What the volume holds then, damage included.
+    content: Image,
+}
+
+/// What an increment makes of a volume.
+fn changed(base: &Image, planned: &Planned) -> Image {
+    let Some(claim) = planned.claim.as_ref().filter(|_| planned.kind == PlanKind::Incremental)
+    else {
+        return planned.image.clone();
+    };
+    let mut tip = base.clone();
+    tip.set_len(planned.image.len);
+    claim.iter().for_each(|extent| tip.take(&planned.image, *extent));
+    tip
+}
+
+impl History<'_> {
+    /// As [`check`](Self::check), where no run was.
+    pub(super) fn check_idle(&mut self) -> Result<(), String> {
+        if self.broken {
+            return Ok(());
+        }
+        self.world.drop_cache();
+        self.check(Run {
+            before: self.world.image("volume"),
+            planned: Vec::new(),
+            committed: 0,
+            ended: Ended::Refused(Reason::Failed, String::new()),
+            consent: false,
+            undisturbed: false,
+            spoilt: false,
+        })
+    }
+
+    /// Opens the replica and compares everything with the model.
+    pub(super) fn check(&mut self, run: Run) -> Result<(), String> {
+        let opened = disks::open(&self.world, self.kept, self.options.bug);
+        let mut replica = match opened {
+            Ok(replica) => replica,
+            Err(_) if self.is_latent() => {
+                self.broken = true;
+                self.say("  it does not open any more".to_owned());
+                return Ok(());
+            }
+            Err(error) => return Err(format!("does not open: {error}")),
+        };
+        self.broken = false;
+        let latent = self.is_latent();
+        let state = replica.state();
+        let clean = replica.verify(&mut |_| {}).map_or(true, |report| report.is_clean());
+        drop(replica);
+        self.world.drop_cache();
+        let content = self.world.image("volume");
+        self.check_keeper(state.generation.is_some())?;
+        self.check_untouched(&run, &content)?;
+        let stand = self.stand(&run, state.generation, &content)?;
+        let Some((advanced, stand)) = stand else {
+            return self.check_nothing(&run, &content);
+        };
+        self.check_truth(&run, advanced, &stand)?;
+        let arrived = self.holds(&content, &stand.content);
+        let claimed = self.holds(&content, &stand.held.claim);
+        let sound = arrived && claimed && clean;
+        if !self.is_latent() && !sound {
+            return Err(format!(
+                "{} is held with other bytes, and verifies as clean: {clean}",
+                stand.held.generation
+            ));
+        }
+        if run.spoilt && advanced > 0 && !arrived {
+            return Err("was committed though it did not arrive".into());
+        }
+        if !claimed && clean {
+            return Err("holds other bytes than its books say, and verifies as clean".into());
+        }
+        self.stats.commits += advanced as u64;
+        self.foreign = false;
+        if claimed && clean && self.is_kept(stand.held.generation) {
+            self.pending.clear();
+        }
+        self.held = Some(stand.held);
+        self.check_end(&run, advanced, latent)
+    }
+
+    /// Where the replica stands, and how many increments further than before; `None` without a
+    /// generation.
+    fn stand(
+        &mut self,
+        run: &Run,
+        found: Option<Generation>,
+        content: &Image,
+    ) -> Result<Option<(usize, Stand)>, String> {
+        let Some(found) = found else { return Ok(None) };
+        let mut stands: Vec<(usize, Stand)> = Vec::new();
+        if let Some(held) = &self.held {
+            let mut content = run.before.clone();
+            if self.kept {
+                // What a device has behind the volume is no part of it.
+                content.set_len(content.len.min(held.claim.len));
+            }
+            let stand = Stand { name: Some(held.generation), held: held.clone(), content };
+            stands.push((0, stand));
+        }
+        for (at, planned) in (1..).zip(&run.planned).take(run.committed + 1) {
+            let (claim, content) = match stands.last() {
+                Some((_, last)) => {
+                    (changed(&last.held.claim, planned), changed(&last.content, planned))
+                }
+                None => (planned.image.clone(), planned.image.clone()),
+            };
+            let faithful = claim.same(&planned.image);
+            let held = Held { generation: planned.tip.unwrap_or(found), claim, faithful };
+            stands.push((at, Stand { name: planned.tip, held, content }));
+        }
+        // A generation that another followed in the same session was held as well.
+        self.past.extend(stands.iter().map(|(_, stand)| stand.held.clone()));
+        stands.retain(|(at, stand)| {
+            *at >= run.committed
+                && match stand.name {
+                    Some(name) => name == found,
+                    None => matches!(found, Generation::Content(_)),
+                }
+        });
+        let fits = stands.iter().rposition(|(_, stand)| self.holds(content, &stand.content));
+        let at = fits.or_else(|| stands.len().checked_sub(1));
+        if let Some(at) = at {
+            return Ok(Some(stands.swap_remove(at)));
+        }
+        if !self.is_latent() {
+            return Err(format!("is at {found}, which it cannot be"));
+        }
+        // The books were damaged or put back: an older record counts again.
+        let held = self.past.iter().rev().find(|held| held.generation == found);
+        let held = held.ok_or_else(|| format!("is at {found}, where it never was"))?.clone();
+        let content = content.clone();
+        Ok(Some((0, Stand { name: Some(found), held, content })))
+    }
+
+    /// Nothing is held.
+    fn check_nothing(&mut self, run: &Run, content: &Image) -> Result<(), String> {
+        let stood = self.held.is_some() || self.foreign;
+        if self.held.is_some() && !run.consent && !self.is_latent() {
+            return Err("holds no generation any more".into());
+        }
+        if stood && !self.is_latent() && !self.holds(content, &run.before) {
+            return Err("holds no generation, and other bytes than before".into());
+        }
+        self.foreign = stood;
+        self.held = None;
+        self.check_end(run, 0, self.is_latent())
+    }
+
+    /// That what was committed is what the source held, unless its record of change lied.
+    fn check_truth(&mut self, run: &Run, advanced: usize, stand: &Stand) -> Result<(), String> {
+        if advanced == 0 || stand.held.faithful {
+            return Ok(());
+        }
+        let excused = self.lied || self.held.as_ref().is_some_and(|held| !held.faithful);
+        if !excused || self.options.audit {
+            let planned = &run.planned[advanced - 1];
+            let pages = stand.held.claim.differing(&planned.image);
+            return Err(format!(
+                "{} is committed, but differs from the source at pages {pages:?}",
+                stand.held.generation
+            ));
+        }
+        self.stats.unseen += 1;
+        self.say("  only an audit would find that this differs from the source".to_owned());
+        Ok(())
+    }
+
+    /// That nothing was written over which is not in the books, unless by consent.
+    fn check_untouched(&self, run: &Run, content: &Image) -> Result<(), String> {
+        let Some(held) = self.held.as_ref().filter(|_| !run.consent) else { return Ok(()) };
+        for page in run.before.differing(&held.claim) {
+            let len = content.len.saturating_sub(page * 4096).min(4096) as usize;
+            if len == 0 || !content.same_page(&run.before, page, len) {
+                return Err(format!("page {page} was not in the books, and was written over"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_keeper(&mut self, holds: bool) -> Result<(), String> {
+        let Some(device) = self.world.kept("volume").filter(|_| self.kept) else { return Ok(()) };
+        if !device.violations.is_empty() {
+            return Err(format!("rules were broken: {:?}", device.violations));
+        }
+        if device.exists && device.locked {
+            self.unlocked = false;
+        }
+        if device.exists && !device.locked && !self.unlocked && holds {
+            return Err("the device is not locked".into());
+        }
+        Ok(())
+    }
+
+    /// Whether the newest snapshot of the keeper, where there is one, is of this generation.
+    fn is_kept(&self, generation: Generation) -> bool {
+        let device = self.world.kept("volume").filter(|_| self.kept);
+        device.is_none_or(|d| d.snapshots.last().is_some_and(|(newest, _)| *newest == generation))
+    }
+
+    /// That the run ended as it should, and said so.
+    fn check_end(&mut self, run: &Run, advanced: usize, latent: bool) -> Result<(), String> {
+        let newest = self.storage.newest();
+        match &run.ended {
+            Ended::Well => {
+                (self.refused, self.was_cut) = (None, false);
+                let at_tip = self.held.as_ref().zip(newest).is_some_and(|(held, newest)| {
+                    newest.generation.is_none_or(|name| name == held.generation)
+                        && (held.claim.same(&newest.image) || !held.faithful || self.lied)
+                });
+                let done = at_tip && advanced == run.planned.len();
+                if !latent && !done {
+                    return Err("said that it went well, and the replica is elsewhere".into());
+                }
+            }
+            Ended::Refused(reason, detail) => {
+                let helps = matches!(
+                    reason,
+                    Reason::BaseMismatch
+                        | Reason::TargetForeign
+                        | Reason::TargetModified
+                        | Reason::SourceMismatch
+                        | Reason::Denied
+                );
+                self.refused = helps.then_some(*reason);
+                let legitimate = latent || self.may_refuse(*reason, run.consent);
+                if run.undisturbed && !legitimate {
+                    return Err(format!("was refused for no reason: {reason}: {detail}"));
+                }
+                self.was_cut = !run.undisturbed && (self.was_cut || !run.planned.is_empty());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is a good reason for this refusal of an undisturbed run.
+    fn may_refuse(&self, reason: Reason, consent: bool) -> bool {
+        match reason {
+            Reason::TargetForeign => !consent && self.foreign,
+            Reason::BaseMismatch if self.foreign => !consent,
+            Reason::BaseMismatch => {
+                !consent
+                    && self.held.as_ref().is_some_and(|held| match self.storage.kind {
+                        Kind::Zfs => self.storage.find(&held.generation).is_none(),
+                        Kind::Drbd => true,
+                        Kind::Plain => false,
+                    })
+            }
+            // What was cut off is gone on with, and root or size say that it was of another time: the
+            // next run starts over.
+            Reason::VerifyFailed | Reason::StreamDamaged => {
+                self.was_cut && (self.storage.kind == Kind::Plain || self.lied)
+            }
+            _ => false,
+        }
+    }
+}

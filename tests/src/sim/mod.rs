@@ -1,0 +1,161 @@
+//! The simulation: whole histories of a source, a link and a target, drawn from one seed.
+//!
+//! A history is a list of steps: the volume is written, discarded, resized, snapshotted, rolled
+//! back; increments are pushed and pulled by the real cores, while the link is cut, disks fail,
+//! lie, forget, are swapped and put back, and storages leave changes out of their maps. A model
+//! knows what each generation holds. After every step the replica is opened and read, and:
+//!
+//! * it is at the generation where it was, or at one that was offered since (N or N + 1);
+//! * its bytes are those of that generation, or verifying it says that they are not, and then
+//!   something befell this history that only verifying can find ([`Rung::Scrub`]);
+//! * its generation is what the source held under that name, or something befell this history
+//!   that only the audit can find ([`Rung::Audit`], and [`Options::audit`] says that it is
+//!   there);
+//! * nothing that was not in its books was written over without consent;
+//! * a session that said it went well did;
+//! * a session that nothing disturbed went well, or was refused for lack of a base.
+//!
+//! At its end all faults stop, and the replica must become equal to the source.
+//!
+//! Each step draws from the seed and its own number alone, so that a history which fails can be
+//! told again without the steps that do not matter: [`shrink`].
+
+mod check;
+mod disks;
+mod expect;
+mod history;
+mod replicate;
+mod source;
+mod storage;
+
+use std::{fmt, panic};
+
+use driftline_target::Part;
+use driftline_wire::{Link, Verb};
+
+pub use expect::{Fault, Rung};
+
+/// A bug that is planted where the cores meet the world, to see that it is found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    /// The source leaves changes out.
+    SkipExtent,
+    /// This file of the replica is never synced.
+    SkipSync(Part),
+    /// The source sends an increment from another snapshot than the target has.
+    WrongBase,
+    /// The activity log is not read.
+    NoActivityLog,
+    /// What was written is read back from the cache, which proves nothing.
+    CommitUnverified,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::SkipExtent,
+        Self::SkipSync(Part::Volume),
+        Self::SkipSync(Part::Journal),
+        Self::SkipSync(Part::Ids),
+        Self::SkipSync(Part::State),
+        Self::WrongBase,
+        Self::NoActivityLog,
+        Self::CommitUnverified,
+    ];
+}
+
+/// How histories are told.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// A bug to plant.
+    pub bug: Option<Bug>,
+    /// Whether runs audit what maps call unchanged, so that no lie of a map may survive one.
+    pub audit: bool,
+    /// Makes the two ends of a connection, with all their keys drawn from a seed.
+    pub links: fn(u64, Verb) -> (Link, Link),
+}
+
+/// What histories were made of.
+#[derive(Clone, Default, Debug)]
+pub struct Stats {
+    /// How many there were.
+    pub histories: u64,
+    /// Steps in them.
+    pub steps: u64,
+    /// Sessions in them.
+    pub sessions: u64,
+    /// Increments that were committed.
+    pub commits: u64,
+    /// Of these, how many a lying map made differ from the source, unseen without an audit.
+    pub unseen: u64,
+    /// How often each fault befell them.
+    pub faults: std::collections::BTreeMap<Fault, u64>,
+}
+
+impl Stats {
+    /// Adds those of other histories.
+    pub fn add(&mut self, other: &Self) {
+        self.histories += other.histories;
+        self.steps += other.steps;
+        self.sessions += other.sessions;
+        self.commits += other.commits;
+        self.unseen += other.unseen;
+        for (fault, count) in &other.faults {
+            *self.faults.entry(*fault).or_default() += count;
+        }
+    }
+}
+
+/// A history that breaks an invariant.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// What it was drawn from.
+    pub seed: u64,
+    /// The steps that were taken, by their numbers.
+    pub steps: Vec<u64>,
+    /// What happened, step by step.
+    pub trace: Vec<String>,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {} breaks an invariant:", self.seed)?;
+        self.trace.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
+        write!(f, "  => {}", self.what)
+    }
+}
+
+/// Tells the history of this seed.
+///
+/// # Errors
+/// If it breaks an invariant.
+pub fn run(seed: u64, options: &Options) -> Result<Stats, Box<Finding>> {
+    tell(seed, None, options)
+}
+
+/// A core that panics is a finding as well.
+fn tell(seed: u64, steps: Option<&[u64]>, options: &Options) -> Result<Stats, Box<Finding>> {
+    let told = panic::catch_unwind(|| history::tell(seed, steps, options));
+    told.unwrap_or_else(|_| {
+        let steps = steps.map_or_else(|| history::steps_of(seed), <[u64]>::to_vec);
+        let what = "panicked, see above".to_owned();
+        Err(Box::new(Finding { seed, steps, trace: Vec::new(), what }))
+    })
+}
+
+/// Leaves out of a failing history, one by one, the steps without which it fails as well.
+pub fn shrink(finding: Finding, options: &Options) -> Finding {
+    let mut least = finding;
+    let mut at = 0;
+    while at < least.steps.len() {
+        let mut steps = least.steps.clone();
+        steps.remove(at);
+        match tell(least.seed, Some(&steps), options) {
+            Ok(_) => at += 1,
+            Err(finding) => least = *finding,
+        }
+    }
+    least
+}

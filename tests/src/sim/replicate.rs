@@ -1,0 +1,215 @@
+//! One run of a history: a session between the real cores, and what goes wrong in it.
+
+use std::io;
+
+use driftline_extent::{Explained, Reason};
+use driftline_transport::TransportError;
+use driftline_wire::{SessionError, Verb};
+
+use super::{
+    Fault,
+    check::{Ended, Run},
+    disks,
+    history::History,
+    source::{Manner, SimSource},
+};
+use crate::{
+    disk::{Rng, Spoil},
+    link::{self, Damage, Delivery, Random},
+    session::{self, Script},
+};
+
+/// What goes wrong in a run. At most one thing does.
+#[derive(Clone, Debug)]
+pub(super) enum Mishap {
+    None,
+    /// A frame to the target, or to the source.
+    Frame(bool, link::Fault),
+    /// After so many operations of the target's disks nothing works any more. Power is lost if
+    /// there is a luck for what was not synced; the second stop is in the recovery.
+    Stop(u64, Option<u64>, Option<u64>),
+    /// An operation of the target's disks fails.
+    Fail(u64, io::ErrorKind),
+    /// A write of the target does not arrive as it was.
+    Spoil(u64, Spoil),
+    StreamFlip(u64),
+    StreamCut(u64),
+    SourceFails(u64),
+    Clock(u64, u64),
+}
+
+impl Mishap {
+    pub(super) fn draw(rng: &mut Rng) -> Self {
+        // Small numbers are as likely as large ones.
+        let few = |rng: &mut Rng| {
+            let scale = 1 + rng.below(6);
+            rng.below(1 << scale)
+        };
+        match rng.below(20) {
+            0..7 => Self::None,
+            7..11 => {
+                let damage = match rng.below(8) {
+                    0..3 => Damage::Break(rng.next_u64() as usize >> 1),
+                    3 => Damage::Cut,
+                    4 => Damage::Flip(rng.next_u64() as usize >> 1),
+                    5 => Damage::Duplicate,
+                    6 => Damage::Swap,
+                    _ => Damage::Drop,
+                };
+                let frame = few(rng) as usize;
+                Self::Frame(rng.below(3) > 0, link::Fault { frame, damage })
+            }
+            11..14 => {
+                let scale = 1 + rng.below(8);
+                let luck = (rng.below(4) > 0).then(|| rng.next_u64());
+                let again = (rng.below(3) == 0).then(|| few(rng));
+                Self::Stop(rng.below(1 << scale), luck, again)
+            }
+            14 => Self::Fail(few(rng), io::ErrorKind::Other),
+            15 => Self::Fail(few(rng), io::ErrorKind::StorageFull),
+            16 => {
+                let bit = rng.next_u64() >> 1;
+                let spoil = if rng.below(2) == 0 { Spoil::Lose } else { Spoil::Flip(bit) };
+                Self::Spoil(few(rng), spoil)
+            }
+            17 => match rng.below(3) {
+                0 => Self::StreamFlip(rng.next_u64()),
+                1 => Self::StreamCut(rng.next_u64()),
+                _ => Self::SourceFails(few(rng)),
+            },
+            18 => Self::Clock(few(rng), [70_000, 3_700_000][rng.below(2) as usize]),
+            _ => Self::SourceFails(few(rng)),
+        }
+    }
+
+    const fn fault(&self) -> Option<Fault> {
+        Some(match self {
+            Self::None => return None,
+            Self::Frame(..) => Fault::FrameDamaged,
+            Self::Stop(..) => Fault::TargetDied,
+            Self::Fail(_, io::ErrorKind::StorageFull) => Fault::DiskFull,
+            Self::Fail(..) => Fault::DiskFailed,
+            Self::Spoil(..) => Fault::DataSpoilt,
+            Self::StreamFlip(_) => Fault::StreamFlipped,
+            Self::StreamCut(_) | Self::SourceFails(_) => Fault::StreamCut,
+            Self::Clock(..) => Fault::ClockJumped,
+        })
+    }
+}
+
+/// Why a session ended, in one word.
+fn reason_of(error: &TransportError) -> Reason {
+    match error {
+        TransportError::Local(failure) => failure.reason,
+        TransportError::Session(SessionError::Refused { reason, .. }) => *reason,
+        _ => Reason::Failed,
+    }
+}
+
+impl History<'_> {
+    /// Replicates once. Whether the run said that it went well.
+    pub(super) fn replicate(
+        &mut self,
+        consent: bool,
+        mishap: &Mishap,
+        rng: &mut Rng,
+    ) -> Result<bool, String> {
+        if self.storage.newest().is_none() {
+            self.snapshot(rng);
+        }
+        self.stats.sessions += 1;
+        self.say(format!("replicate, consent: {consent}, {mishap:?}"));
+        if let Some(fault) = mishap.fault() {
+            self.befalls(fault);
+        }
+        let spoilt = matches!(mishap, Mishap::Spoil(..)) && !self.is_latent();
+        self.world.drop_cache();
+        let before = self.world.image("volume");
+        match mishap {
+            Mishap::Stop(after, ..) => self.world.stop_after(*after),
+            Mishap::Fail(after, kind) => self.world.fail_at(*after, *kind),
+            Mishap::Spoil(after, spoil) => self.world.spoil_at(*after, *spoil),
+            _ => {}
+        }
+        let (ended, planned, committed) = self.session(consent, mishap, rng);
+        self.say(format!("  {} planned, {committed} committed, {ended:?}", planned.len()));
+        match mishap {
+            Mishap::Stop(_, Some(luck), again) => {
+                self.world.crash(*luck);
+                if let Some(after) = again {
+                    self.world.stop_after(*after);
+                    drop(disks::open(&self.world, self.kept, self.options.bug));
+                    self.world.crash(luck.rotate_left(9));
+                }
+            }
+            _ => self.world.restart(),
+        }
+        if let (Mishap::Spoil(..), Some("state" | "ids" | "overlay")) =
+            (mishap, self.world.spoilt())
+        {
+            self.befalls(Fault::BooksSpoilt);
+        }
+        let ok = matches!(ended, Ended::Well);
+        let undisturbed = matches!(mishap, Mishap::None);
+        let run = Run { before, planned, committed, ended, consent, undisturbed, spoilt };
+        self.check(run)?;
+        Ok(ok)
+    }
+
+    fn session(
+        &mut self,
+        consent: bool,
+        mishap: &Mishap,
+        rng: &mut Rng,
+    ) -> (Ended, Vec<super::source::Planned>, usize) {
+        let replica = match disks::open(&self.world, self.kept, self.options.bug) {
+            Ok(replica) => replica,
+            Err(error) => return (Ended::Refused(error.reason(), error.to_string()), vec![], 0),
+        };
+        let blocks = self.storage.live.len / self.storage.block_len.max(512) + 1;
+        let manner = Manner {
+            consent,
+            stepwise: rng.below(3) == 0,
+            codec: [0, 0, 0, 15][rng.below(4) as usize],
+            noise: (0..rng.below(6)).map(|_| rng.below(blocks)).collect(),
+            flip: if let Mishap::StreamFlip(bit) = mishap { Some(*bit) } else { None },
+            cut: if let Mishap::StreamCut(at) = mishap { Some(*at) } else { None },
+            fails_after: if let Mishap::SourceFails(after) = mishap { Some(*after) } else { None },
+            bug: self.options.bug,
+        };
+        let mut source = match SimSource::new(&self.storage, &manner) {
+            Ok(source) => source,
+            Err(error) => return (Ended::Refused(error.reason(), error.to_string()), vec![], 0),
+        };
+        let mut script = Script {
+            verb: if rng.below(2) == 0 { Verb::Push } else { Verb::Pull },
+            batch_items: [1, 3, 64][rng.below(3) as usize],
+            compression: (rng.below(4) == 0).then_some(1),
+            overwrite: consent,
+            ..Script::default()
+        };
+        if rng.below(8) == 0 {
+            script.delivery = Delivery::Pieces(Random(rng.next_u64()));
+        }
+        match mishap {
+            Mishap::Frame(true, fault) => script.to_target = Some(fault.clone()),
+            Mishap::Frame(false, fault) => script.to_source = Some(fault.clone()),
+            Mishap::Clock(after, ms) => script.jump = Some((*after, *ms)),
+            _ => {}
+        }
+        let links = (self.options.links)(rng.next_u64(), script.verb);
+        let volume = source.volume();
+        let volume = volume.as_deref().map(|volume| volume as &dyn driftline_extent::Volume);
+        let outcome = session::run(links, &mut source, volume, replica, &script);
+        drop(outcome.replica);
+        let planned = std::mem::take(&mut source.planned);
+        let ended = match (&outcome.source, &outcome.target) {
+            (Ok(()), _) => Ended::Well,
+            // The side that failed knows why.
+            (Err(_), Err(error @ TransportError::Local(_))) | (Err(error), _) => {
+                Ended::Refused(reason_of(error), error.to_string())
+            }
+        };
+        (ended, planned, outcome.committed.len())
+    }
+}
