@@ -40,6 +40,7 @@ mod journal;
 mod journaled;
 mod keeper;
 mod open_path;
+mod promised;
 mod redo;
 mod replica;
 mod state;

@@ -3,20 +3,21 @@
 use std::{collections::HashMap, fmt};
 
 use driftline_extent::{
-    Begin, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, Reason, ReplicaId,
-    Target, TargetState, VOLUME_LEN_MAX,
+    Begin, CHUNK_LEN, ChunkId, Committed, Finish, Generation, GrainMask, Item, Lack, Offer, Plan,
+    PlanKind, Reason, ReplicaId, Target, TargetState, VOLUME_LEN_MAX, Volume,
 };
-use driftline_manifest::ChunkKey;
+use driftline_manifest::{ChunkKey, is_zero};
 
 use crate::{
     Disk, Keeper, Part, Problem, TargetError, VerifyReport,
-    chunks::{Valid, validate},
+    chunks::{Patch, Valid, chunk_buf, validate},
     codec::Writer,
     direct::Direct,
     ids::{IdList, Overlay},
     journal::Journal,
     journaled::{Journaled, Unsealed, find_unsealed},
     open_path::Guard,
+    promised::{Promise, Promised},
     state::{Slots, State, Status},
     volume::VolumeStore,
 };
@@ -59,6 +60,10 @@ pub struct Replica<D: Disk> {
     /// Where data of this increment was put, by its id: a position in the journal, or the
     /// index of a chunk of the volume.
     pub(crate) received: HashMap<ChunkId, u64>,
+    /// What the volume is like, if anything that can be read.
+    like: Option<Box<dyn Volume + Send>>,
+    /// What items are made of that were announced and have not come.
+    pub(crate) promised: Promised,
     pub(crate) session: Session,
     /// After how many bytes of a first copy its watermark moves up.
     pub(crate) checkpoint_len: u64,
@@ -143,6 +148,8 @@ impl<D: Disk> Replica<D> {
             state,
             unsealed: None,
             received: HashMap::new(),
+            like: None,
+            promised: Promised::default(),
             session: Session::Idle,
             checkpoint_len: CHECKPOINT_LEN,
             poisoned: false,
@@ -200,6 +207,48 @@ impl<D: Disk> Replica<D> {
     pub(crate) const fn forbid_overwrite(mut self) -> Self {
         self.overwrite_forbidden = true;
         self
+    }
+
+    /// Says what the volume is like: what of it is equal, or nearly, at the same place there need
+    /// not be sent. It may change meanwhile, or fail to be read, and costs no more than time then.
+    pub fn resemble(&mut self, like: Box<dyn Volume + Send>) {
+        self.like = Some(like);
+    }
+
+    /// Looks for an item that the volume has nothing of where else it may be.
+    pub(crate) fn lacks_elsewhere(&mut self, patch: &Patch, narrow: bool) -> Lack {
+        let Some(chunk) = self.like_chunk(patch.index).filter(|chunk| !is_zero(chunk)) else {
+            return Lack::All;
+        };
+        let bytes = patch.blocks_of(chunk);
+        if patch.is_named(&self.key, &bytes) {
+            let found = Promise::New { bytes, changed: None };
+            return if self.promised.keep(patch, found) { Lack::Nothing } else { Lack::All };
+        }
+        if narrow { self.tell(patch, bytes, false) } else { Lack::All }
+    }
+
+    /// Tells the hashes of an old version of an item, and keeps that.
+    pub(crate) fn tell(&mut self, patch: &Patch, bytes: Vec<u8>, own: bool) -> Lack {
+        let hashes = self.key.grains(patch.data, &bytes);
+        let kept = self.promised.keep(patch, Promise::Old { bytes, own });
+        if kept { Lack::Unlike(hashes) } else { Lack::All }
+    }
+
+    /// The chunk at this index of what the volume is like.
+    fn like_chunk(&mut self, index: u64) -> Option<Vec<u8>> {
+        let like = self.like.as_ref()?;
+        let offset = index * CHUNK_LEN;
+        let len = like.size().saturating_sub(offset).min(CHUNK_LEN) as usize;
+        let mut chunk = chunk_buf();
+        match like.read_at(offset, &mut chunk[..len]) {
+            Ok(()) => (len > 0).then_some(chunk),
+            Err(error) => {
+                tracing::warn!(volume = self.name, %error, "what it is like cannot be read");
+                self.like = None;
+                None
+            }
+        }
     }
 
     /// Sets how much of a first copy or an increment is received between two checkpoints, in
@@ -344,6 +393,7 @@ impl<D: Disk> Replica<D> {
 
     fn begin_admitted(&mut self, mode: Mode, plan: &Plan) -> Result<Begin, Problem> {
         self.received = HashMap::new();
+        self.promised.clear();
         self.session = Session::Idle;
         let unsealed = self.unsealed.take();
         let from = match mode {
@@ -361,16 +411,29 @@ impl<D: Disk> Replica<D> {
         Ok(Begin { from })
     }
 
-    fn lacks_one(&mut self, item: &Item) -> Result<bool, Problem> {
+    fn lacks_one(&mut self, item: &Item) -> Result<Lack, Problem> {
+        let narrow = item.narrowable().is_some();
+        let differs = |differs| if differs { Lack::All } else { Lack::Nothing };
         let item = validate(item)?;
         match (&self.session, item) {
             (Session::Idle, _) => Err(Problem::NoSession),
-            (_, Valid::Zero(_)) => Ok(false),
-            (Session::Direct(_), Valid::Patch(patch)) => self.lacks_directly(&patch),
-            (Session::Direct(_), Valid::Span(..)) => Ok(true),
-            (Session::Journaled(_), Valid::Patch(patch)) => self.lacks_patch(&patch),
-            (Session::Journaled(_), Valid::Span(chunks, digest)) => self.lacks_span(chunks, digest),
+            (_, Valid::Zero(_)) => Ok(Lack::Nothing),
+            (Session::Direct(_), Valid::Patch(patch)) => self.lacks_directly(&patch, narrow),
+            (Session::Direct(_), Valid::Span(..)) => Ok(Lack::All),
+            (Session::Journaled(_), Valid::Patch(patch)) => self.lacks_patch(&patch, narrow),
+            (Session::Journaled(_), Valid::Span(chunks, digest)) => {
+                self.lacks_span(chunks, digest).map(differs)
+            }
         }
+    }
+
+    fn patch_one(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, Problem> {
+        let (Valid::Patch(patch), Some(_)) = (validate(item)?, item.narrowable()) else {
+            return Err(Problem::Malformed("an item is narrowed that cannot be"));
+        };
+        let is_named = |bytes: &[u8]| patch.is_named(&self.key, bytes);
+        let made = self.promised.patch(&patch, grains, data, is_named);
+        made.ok_or(Problem::Malformed("other grains came than were announced"))
     }
 
     fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Problem> {
@@ -425,12 +488,16 @@ impl<D: Disk> Target for Replica<D> {
         self.run(|this| this.begin_admitted(mode, &offer.plan))
     }
 
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, TargetError> {
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, TargetError> {
         self.run(|this| items.iter().map(|item| this.lacks_one(item)).collect())
     }
 
     fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), TargetError> {
         self.run(|this| this.apply_one(item, data))
+    }
+
+    fn patch(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, TargetError> {
+        self.run(|this| this.patch_one(item, grains, data))
     }
 
     fn mark(&mut self, watermark: u64) -> Result<(), TargetError> {

@@ -6,8 +6,8 @@ pub(crate) mod scenarios;
 use std::io;
 
 use driftline_extent::{
-    CHUNK_LEN, Change, Finish, Generation, Item, Offer, Plan, PlanKind, Root, Standing, Target,
-    VolumeId, chunk_count,
+    CHUNK_LEN, Change, Finish, Generation, Item, Lack, Offer, Plan, PlanKind, Root, Standing,
+    Target, VolumeId, chunk_count,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, SPAN_CHUNKS, Scope, TreeHasher};
 use driftline_target::{Disks, Replica};
@@ -169,8 +169,7 @@ impl Scenario {
             let asked: Vec<Item> = batch.iter().map(|chunked| chunked.item).collect();
             let lacks = replica.lacks(&asked).map_err(text)?;
             for (chunked, lacks) in batch.iter().zip(lacks) {
-                let data = (lacks && chunked.item.data_len() > 0).then_some(&chunked.data[..]);
-                replica.apply(&chunked.item, data).map_err(text)?;
+                self.bring(replica, &key, chunked, &lacks)?;
                 replica.mark(chunked.item.first() + chunked.item.count()).map_err(text)?;
             }
         }
@@ -182,6 +181,31 @@ impl Scenario {
             return Err(format!("committed {committed:?} instead of root {expected}"));
         }
         Ok(from)
+    }
+
+    /// Brings what is lacking of one item.
+    fn bring(
+        &self,
+        replica: &mut Replica<FakeDisk>,
+        key: &ChunkKey,
+        chunked: &Chunked,
+        lacks: &Lack,
+    ) -> Outcome {
+        let Chunked { item, data } = chunked;
+        let sent = match (lacks, item) {
+            (Lack::Unlike(theirs), Item::Chunk { data: mask, .. }) => {
+                let grains = key.unlike(*mask, data, theirs);
+                let ranges = mask.by_grain().filter(|(grain, _)| grain.is_within(grains));
+                let differs: Vec<u8> = ranges.flat_map(|(_, range)| data[range].to_vec()).collect();
+                match replica.patch(item, grains, &differs).map_err(text)? {
+                    true => None,
+                    false => return Err("two hashes are the same".into()),
+                }
+            }
+            (Lack::All, _) if item.data_len() > 0 => Some(&data[..]),
+            _ => None,
+        };
+        replica.apply(item, sent).map_err(text)
     }
 
     /// In a scan, the spans that differ.
@@ -203,7 +227,7 @@ impl Scenario {
             });
             let (index, count) = (i as u64 * SPAN_CHUNKS, tree.chunks());
             let item = Item::Span { index, count, digest: tree.into_span() };
-            if replica.lacks(&[item]).map_err(text)? == [true] {
+            if replica.lacks(&[item]).map_err(text)? == [Lack::All] {
                 lacking.push(i as u64);
             }
         }

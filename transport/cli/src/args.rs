@@ -117,6 +117,12 @@ pub(crate) struct Replicate {
     /// changes, or a file that is no replica. Only what differs moves.
     #[arg(long)]
     pub(crate) full: bool,
+    /// Of a first copy: what it is a clone of, or otherwise like, at the target. What is equal, or
+    /// nearly, at the same place there does not move again. Where TARGET is NAME@HOST:PORT this is
+    /// the name of another volume there that this key may push or pull, else file:PATH or
+    /// zvol:POOL/NAME.
+    #[arg(long, value_name = "VOLUME", conflicts_with = "recursive")]
+    pub(crate) like: Option<String>,
     /// Compression on the way: a zstd level, or off [default: 1].
     #[arg(long, value_name = "LEVEL", allow_hyphen_values = true)]
     pub(crate) compress: Option<String>,

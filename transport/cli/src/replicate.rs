@@ -27,7 +27,7 @@ use crate::{
     progress::{Show, watch},
     report,
     source::{self, AnySource, Terms},
-    target::{AnyTarget, TargetPlace, TargetTerms},
+    target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
     tree,
 };
 
@@ -65,6 +65,7 @@ pub(crate) async fn run(
     let job = Job {
         direction,
         overwrite: arguments.full,
+        like: arguments.like.clone(),
         compression: arguments.compress.as_deref().map_or(Ok(Some(COMPRESSION)), parse_level)?,
         limit: limit.map(SharedLimit::new),
         target: TargetTerms {
@@ -92,6 +93,8 @@ pub(crate) async fn run(
 pub(crate) struct Job {
     direction: Direction,
     overwrite: bool,
+    /// What a first copy is like, at the target.
+    like: Option<String>,
     compression: Option<i32>,
     limit: Option<SharedLimit>,
     target: TargetTerms,
@@ -163,7 +166,7 @@ impl Job {
             (_, Place::Remote { volume, address }, Direction::Push) => {
                 let job = self.source(source, target)?;
                 let mut connection = self.dial(address, progress).await?;
-                request(&mut connection, Verb::Push, volume).await?;
+                request(&mut connection, Verb::Push, volume, self.like.as_deref()).await?;
                 Ok(serve_source(connection, job).await?)
             }
             (_, Place::Remote { .. }, Direction::Pull) => {
@@ -178,7 +181,7 @@ impl Job {
                 }
                 let opened = self.open(TargetPlace::of(target)?).await?;
                 let mut connection = self.dial(address, progress).await?;
-                request(&mut connection, Verb::Pull, volume).await?;
+                request(&mut connection, Verb::Pull, volume, None).await?;
                 Ok(serve_target(connection, opened).await.0?)
             }
             _ => {
@@ -200,7 +203,16 @@ impl Job {
 
     async fn open(&self, place: TargetPlace) -> anyhow::Result<AnyTarget> {
         let terms = self.target.clone();
-        Ok(tokio::task::spawn_blocking(move || place.open(&terms)).await??)
+        let like = self.like.as_deref().map(|like| like.parse().and_then(|p| TargetPlace::of(&p)));
+        let like = like.transpose().context("--like")?;
+        let open = move || {
+            let mut target = place.open(&terms)?;
+            if let Some(like) = like {
+                target.resemble(&like)?;
+            }
+            Ok::<_, AnyTargetError>(target)
+        };
+        Ok(tokio::task::spawn_blocking(open).await??)
     }
 
     /// Runs both ends in this process, over the same protocol and with the same proofs.
@@ -217,7 +229,7 @@ impl Job {
         let source_side = async {
             let (mut connection, _) = Connection::open(near, source_key, dial, progress).await?;
             self.pace(&mut connection);
-            request(&mut connection, Verb::Push, "local").await?;
+            request(&mut connection, Verb::Push, "local", None).await?;
             serve_source(connection, job).await
         };
         let target_side = async {
@@ -265,7 +277,7 @@ pub(crate) async fn remote_state(
     peer: &args::Peer,
 ) -> anyhow::Result<TargetState> {
     let mut connection = connect(address, peer, Arc::default()).await?;
-    request(&mut connection, Verb::Status, volume).await?;
+    request(&mut connection, Verb::Status, volume, None).await?;
     let state = receive_state(&mut connection).await?;
     connection.close().await?;
     Ok(state)

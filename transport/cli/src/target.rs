@@ -6,7 +6,7 @@ use std::{
 };
 
 use driftline_extent::{
-    Begin, Committed, Explained, Finish, Item, Offer, Reason, Target, TargetState,
+    Begin, Committed, Explained, Finish, GrainMask, Item, Lack, Offer, Reason, Target, TargetState,
 };
 use driftline_target::{FileDisk, Options, Replica, StreamTarget, StreamTargetError, TargetError};
 use driftline_zfs::{
@@ -75,6 +75,14 @@ pub(crate) enum AnyTargetError {
         #[source]
         error: std::io::Error,
     },
+    /// What a volume is said to be like cannot be read.
+    #[error("{place}, which the volume is said to be like, cannot be read: {error}")]
+    Unlike {
+        /// Where that is.
+        place: TargetPlace,
+        /// What the operating system said.
+        error: std::io::Error,
+    },
     /// No randomness from the operating system.
     #[error("no randomness from the operating system: {0}")]
     Entropy(String),
@@ -97,7 +105,7 @@ impl Explained for AnyTargetError {
             Self::Stream(error) => error.reason(),
             Self::Zfs(error) => error.reason(),
             Self::NoReplica(_) | Self::NoMember { .. } => Reason::Unsupported,
-            Self::StateDir { .. } | Self::Entropy(_) => Reason::Failed,
+            Self::StateDir { .. } | Self::Unlike { .. } | Self::Entropy(_) => Reason::Failed,
         }
     }
 }
@@ -189,6 +197,17 @@ impl TargetPlace {
         Ok(AnyTarget::Replica(Box::new(self.open_replica(true, terms)?)))
     }
 
+    /// Opens what stands there as it is, only to read it.
+    fn read(&self) -> Result<FileDisk, AnyTargetError> {
+        let path = match self {
+            Self::File(path) => path.clone(),
+            Self::Zvol(name) => device_of(name),
+            Self::Zfs(name) => return Err(AnyTargetError::NoReplica(name.clone())),
+        };
+        let unlike = |error| AnyTargetError::Unlike { place: self.clone(), error };
+        FileDisk::open_read(&path).map_err(unlike)
+    }
+
     /// Opens the replica that it is, or with `create` is to be.
     pub(crate) fn open_replica(
         &self,
@@ -245,6 +264,20 @@ fn make_parents(dir: &Path) -> Result<(), AnyTargetError> {
         .map_err(|error| AnyTargetError::StateDir { path: parent.display().to_string(), error })
 }
 
+impl AnyTarget {
+    /// Uses what stands at `like` as if it were an old version of this.
+    pub(crate) fn resemble(&mut self, like: &TargetPlace) -> Result<(), AnyTargetError> {
+        match self {
+            Self::Replica(replica) => replica.resemble(Box::new(like.read()?)),
+            Self::Stream(_) => {
+                // It is about what differs, and only ZFS knows that of its own streams.
+                tracing::warn!(%like, "a data set that receives streams is like nothing");
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Target for AnyTarget {
     type Error = AnyTargetError;
 
@@ -262,7 +295,7 @@ impl Target for AnyTarget {
         }
     }
 
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, AnyTargetError> {
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, AnyTargetError> {
         match self {
             Self::Replica(replica) => Ok(replica.lacks(items)?),
             Self::Stream(stream) => Ok(stream.lacks(items)?),
@@ -273,6 +306,18 @@ impl Target for AnyTarget {
         match self {
             Self::Replica(replica) => Ok(replica.apply(item, data)?),
             Self::Stream(stream) => Ok(stream.apply(item, data)?),
+        }
+    }
+
+    fn patch(
+        &mut self,
+        item: &Item,
+        grains: GrainMask,
+        data: &[u8],
+    ) -> Result<bool, AnyTargetError> {
+        match self {
+            Self::Replica(replica) => Ok(replica.patch(item, grains, data)?),
+            Self::Stream(stream) => Ok(stream.patch(item, grains, data)?),
         }
     }
 
