@@ -245,6 +245,11 @@ impl<D: Disk> Replica<D> {
         if here || self.received_payload(patch)?.is_some() {
             return Ok(Lack::Nothing);
         }
+        if !listed.is_zero()
+            && let Some(bytes) = self.found_elsewhere(patch)
+        {
+            return Ok(self.promise(patch, bytes));
+        }
         // Nothing is saved by telling hashes of zeros.
         if listed.is_zero() {
             return Ok(self.lacks_elsewhere(patch, narrow));

@@ -8,6 +8,7 @@
 //! * [`FileDisk`]: real files and block devices behind that boundary.
 //! * [`Keeper`]: makes, resizes, locks and snapshots a device that its storage manages, so that
 //!   every generation is kept and nothing else can write to the newest one.
+//! * [`Index`]: where, over all replicas of a target, a chunk of some name stands.
 //! * [`StreamTarget`] and [`Sink`]: opaque streams, into a storage that applies them itself.
 //!
 //! # Beside the volume
@@ -23,6 +24,8 @@
 //! | `overlay` | ids that the increment leads to | as `ids`; rebuilt from the journal |
 //! | `lock` | the process that has it open | flock, and its pid in decimal |
 //!
+//! The file of an [`Index`] is elsewhere and of all of them; module `index`.
+//!
 //! `state` holds the secret key under which chunks are named; the directory is for its owner
 //! only.
 #![forbid(unsafe_code)]
@@ -32,10 +35,12 @@ mod codec;
 mod device;
 mod direct;
 mod disk;
+mod elsewhere;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ids;
+mod index;
 mod journal;
 mod journaled;
 mod keeper;
@@ -51,7 +56,9 @@ mod window;
 
 pub use device::FileDisk;
 pub use disk::{Disk, Part};
+pub use elsewhere::{Elsewhere, Entry, Update};
 pub use error::{Problem, TargetError};
+pub use index::{Index, IndexError, Listed};
 pub use keeper::{Keeper, Kept};
 pub use open_path::{Inspection, Options, inspect, open, open_kept, state_dir_of};
 pub use replica::{Disks, Replica};

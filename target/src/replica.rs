@@ -1,19 +1,21 @@
 //! The replica: what it is made of, how it is opened, and which offers it accepts.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, ops::Range, path::PathBuf, sync::Arc};
 
 use driftline_extent::{
     Begin, CHUNK_LEN, ChunkId, Committed, Finish, Generation, GrainMask, Item, Lack, Offer, Plan,
-    PlanKind, Reason, ReplicaId, Target, TargetState, VOLUME_LEN_MAX, Volume,
+    PlanKind, Reason, ReplicaId, Root, Target, TargetState, VOLUME_LEN_MAX, Volume, chunk_count,
 };
 use driftline_manifest::{ChunkKey, is_zero};
 
 use crate::{
-    Disk, Keeper, Part, Problem, TargetError, VerifyReport,
+    Disk, Elsewhere, Index, Keeper, Part, Problem, TargetError, Update, VerifyReport,
     chunks::{Patch, Valid, chunk_buf, validate},
     codec::Writer,
     direct::Direct,
+    elsewhere::Entry,
     ids::{IdList, Overlay},
+    index::Shelf,
     journal::Journal,
     journaled::{Journaled, Unsealed, find_unsealed},
     open_path::Guard,
@@ -60,6 +62,8 @@ pub struct Replica<D: Disk> {
     /// Where data of this increment was put, by its id: a position in the journal, or the
     /// index of a chunk of the volume.
     pub(crate) received: HashMap<ChunkId, u64>,
+    /// Where else a chunk may be found.
+    elsewhere: Option<Box<dyn Elsewhere>>,
     /// What the volume is like, if anything that can be read.
     like: Option<Box<dyn Volume + Send>>,
     /// What items are made of that were announced and have not come.
@@ -148,6 +152,7 @@ impl<D: Disk> Replica<D> {
             state,
             unsealed: None,
             received: HashMap::new(),
+            elsewhere: None,
             like: None,
             promised: Promised::default(),
             session: Session::Idle,
@@ -215,17 +220,85 @@ impl<D: Disk> Replica<D> {
         self.like = Some(like);
     }
 
+    /// Says where else a chunk may be found, by its name.
+    pub fn look_in(&mut self, elsewhere: Box<dyn Elsewhere>) {
+        self.elsewhere = Some(elsewhere);
+    }
+
+    /// Names chunks under this key, unless some were named already.
+    pub(crate) fn name_under(&mut self, secret: &[u8; 32]) {
+        if self.slots.is_empty() {
+            self.state.chunk_key = *secret;
+            self.key = ChunkKey::new(secret);
+        }
+    }
+
+    /// Looks for chunks in the index of all replicas, if this one names them under its key, and
+    /// lists there what it holds, if that was not done.
+    pub(crate) fn list_in(&mut self, index: &Arc<Index>, path: PathBuf) {
+        if self.state.chunk_key != *index.chunk_key() {
+            return;
+        }
+        let shelf = Shelf::new(index.clone(), path);
+        let known = self.state.root().is_none_or(|tip| shelf.has(&self.state.replica, tip));
+        self.look_in(Box::new(shelf));
+        if !known {
+            self.tell_elsewhere(None, |_, _| Box::new(std::iter::empty()));
+        }
+    }
+
+    /// Tells where chunks are looked for what was committed. `changes` are those since `base`.
+    pub(crate) fn tell_elsewhere(
+        &mut self,
+        base: Option<Root>,
+        changes: impl FnOnce(&Self, Range<u64>) -> Box<dyn Iterator<Item = Entry> + '_>,
+    ) {
+        let (Some(tip), Some(mut elsewhere)) = (self.state.root(), self.elsewhere.take()) else {
+            return;
+        };
+        let chunks = chunk_count(self.state.size);
+        elsewhere.committed(Update {
+            replica: self.state.replica,
+            base,
+            tip,
+            chunks,
+            changes: &mut changes(self, 0..chunks),
+            all: &mut self.ids.entries(0..chunks),
+        });
+        self.elsewhere = Some(elsewhere);
+    }
+
     /// Looks for an item that the volume has nothing of where else it may be.
     pub(crate) fn lacks_elsewhere(&mut self, patch: &Patch, narrow: bool) -> Lack {
-        let Some(chunk) = self.like_chunk(patch.index).filter(|chunk| !is_zero(chunk)) else {
-            return Lack::All;
-        };
-        let bytes = patch.blocks_of(chunk);
-        if patch.is_named(&self.key, &bytes) {
-            let found = Promise::New { bytes, changed: None };
-            return if self.promised.keep(patch, found) { Lack::Nothing } else { Lack::All };
+        let like = self.like_chunk(patch.index).filter(|chunk| !is_zero(chunk));
+        let like = like.map(|chunk| patch.blocks_of(chunk));
+        if let Some(bytes) = like.clone().filter(|bytes| patch.is_named(&self.key, bytes)) {
+            return self.promise(patch, bytes);
         }
-        if narrow { self.tell(patch, bytes, false) } else { Lack::All }
+        if let Some(bytes) = self.found_elsewhere(patch) {
+            return self.promise(patch, bytes);
+        }
+        match like {
+            Some(bytes) if narrow => self.tell(patch, bytes, false),
+            _ => Lack::All,
+        }
+    }
+
+    /// Keeps the data of an item that was found, so that nothing is lacking of it.
+    pub(crate) fn promise(&mut self, patch: &Patch, bytes: Vec<u8>) -> Lack {
+        let found = Promise::New { bytes, changed: None };
+        if self.promised.keep(patch, found) { Lack::Nothing } else { Lack::All }
+    }
+
+    /// A whole chunk, from wherever it was found by its name, proven to be it.
+    pub(crate) fn found_elsewhere(&mut self, patch: &Patch) -> Option<Vec<u8>> {
+        let elsewhere = self.elsewhere.as_mut().filter(|_| patch.data.is_all())?;
+        let bytes = elsewhere.find(&patch.id)?;
+        if patch.is_named(&self.key, &bytes) {
+            return Some(bytes);
+        }
+        elsewhere.forget(&patch.id);
+        None
     }
 
     /// Tells the hashes of an old version of an item, and keeps that.

@@ -74,6 +74,31 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Show which generation a replica holds.
     Status(Status),
+    /// Look after the index of chunks over all replicas.
+    Index(Index),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Index {
+    #[command(subcommand)]
+    pub(crate) command: IndexCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IndexCommand {
+    /// Make it anew from the books of the replicas, while nothing uses it.
+    ///
+    /// That is never needed for a replica to be right: what the index says is read and hashed
+    /// before it is used. One that is damaged is put aside by itself, and made anew by the next
+    /// start of `driftline serve`.
+    Rebuild(IndexRebuild),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IndexRebuild {
+    /// The configuration of `driftline serve` that names the index and the replicas.
+    #[arg(long, value_name = "FILE", default_value = "/etc/driftline/driftline.toml")]
+    pub(crate) config: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -123,6 +148,11 @@ pub(crate) struct Replicate {
     /// zvol:POOL/NAME.
     #[arg(long, value_name = "VOLUME", conflicts_with = "recursive")]
     pub(crate) like: Option<String>,
+    /// Of a local target: look for chunks that other replicas have in this file, and list there
+    /// what arrives. It is made if it is missing. For NAME@HOST:PORT the configuration there says
+    /// it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) index: Option<PathBuf>,
     /// Compression on the way: a zstd level, or off [default: 1].
     #[arg(long, value_name = "LEVEL", allow_hyphen_values = true)]
     pub(crate) compress: Option<String>,

@@ -26,6 +26,7 @@ struct Written {
     key: PathBuf,
     #[serde(default = "sessions_max_default")]
     sessions_max: usize,
+    index: Option<PathBuf>,
     #[serde(default)]
     peer: Vec<WrittenPeer>,
     #[serde(default)]
@@ -71,6 +72,8 @@ pub(crate) struct Config {
     pub(crate) key: PathBuf,
     /// Sessions at the same time; further peers wait.
     pub(crate) sessions_max: usize,
+    /// Where chunks are looked for that other replicas have.
+    pub(crate) index: Option<PathBuf>,
     peers: Vec<Peer>,
     volumes: BTreeMap<String, Volume>,
 }
@@ -143,8 +146,8 @@ impl Config {
             }
             peers.push(peer);
         }
-        let Written { listen, key, sessions_max, .. } = written;
-        Ok(Self { listen, key, sessions_max, peers, volumes })
+        let Written { listen, key, sessions_max, index, .. } = written;
+        Ok(Self { listen, key, sessions_max, index, peers, volumes })
     }
 
     /// The keys that may connect at all.
@@ -217,7 +220,8 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
             }
             let (forbid_overwrite, receive) = (!overwrite, receive.unwrap_or_default());
             let root = tree.then(|| place.clone());
-            let terms = TargetTerms { state_dir, forbid_overwrite, receive, root };
+            let index = None;
+            let terms = TargetTerms { state_dir, forbid_overwrite, receive, root, index };
             Ok(Volume::Target { place, terms })
         }
         _ => bail!("it has either a source, to be pulled, or a target, to be pushed to"),
@@ -274,6 +278,7 @@ mod tests {
             ("source = \"file:", "source = \"x@h:1 file:", "golden"),
             ("name = \"golden\"", "name = \"vm1\"", "vm1"),
             ("overwrite = false", "overwrite = 0", "overwrite"),
+            ("index = \"", "index = 7 # \"", "index"),
             ("name = \"golden\"", "name = \"golden\"\noverwrite = true", "golden"),
         ] {
             assert!(good.contains(from), "{from}");

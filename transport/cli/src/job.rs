@@ -26,6 +26,7 @@ struct Written {
     peer: Option<String>,
     key: Option<PathBuf>,
     state_dir: Option<PathBuf>,
+    index: Option<PathBuf>,
     like: Option<String>,
     compress: Option<String>,
     limit_rate: Option<String>,
@@ -74,6 +75,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
         source,
         target,
         like,
+        index,
         compress,
         limit_rate,
         tree,
@@ -87,6 +89,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     *target = Some(written.target);
     let or = |said: &mut Option<String>, written| *said = said.take().or(written);
     or(like, written.like);
+    *index = index.take().or(written.index);
     or(compress, written.compress);
     or(limit_rate, written.limit_rate);
     or(&mut peer.peer, written.peer);

@@ -4,6 +4,7 @@
 mod args;
 mod config;
 mod exit;
+mod index;
 mod inspect;
 mod job;
 mod keyfile;
@@ -74,6 +75,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
             Command::Serve(serve) => serve::run(&serve.config, serve.check).await,
             Command::Map(map) => inspect::map(map, json),
             Command::Verify(verify) => inspect::verify(verify, json),
+            Command::Index(args::Index { command: args::IndexCommand::Rebuild(arguments) }) => {
+                index::rebuild(arguments)
+            }
             Command::Status(status) => inspect::status(status, json).await,
         }
         .map(|()| code::DONE)

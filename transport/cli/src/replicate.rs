@@ -1,7 +1,7 @@
 //! `driftline push` and `driftline pull`.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     args,
     exit::code,
-    job, keyfile,
+    index, job, keyfile,
     place::Place,
     progress::{Show, watch},
     report,
@@ -74,7 +74,9 @@ pub(crate) async fn run(
             forbid_overwrite: false,
             receive: arguments.receive.clone(),
             root: None,
+            index: None,
         },
+        index: arguments.index.clone(),
         zfs: arguments.zfs.clone(),
         peer: arguments.peer.clone(),
         together: None,
@@ -98,6 +100,8 @@ pub(crate) struct Job {
     compression: Option<i32>,
     limit: Option<SharedLimit>,
     target: TargetTerms,
+    /// Where chunks are looked for that a local target's other replicas have.
+    index: Option<PathBuf>,
     pub(crate) zfs: args::Zfs,
     pub(crate) peer: args::Peer,
     /// What it has in common with others, if it is one of several.
@@ -202,10 +206,13 @@ impl Job {
     }
 
     async fn open(&self, place: TargetPlace) -> anyhow::Result<AnyTarget> {
-        let terms = self.target.clone();
+        let mut terms = self.target.clone();
+        let index = self.index.clone();
         let like = self.like.as_deref().map(|like| like.parse().and_then(|p| TargetPlace::of(&p)));
         let like = like.transpose().context("--like")?;
         let open = move || {
+            let open = |path: PathBuf| index::open(&path, &index::replica(&place, &terms));
+            terms.index = index.and_then(open);
             let mut target = place.open(&terms)?;
             if let Some(like) = like {
                 target.resemble(&like)?;

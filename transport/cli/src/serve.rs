@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Context;
 use driftline_extent::{Reason, TargetState};
+use driftline_target::Index;
 use driftline_transport::{
     Connection, Failure, Listener, Progress, SourceJob, Summary, TransportError, answer, chain,
     receive_request, send_state, serve_source, serve_target,
@@ -25,11 +26,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{Config, Volume},
-    keyfile,
+    index, keyfile,
     replicate::COMPRESSION,
     report,
     source::{self, AnySource, Terms},
-    target::{AnyTarget, AnyTargetError, TargetPlace},
+    target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
 };
 
 /// How many connections may be in their handshake, or wait for a free session.
@@ -47,6 +48,13 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         println!("{} can be used; public key {}", path.display(), key.public());
         return Ok(());
     }
+    let index = match config.index.clone() {
+        Some(path) => {
+            let replicas = index::replicas(&config);
+            blocking(move || index::open(&path, &replicas)).await?
+        }
+        None => None,
+    };
     let listener = Listener::bind(&config.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
@@ -59,6 +67,7 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         sessions: Semaphore::new(config.sessions_max),
         waiting: Arc::new(Semaphore::new(WAITING_MAX)),
         writers: Writers::default(),
+        index,
         config,
         key,
     });
@@ -92,6 +101,8 @@ struct Server {
     sessions: Semaphore,
     waiting: Arc<Semaphore>,
     writers: Writers,
+    /// What all replicas have, by chunk.
+    index: Option<Arc<Index>>,
 }
 
 /// One session at a time writes a volume.
@@ -227,6 +238,7 @@ impl Server {
                 Ok(Granted::Source(Box::new(job.map_err(hidden)?)))
             }
             Volume::Target { place, terms } => {
+                let terms = TargetTerms { index: self.index.clone(), ..terms };
                 let like = like.map(|like| self.like(key, like)).transpose()?;
                 let writer = self.writer(volume).await?;
                 let open = move || {

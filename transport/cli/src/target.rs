@@ -3,12 +3,15 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use driftline_extent::{
     Begin, Committed, Explained, Finish, GrainMask, Item, Lack, Offer, Reason, Target, TargetState,
 };
-use driftline_target::{FileDisk, Options, Replica, StreamTarget, StreamTargetError, TargetError};
+use driftline_target::{
+    FileDisk, Index, Listed, Options, Replica, StreamTarget, StreamTargetError, TargetError,
+};
 use driftline_zfs::{
     DatasetName, device_of,
     host::{Zfs, ZfsError},
@@ -22,7 +25,7 @@ use crate::{
 };
 
 /// How the name of a folder ends that has the books of a replica in a file.
-const BOOKS_END: &str = ".driftline";
+pub(crate) const BOOKS_END: &str = ".driftline";
 
 /// Where a target is, on this machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,6 +50,8 @@ pub(crate) struct TargetTerms {
     /// The root of the tree that it is in, if it is in one: what is missing from there down to
     /// it may be made.
     pub(crate) root: Option<TargetPlace>,
+    /// Where chunks are looked for that other replicas have.
+    pub(crate) index: Option<Arc<Index>>,
 }
 
 /// A target of any kind.
@@ -214,8 +219,8 @@ impl TargetPlace {
         create: bool,
         terms: &TargetTerms,
     ) -> Result<Replica<FileDisk>, AnyTargetError> {
-        let TargetTerms { state_dir, forbid_overwrite, .. } = terms.clone();
-        let options = Options { create, state_dir, forbid_overwrite };
+        let TargetTerms { state_dir, forbid_overwrite, index, .. } = terms.clone();
+        let options = Options { create, state_dir, forbid_overwrite, index };
         match self {
             Self::File(path) => {
                 if create && terms.root.is_some() {
@@ -247,6 +252,20 @@ impl TargetPlace {
         };
         let inspection = driftline_target::inspect(&path, self.state_dir(&options).as_deref())?;
         Ok(inspection.map_or_else(TargetState::nothing, |inspection| inspection.state))
+    }
+
+    /// The replica here, as an index lists it.
+    pub(crate) fn listed(&self, terms: &TargetTerms) -> Option<Listed> {
+        let (volume, usual) = match self {
+            Self::File(path) => {
+                let path = fs::canonicalize(path).ok()?;
+                let books = driftline_target::state_dir_of(&path);
+                (path, books)
+            }
+            Self::Zvol(name) => (device_of(name), state_dir_of(name)),
+            Self::Zfs(_) => return None,
+        };
+        Some(Listed { volume, state_dir: terms.state_dir.clone().unwrap_or(usual) })
     }
 
     fn state_dir(&self, options: &Options) -> Option<PathBuf> {
