@@ -2,8 +2,10 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use driftline_extent::{BlockMask, CHUNK_LEN, ChunkId, Extent, Item, VOLUME_LEN_MAX, chunk_count};
-use driftline_manifest::{ChunkKey, SPAN_CHUNKS, is_zero};
+use driftline_extent::{
+    BlockMask, CHUNK_LEN, ChunkId, Extent, GrainMask, Item, VOLUME_LEN_MAX, chunk_count,
+};
+use driftline_manifest::{ChunkKey, Runs, SPAN_CHUNKS, is_zero, name_chunks};
 
 use crate::{Disk, Problem, disk::Store, ids::IdList};
 
@@ -61,6 +63,27 @@ impl Patch {
     /// The first byte of the chunk.
     pub(crate) const fn offset(&self) -> u64 {
         self.index * CHUNK_LEN
+    }
+
+    /// The bytes of the data blocks in `chunk`.
+    pub(crate) fn blocks_of(&self, chunk: Vec<u8>) -> Vec<u8> {
+        if self.data.is_all() {
+            return chunk;
+        }
+        self.data.runs().flat_map(|run| &chunk[run]).copied().collect()
+    }
+
+    /// What is left of the patch if only these grains of it change; `bytes` are those of the
+    /// data blocks.
+    pub(crate) fn narrowed(
+        &self,
+        key: &ChunkKey,
+        grains: GrainMask,
+        bytes: &[u8],
+    ) -> (Self, Vec<u8>) {
+        let within = self.data.by_grain().filter(|(grain, _)| grain.is_within(grains));
+        let kept: Vec<u8> = within.flat_map(|(_, range)| &bytes[range]).copied().collect();
+        (Self { data: self.data.within(grains), id: key.id(&kept), ..*self }, kept)
     }
 
     /// Whether `bytes` are those of the data blocks.
@@ -164,6 +187,47 @@ pub(crate) fn read_back<D: Disk>(
         return Ok(());
     }
     Err(Problem::ReadBack { offset: index * CHUNK_LEN })
+}
+
+/// Names what stands in `chunks`, a span of a volume of `size` bytes, on all cores, and proves
+/// that it is what a list of ids says. Returns the ids.
+pub(crate) fn prove_span<D: Disk>(
+    key: &ChunkKey,
+    volume: &Store<D>,
+    size: u64,
+    list: &IdList<D>,
+    chunks: Range<u64>,
+) -> Result<Vec<ChunkId>, Problem> {
+    let end = chunks.end.min(chunk_count(size)).max(chunks.start);
+    let mut ids = vec![ChunkId::ZERO; (end - chunks.start) as usize];
+    let mut runs: Runs<'_> = Vec::new();
+    let (mut next, mut rest) = (chunks.start, ids.as_mut_slice());
+    while next < end
+        && let Some(data) = volume.next_data(next * CHUNK_LEN)?
+    {
+        let start = (data.offset() / CHUNK_LEN).min(end);
+        let len = data.end().div_ceil(CHUNK_LEN).min(end) - start;
+        let hole = (start - next) as usize;
+        let (run, later) = std::mem::take(&mut rest)[hole..].split_at_mut(len as usize);
+        runs.push((start, run));
+        (next, rest) = (start + len, later);
+    }
+    name_chunks(key, size, runs, |offset, buf| volume.read_at(offset, buf))?;
+    let mut listed = list.entries(chunks.start..end);
+    let mut expected = listed.next().transpose()?;
+    for (index, found) in (chunks.start..).zip(&ids) {
+        let id = match expected {
+            Some((at, id)) if at == index => {
+                expected = listed.next().transpose()?;
+                id
+            }
+            _ => ChunkId::ZERO,
+        };
+        if *found != id {
+            return Err(Problem::Modified { offset: index * CHUNK_LEN });
+        }
+    }
+    Ok(ids)
 }
 
 /// Reads `chunks` of a volume of `size` bytes beside a list of ids, ascending: `visit` gets

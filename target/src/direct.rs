@@ -6,7 +6,9 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use driftline_extent::{CHUNK_LEN, ChunkId, Committed, Finish, Plan, VOLUME_LEN_MAX, chunk_count};
+use driftline_extent::{
+    CHUNK_LEN, ChunkId, Committed, Finish, Lack, Plan, VOLUME_LEN_MAX, chunk_count,
+};
 use driftline_manifest::is_zero;
 
 use crate::{
@@ -91,8 +93,9 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    pub(crate) fn lacks_directly(&self, patch: &Patch) -> Result<bool, Problem> {
-        Ok(!patch.data.is_empty() && self.received_chunk(patch)?.is_none())
+    pub(crate) fn lacks_directly(&mut self, patch: &Patch, narrow: bool) -> Result<Lack, Problem> {
+        let here = patch.data.is_empty() || self.received_chunk(patch)?.is_some();
+        Ok(if here { Lack::Nothing } else { self.lacks_elsewhere(patch, narrow) })
     }
 
     /// The data of `patch`, if it stands in another chunk already.
@@ -115,7 +118,10 @@ impl<D: Disk> Replica<D> {
     ) -> Result<(), Problem> {
         let direct = self.direct()?;
         covers(&direct, patch.index)?;
-        let bytes = patch.take_data(data, || self.received_chunk(patch))?;
+        let bytes = match (data, self.promised.take_new(patch)) {
+            (None, Some((bytes, _))) => Cow::from(bytes),
+            _ => patch.take_data(data, || self.received_chunk(patch))?,
+        };
         // A whole copy names everything: what it does not name is zero.
         let (chunk, id) = if patch.data.is_all() {
             (bytes, patch.id)
@@ -250,6 +256,7 @@ impl<D: Disk> Replica<D> {
         };
         self.slots.commit(&state)?;
         self.state = state;
+        self.tell_elsewhere(None, |_, _| Box::new(std::iter::empty()));
         Ok(Committed { generation: finish.tip, root: found, size })
     }
 }

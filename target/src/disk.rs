@@ -11,9 +11,9 @@ use crate::Problem;
 ///
 /// What was written is read back by every later call, but lasts only once [`sync`](Self::sync)
 /// returned: until then a crash may keep, lose or tear each operation on its own. After an
-/// operation failed, nothing is assumed of what it was to do.
+/// operation failed, nothing is assumed of what it was to do. Several may read at a time.
 #[expect(clippy::len_without_is_empty, reason = "an empty disk is no special case")]
-pub trait Disk: Send {
+pub trait Disk: Send + Sync {
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
 

@@ -3,7 +3,11 @@
 //! What is found there is as trusted as the disk, so it must never panic, and never allocate
 //! or work beyond what the volume's size allows.
 
-use std::{cell::RefCell, collections::BTreeMap, io};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use driftline_extent::{
     CHUNK_LEN, Extent, Finish, Generation, Offer, Plan, PlanKind, ReplicaId, Root, Standing,
@@ -137,7 +141,7 @@ fn books() -> Disks<Memory> {
 /// A disk in memory, sparse, so that only what is written takes room.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    content: RefCell<Content>,
+    content: Mutex<Content>,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +151,10 @@ struct Content {
 }
 
 impl Memory {
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn of(bytes: &[u8]) -> Self {
         let memory = Self::default();
         let _ = memory.write_at(0, bytes);
@@ -165,7 +173,7 @@ fn pages(offset: u64, len: usize) -> impl Iterator<Item = (u64, std::ops::Range<
 
 impl Disk for Memory {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.content.borrow().len)
+        Ok(self.content().len)
     }
 
     fn is_fixed(&self) -> bool {
@@ -173,7 +181,7 @@ impl Disk for Memory {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let content = self.content.borrow();
+        let content = self.content();
         let end = offset.checked_add(buf.len() as u64);
         if end.is_none_or(|end| end > content.len) {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -191,7 +199,7 @@ impl Disk for Memory {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut content = self.content.borrow_mut();
+        let mut content = self.content();
         let end = offset.checked_add(bytes.len() as u64);
         content.len = content.len.max(end.ok_or(io::ErrorKind::FileTooLarge)?);
         let mut rest = bytes;
@@ -205,7 +213,7 @@ impl Disk for Memory {
     }
 
     fn zero(&self, extent: Extent) -> io::Result<()> {
-        let mut content = self.content.borrow_mut();
+        let mut content = self.content();
         let touched = extent.align_out(PAGE_LEN);
         let range = touched.offset() / PAGE_LEN..touched.end() / PAGE_LEN;
         for (page, bytes) in content.pages.range_mut(range) {
@@ -220,14 +228,14 @@ impl Disk for Memory {
         if let Some(cut) = Extent::from_bounds(len, Disk::len(self)?) {
             self.zero(cut)?;
         }
-        let mut content = self.content.borrow_mut();
+        let mut content = self.content();
         content.len = len;
         content.pages.retain(|page, _| *page < len.div_ceil(PAGE_LEN));
         Ok(())
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
-        let content = self.content.borrow();
+        let content = self.content();
         let page = content.pages.range(from / PAGE_LEN..).next().map(|(page, _)| page * PAGE_LEN);
         let data =
             page.and_then(|page| Extent::new(page.max(from), page + PAGE_LEN - page.max(from)));

@@ -6,6 +6,7 @@
 //! At its end everything is synced and read back, also what was not written.
 
 use std::{
+    borrow::Cow,
     ops::Range,
     sync::{
         Arc,
@@ -14,16 +15,17 @@ use std::{
 };
 
 use driftline_extent::{
-    Begin, CHUNK_LEN, Committed, Finish, Item, Offer, PlanKind, ReplicaId, Root, Takes, Target,
-    TargetState, VOLUME_LEN_MAX, chunk_count,
+    Begin, CHUNK_LEN, Committed, Finish, GrainMask, Item, Lack, Offer, PlanKind, ReplicaId, Root,
+    Takes, Target, TargetState, VOLUME_LEN_MAX, chunk_count,
 };
-use driftline_manifest::{ChunkKey, TreeHasher};
+use driftline_manifest::{ChunkKey, TreeHasher, is_zero};
 
 use crate::{
     Disk, Part, Problem, TargetError,
     chunks::{Patch, Valid, bytes_of, chunk_buf, validate},
     disk::Store,
     open_path::Guard,
+    promised::{Promise, Promised},
 };
 
 /// The unit in which what stands there is compared with what should: the block of common file
@@ -45,6 +47,7 @@ pub struct InPlace<D> {
     /// The size of the volume, if the plan said it.
     size: Option<u64>,
     written: Arc<AtomicU64>,
+    promised: Promised,
     failed: bool,
     guard: Option<Guard>,
 }
@@ -69,6 +72,7 @@ impl<D: Disk> InPlace<D> {
             next: None,
             size: None,
             written: Arc::default(),
+            promised: Promised::default(),
             failed: false,
             guard: None,
         }
@@ -149,18 +153,39 @@ impl<D: Disk> InPlace<D> {
 
     /// The data of `patch`, if it stands where it belongs.
     fn had(&self, patch: &Patch) -> Result<Option<Vec<u8>>, Problem> {
-        let chunk = self.chunk(patch.index)?;
-        let mut bytes = Vec::with_capacity(patch.data.byte_count() as usize);
-        patch.data.runs().for_each(|run| bytes.extend_from_slice(&chunk[run]));
+        let bytes = patch.blocks_of(self.chunk(patch.index)?);
         Ok(patch.is_named(&self.key, &bytes).then_some(bytes))
     }
 
-    fn lacks_one(&self, item: &Item) -> Result<bool, Problem> {
-        match validate(item)? {
-            Valid::Patch(patch) => Ok(!patch.data.is_empty() && self.had(&patch)?.is_none()),
-            Valid::Zero(_) => Ok(false),
-            Valid::Span(..) => Err(Problem::Malformed("a whole copy has no spans")),
+    fn lacks_one(&mut self, item: &Item) -> Result<Lack, Problem> {
+        let patch = match validate(item)? {
+            Valid::Patch(patch) => patch,
+            Valid::Zero(_) => return Ok(Lack::Nothing),
+            Valid::Span(..) => return Err(Problem::Malformed("a whole copy has no spans")),
+        };
+        if patch.data.is_empty() {
+            return Ok(Lack::Nothing);
         }
+        let bytes = patch.blocks_of(self.chunk(patch.index)?);
+        if patch.is_named(&self.key, &bytes) {
+            return Ok(Lack::Nothing);
+        }
+        // Nothing is saved by telling hashes of zeros.
+        if item.narrowable().is_none() || is_zero(&bytes) {
+            return Ok(Lack::All);
+        }
+        let hashes = self.key.grains(patch.data, &bytes);
+        let kept = self.promised.keep(&patch, Promise::Old { bytes, own: true });
+        Ok(if kept { Lack::Unlike(hashes) } else { Lack::All })
+    }
+
+    fn patch_one(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, Problem> {
+        let (Valid::Patch(patch), Some(_)) = (validate(item)?, item.narrowable()) else {
+            return Err(Problem::Malformed("an item is narrowed that cannot be"));
+        };
+        let is_named = |bytes: &[u8]| patch.is_named(&self.key, bytes);
+        let made = self.promised.patch(&patch, grains, data, is_named);
+        made.ok_or(Problem::Malformed("other grains came than were announced"))
     }
 
     fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Problem> {
@@ -185,11 +210,14 @@ impl<D: Disk> InPlace<D> {
         }
     }
 
-    fn write_patch(&self, patch: &Patch, data: Option<&[u8]>) -> Result<(), Problem> {
+    fn write_patch(&mut self, patch: &Patch, data: Option<&[u8]>) -> Result<(), Problem> {
         if data.is_some_and(|data| !patch.data.is_empty() && !patch.is_named(&self.key, data)) {
             return Err(Problem::WrongData { offset: patch.offset() });
         }
-        let bytes = patch.take_data(data, || self.had(patch))?;
+        let bytes = match (data, self.promised.take_new(patch)) {
+            (None, Some((bytes, _))) => Cow::from(bytes),
+            _ => patch.take_data(data, || self.had(patch))?,
+        };
         // A whole copy names everything: what it does not name is zero.
         let mut chunk = chunk_buf();
         patch.change(&mut chunk, &bytes);
@@ -300,6 +328,7 @@ impl<D: Disk> Target for InPlace<D> {
             this.admit(offer)?;
             this.size = offer.plan.size;
             this.next = Some(0);
+            this.promised.clear();
             if let Some(guard) = &mut this.guard {
                 guard.keep();
             }
@@ -314,8 +343,12 @@ impl<D: Disk> Target for InPlace<D> {
         })
     }
 
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, TargetError> {
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, TargetError> {
         self.run(|this| items.iter().map(|item| this.lacks_one(item)).collect())
+    }
+
+    fn patch(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, TargetError> {
+        self.run(|this| this.patch_one(item, grains, data))
     }
 
     fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), TargetError> {

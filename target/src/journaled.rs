@@ -1,17 +1,21 @@
 //! Receiving an increment through the journal: the volume stays as it is until all of it
 //! has come and been proven.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, VecDeque},
+    ops::Range,
+};
 
 use driftline_extent::{
-    BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Plan, PlanKind, Resume, Root, VOLUME_LEN_MAX,
-    chunk_count,
+    BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Lack, Plan, PlanKind, Resume, Root,
+    VOLUME_LEN_MAX, chunk_count,
 };
 use driftline_manifest::TreeHasher;
 
 use crate::{
     Disk, Problem, Replica,
-    chunks::{Patch, chunk_buf, read_chunk, walk},
+    chunks::{Patch, chunk_buf, prove_span, read_chunk, walk},
     ids::Overlay,
     journal::{Header, Journal, Position, Record, Seal},
     replica::{Session, remember},
@@ -29,7 +33,13 @@ pub(crate) struct Journaled {
     last_data: Option<u64>,
     /// Size at the tip, if the plan said it.
     size: Option<u64>,
+    /// The last spans that were compared, each chunk of which was proven to be what was
+    /// committed.
+    proven: VecDeque<Range<u64>>,
 }
+
+/// How many compared spans are remembered. A source announces few before it hears of the first.
+const PROVEN_MAX: usize = 16;
 
 impl Journaled {
     /// Appends a record and notes in the overlay what it leads to. Returns where the payload
@@ -164,7 +174,8 @@ impl<D: Disk> Replica<D> {
         };
         self.journal.create(&header)?;
         let (end, size) = (Position::START, plan.size);
-        let session = Journaled { header, end, synced: end.at, last_data: None, size };
+        let proven = VecDeque::new();
+        let session = Journaled { header, end, synced: end.at, last_data: None, size, proven };
         self.session = Session::Journaled(Box::new(session));
         Ok(0)
     }
@@ -209,7 +220,8 @@ impl<D: Disk> Replica<D> {
         }
         self.received = received;
         let synced = Position::START.at;
-        Ok(Some((watermark, Journaled { header, end, synced, last_data, size })))
+        let proven = VecDeque::new();
+        Ok(Some((watermark, Journaled { header, end, synced, last_data, size, proven })))
     }
 
     /// Reads a chunk and proves that it is what was committed. Returns its id.
@@ -222,11 +234,39 @@ impl<D: Disk> Replica<D> {
         Err(Problem::Modified { offset: index * CHUNK_LEN })
     }
 
-    pub(crate) fn lacks_patch(&self, patch: &Patch) -> Result<bool, Problem> {
+    /// Whether a chunk was proven to be what was committed a moment ago, with its span.
+    fn is_proven(&self, index: u64) -> bool {
+        let Session::Journaled(session) = &self.session else { return false };
+        session.proven.iter().any(|chunks| chunks.contains(&index))
+    }
+
+    pub(crate) fn lacks_patch(&mut self, patch: &Patch, narrow: bool) -> Result<Lack, Problem> {
         let mut chunk = chunk_buf();
-        let listed = self.read_committed(patch.index, &mut chunk)?;
+        let listed = if self.is_proven(patch.index) {
+            let listed = self.ids.get(patch.index)?;
+            if patch.data.is_all() && listed == patch.id {
+                return Ok(Lack::Nothing);
+            }
+            read_chunk(&self.volume, self.state.size, patch.index, &mut chunk)?;
+            listed
+        } else {
+            self.read_committed(patch.index, &mut chunk)?
+        };
         let here = patch.data.is_empty() || patch.is_in(&self.key, &chunk, listed);
-        Ok(!here && self.received_payload(patch)?.is_none())
+        if here || self.received_payload(patch)?.is_some() {
+            return Ok(Lack::Nothing);
+        }
+        if !listed.is_zero()
+            && let Some(bytes) = self.found_elsewhere(patch)
+        {
+            return Ok(self.promise(patch, bytes));
+        }
+        // Nothing is saved by telling hashes of zeros.
+        if listed.is_zero() {
+            return Ok(self.lacks_elsewhere(patch, narrow));
+        }
+        let bytes = patch.blocks_of(chunk);
+        Ok(if narrow { self.tell(patch, bytes, true) } else { Lack::All })
     }
 
     /// The data of `patch`, if it came with another chunk of this increment.
@@ -235,18 +275,20 @@ impl<D: Disk> Replica<D> {
         self.journal.payload(&self.key, patch, at)
     }
 
-    pub(crate) fn lacks_span(&self, chunks: Range<u64>, digest: ChunkId) -> Result<bool, Problem> {
-        let mut tree = TreeHasher::new(&self.key);
-        let first = chunks.start;
+    /// Whether what stands in a span is something else.
+    pub(crate) fn lacks_span(
+        &mut self,
+        chunks: Range<u64>,
+        digest: ChunkId,
+    ) -> Result<bool, Problem> {
         let (size, ids) = (self.state.size, &self.ids);
-        walk(&self.key, &self.volume, size, ids, chunks, |index, found, listed| {
-            if found != listed {
-                return Err(Problem::Modified { offset: index * CHUNK_LEN });
-            }
-            tree.push_zeros(index - first - tree.chunks());
-            tree.push(found);
-            Ok(())
-        })?;
+        let found = prove_span(&self.key, &self.volume, size, ids, chunks.clone())?;
+        let mut tree = TreeHasher::new(&self.key);
+        found.into_iter().for_each(|id| tree.push(id));
+        if let Session::Journaled(session) = &mut self.session {
+            session.proven.truncate(PROVEN_MAX - 1);
+            session.proven.push_front(chunks);
+        }
         Ok(tree.into_span() != digest)
     }
 
@@ -256,20 +298,34 @@ impl<D: Disk> Replica<D> {
         patch: &Patch,
         data: Option<&[u8]>,
     ) -> Result<(), Problem> {
-        let mut chunk = chunk_buf();
-        let listed = self.read_committed(patch.index, &mut chunk)?;
-        let here = patch.is_in(&self.key, &chunk, listed);
+        let promised = self.promised.take_new(patch);
+        let listed = self.ids.get(patch.index)?;
+        // Whether it stands there was proven when that was asked for; a part of a chunk is
+        // changed on top of what is there.
+        let mut chunk = Vec::new();
+        if !patch.data.is_all() {
+            chunk = chunk_buf();
+            self.read_committed(patch.index, &mut chunk)?;
+        }
         let mut after = listed;
-        let mut payload = None;
-        if !here {
-            let bytes = patch.take_data(data, || self.received_payload(patch))?;
-            after = if patch.data.is_all() {
-                patch.id
-            } else {
-                patch.change(&mut chunk, &bytes);
-                self.key.id(&chunk)
+        let mut record = None;
+        if !patch.is_in(&self.key, &chunk, listed) {
+            let (bytes, changed) = match (data, promised) {
+                (None, Some((bytes, changed))) => (Cow::from(bytes), changed),
+                _ => (patch.take_data(data, || self.received_payload(patch))?, None),
             };
-            payload = Some(bytes);
+            after = patch.id;
+            if !patch.data.is_all() {
+                patch.change(&mut chunk, &bytes);
+                after = self.key.id(&chunk);
+            }
+            record = Some(match changed {
+                Some(grains) => {
+                    let (patch, bytes) = patch.narrowed(&self.key, grains, &bytes);
+                    (patch, Cow::from(bytes))
+                }
+                None => (*patch, bytes),
+            });
         }
         match self.overlay.get(patch.index)? {
             // The same item again.
@@ -277,8 +333,8 @@ impl<D: Disk> Replica<D> {
             Some(_) => return Err(Problem::Malformed("two items change the same chunk")),
             None => {}
         }
-        let Some(payload) = payload.filter(|_| after != listed) else { return Ok(()) };
-        let at = self.append(&Record::Chunk { patch: *patch, after }, &payload)?;
+        let Some((patch, payload)) = record.filter(|_| after != listed) else { return Ok(()) };
+        let at = self.append(&Record::Chunk { patch, after }, &payload)?;
         remember(&mut self.received, patch.id, at);
         Ok(())
     }

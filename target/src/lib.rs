@@ -10,6 +10,7 @@
 //!   every generation is kept and nothing else can write to the newest one.
 //! * [`InPlace`]: a file or device that becomes what a volume is, and [`Verified`]: what a replica
 //!   holds, proven while it is read. Together they are a restore.
+//! * [`Index`]: where, over all replicas of a target, a chunk of some name stands.
 //! * [`StreamTarget`] and [`Sink`]: opaque streams, into a storage that applies them itself.
 //!
 //! # Beside the volume
@@ -25,6 +26,8 @@
 //! | `overlay` | ids that the increment leads to | as `ids`; rebuilt from the journal |
 //! | `lock` | the process that has it open | flock, and its pid in decimal |
 //!
+//! The file of an [`Index`] is elsewhere and of all of them; module `index`.
+//!
 //! `state` holds the secret key under which chunks are named; the directory is for its owner
 //! only.
 #![forbid(unsafe_code)]
@@ -34,15 +37,18 @@ mod codec;
 mod device;
 mod direct;
 mod disk;
+mod elsewhere;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ids;
 mod in_place;
+mod index;
 mod journal;
 mod journaled;
 mod keeper;
 mod open_path;
+mod promised;
 mod redo;
 mod replica;
 mod state;
@@ -54,8 +60,10 @@ mod window;
 
 pub use device::FileDisk;
 pub use disk::{Disk, Part};
+pub use elsewhere::{Elsewhere, Entry, Update};
 pub use error::{Problem, TargetError};
 pub use in_place::InPlace;
+pub use index::{Index, IndexError, Listed};
 pub use keeper::{Keeper, Kept};
 pub use open_path::{Inspection, Options, inspect, open, open_in_place, open_kept, state_dir_of};
 pub use replica::{Disks, Replica};

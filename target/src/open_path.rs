@@ -5,6 +5,7 @@ use std::{
     io::{self, Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use driftline_extent::TargetState;
@@ -14,7 +15,7 @@ use rustix::{
 };
 
 use crate::{
-    Disks, FileDisk, InPlace, Keeper, Problem, Replica, TargetError,
+    Disks, FileDisk, InPlace, Index, Keeper, Problem, Replica, TargetError,
     journal::Journal,
     journaled::{Unsealed, find_unsealed},
     state::{Slots, State, Status},
@@ -30,6 +31,9 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
     /// Whether an offer's consent to a copy over what stands here is not enough.
     pub forbid_overwrite: bool,
+    /// Where chunks are looked for that other replicas have. A replica that is made names its
+    /// chunks under the index's key; one that has another key is not in it.
+    pub index: Option<Arc<Index>>,
 }
 
 /// Where the books of a replica in a regular file are: `<path>.driftline`.
@@ -67,6 +71,7 @@ fn open_any(
     let name = path.display().to_string();
     let problem = |problem: Problem| problem.of(&name);
     let mut seed = [0; 32];
+    let kept = keeper.is_some();
     getrandom::fill(&mut seed).map_err(|error| problem(Problem::Entropy(error.to_string())))?;
     let (replica, guard) = match keeper {
         None => {
@@ -80,7 +85,16 @@ fn open_any(
             (Replica::open_kept(&name, disks, keeper, seed)?, guard)
         }
     };
-    let replica = replica.guarded_by(guard);
+    let mut replica = replica.guarded_by(guard);
+    if let Some(index) = &options.index {
+        replica.name_under(index.chunk_key());
+        // Whatever the folder is that another session runs in.
+        let path = if kept { Ok(path.to_owned()) } else { std::path::absolute(resolved(path)) };
+        match path {
+            Ok(path) => replica.list_in(index, path),
+            Err(error) => tracing::warn!(volume = name, %error, "it is not in the index"),
+        }
+    }
     Ok(if options.forbid_overwrite { replica.forbid_overwrite() } else { replica })
 }
 

@@ -84,7 +84,9 @@ impl<D: Disk> Replica<D> {
             ..self.state.clone()
         };
         self.slots.commit(&state)?;
+        let base = self.state.root();
         self.state = state;
+        self.tell_elsewhere(base, |this, chunks| Box::new(this.overlay.entries(chunks)));
         // It is committed. What is left behind is known by its epoch to be a leftover.
         if let Err(problem) = self.journal.clear().and_then(|()| self.overlay.clear()) {
             tracing::warn!(volume = self.name, %problem, "cannot clear the journal");

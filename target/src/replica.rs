@@ -1,22 +1,25 @@
 //! The replica: what it is made of, how it is opened, and which offers it accepts.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, ops::Range, path::PathBuf, sync::Arc};
 
 use driftline_extent::{
-    Begin, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, Reason, ReplicaId,
-    Target, TargetState, VOLUME_LEN_MAX,
+    Begin, CHUNK_LEN, ChunkId, Committed, Finish, Generation, GrainMask, Item, Lack, Offer, Plan,
+    PlanKind, Reason, ReplicaId, Root, Target, TargetState, VOLUME_LEN_MAX, Volume, chunk_count,
 };
-use driftline_manifest::ChunkKey;
+use driftline_manifest::{ChunkKey, is_zero};
 
 use crate::{
-    Disk, Keeper, Part, Problem, TargetError, VerifyReport,
-    chunks::{Valid, validate},
+    Disk, Elsewhere, Index, Keeper, Part, Problem, TargetError, Update, VerifyReport,
+    chunks::{Patch, Valid, chunk_buf, validate},
     codec::Writer,
     direct::Direct,
+    elsewhere::Entry,
     ids::{IdList, Overlay},
+    index::Shelf,
     journal::Journal,
     journaled::{Journaled, Unsealed, find_unsealed},
     open_path::Guard,
+    promised::{Promise, Promised},
     state::{Slots, State, Status},
     volume::VolumeStore,
 };
@@ -59,6 +62,12 @@ pub struct Replica<D: Disk> {
     /// Where data of this increment was put, by its id: a position in the journal, or the
     /// index of a chunk of the volume.
     pub(crate) received: HashMap<ChunkId, u64>,
+    /// Where else a chunk may be found.
+    elsewhere: Option<Box<dyn Elsewhere>>,
+    /// What the volume is like, if anything that can be read.
+    like: Option<Box<dyn Volume + Send>>,
+    /// What items are made of that were announced and have not come.
+    pub(crate) promised: Promised,
     pub(crate) session: Session,
     /// After how many bytes of a first copy its watermark moves up.
     pub(crate) checkpoint_len: u64,
@@ -143,6 +152,9 @@ impl<D: Disk> Replica<D> {
             state,
             unsealed: None,
             received: HashMap::new(),
+            elsewhere: None,
+            like: None,
+            promised: Promised::default(),
             session: Session::Idle,
             checkpoint_len: CHECKPOINT_LEN,
             poisoned: false,
@@ -200,6 +212,116 @@ impl<D: Disk> Replica<D> {
     pub(crate) const fn forbid_overwrite(mut self) -> Self {
         self.overwrite_forbidden = true;
         self
+    }
+
+    /// Says what the volume is like: what of it is equal, or nearly, at the same place there need
+    /// not be sent. It may change meanwhile, or fail to be read, and costs no more than time then.
+    pub fn resemble(&mut self, like: Box<dyn Volume + Send>) {
+        self.like = Some(like);
+    }
+
+    /// Says where else a chunk may be found, by its name.
+    pub fn look_in(&mut self, elsewhere: Box<dyn Elsewhere>) {
+        self.elsewhere = Some(elsewhere);
+    }
+
+    /// Names chunks under this key, unless some were named already.
+    pub(crate) fn name_under(&mut self, secret: &[u8; 32]) {
+        if self.slots.is_empty() {
+            self.state.chunk_key = *secret;
+            self.key = ChunkKey::new(secret);
+        }
+    }
+
+    /// Looks for chunks in the index of all replicas, if this one names them under its key, and
+    /// lists there what it holds, if that was not done.
+    pub(crate) fn list_in(&mut self, index: &Arc<Index>, path: PathBuf) {
+        if self.state.chunk_key != *index.chunk_key() {
+            return;
+        }
+        let shelf = Shelf::new(index.clone(), path);
+        let known = self.state.root().is_none_or(|tip| shelf.has(&self.state.replica, tip));
+        self.look_in(Box::new(shelf));
+        if !known {
+            self.tell_elsewhere(None, |_, _| Box::new(std::iter::empty()));
+        }
+    }
+
+    /// Tells where chunks are looked for what was committed. `changes` are those since `base`.
+    pub(crate) fn tell_elsewhere(
+        &mut self,
+        base: Option<Root>,
+        changes: impl FnOnce(&Self, Range<u64>) -> Box<dyn Iterator<Item = Entry> + '_>,
+    ) {
+        let (Some(tip), Some(mut elsewhere)) = (self.state.root(), self.elsewhere.take()) else {
+            return;
+        };
+        let chunks = chunk_count(self.state.size);
+        elsewhere.committed(Update {
+            replica: self.state.replica,
+            base,
+            tip,
+            chunks,
+            changes: &mut changes(self, 0..chunks),
+            all: &mut self.ids.entries(0..chunks),
+        });
+        self.elsewhere = Some(elsewhere);
+    }
+
+    /// Looks for an item that the volume has nothing of where else it may be.
+    pub(crate) fn lacks_elsewhere(&mut self, patch: &Patch, narrow: bool) -> Lack {
+        let like = self.like_chunk(patch.index).filter(|chunk| !is_zero(chunk));
+        let like = like.map(|chunk| patch.blocks_of(chunk));
+        if let Some(bytes) = like.clone().filter(|bytes| patch.is_named(&self.key, bytes)) {
+            return self.promise(patch, bytes);
+        }
+        if let Some(bytes) = self.found_elsewhere(patch) {
+            return self.promise(patch, bytes);
+        }
+        match like {
+            Some(bytes) if narrow => self.tell(patch, bytes, false),
+            _ => Lack::All,
+        }
+    }
+
+    /// Keeps the data of an item that was found, so that nothing is lacking of it.
+    pub(crate) fn promise(&mut self, patch: &Patch, bytes: Vec<u8>) -> Lack {
+        let found = Promise::New { bytes, changed: None };
+        if self.promised.keep(patch, found) { Lack::Nothing } else { Lack::All }
+    }
+
+    /// A whole chunk, from wherever it was found by its name, proven to be it.
+    pub(crate) fn found_elsewhere(&mut self, patch: &Patch) -> Option<Vec<u8>> {
+        let elsewhere = self.elsewhere.as_mut().filter(|_| patch.data.is_all())?;
+        let bytes = elsewhere.find(&patch.id)?;
+        if patch.is_named(&self.key, &bytes) {
+            return Some(bytes);
+        }
+        elsewhere.forget(&patch.id);
+        None
+    }
+
+    /// Tells the hashes of an old version of an item, and keeps that.
+    pub(crate) fn tell(&mut self, patch: &Patch, bytes: Vec<u8>, own: bool) -> Lack {
+        let hashes = self.key.grains(patch.data, &bytes);
+        let kept = self.promised.keep(patch, Promise::Old { bytes, own });
+        if kept { Lack::Unlike(hashes) } else { Lack::All }
+    }
+
+    /// The chunk at this index of what the volume is like.
+    fn like_chunk(&mut self, index: u64) -> Option<Vec<u8>> {
+        let like = self.like.as_ref()?;
+        let offset = index * CHUNK_LEN;
+        let len = like.size().saturating_sub(offset).min(CHUNK_LEN) as usize;
+        let mut chunk = chunk_buf();
+        match like.read_at(offset, &mut chunk[..len]) {
+            Ok(()) => (len > 0).then_some(chunk),
+            Err(error) => {
+                tracing::warn!(volume = self.name, %error, "what it is like cannot be read");
+                self.like = None;
+                None
+            }
+        }
     }
 
     /// Sets how much of a first copy or an increment is received between two checkpoints, in
@@ -344,6 +466,7 @@ impl<D: Disk> Replica<D> {
 
     fn begin_admitted(&mut self, mode: Mode, plan: &Plan) -> Result<Begin, Problem> {
         self.received = HashMap::new();
+        self.promised.clear();
         self.session = Session::Idle;
         let unsealed = self.unsealed.take();
         let from = match mode {
@@ -361,16 +484,29 @@ impl<D: Disk> Replica<D> {
         Ok(Begin { from })
     }
 
-    fn lacks_one(&mut self, item: &Item) -> Result<bool, Problem> {
+    fn lacks_one(&mut self, item: &Item) -> Result<Lack, Problem> {
+        let narrow = item.narrowable().is_some();
+        let differs = |differs| if differs { Lack::All } else { Lack::Nothing };
         let item = validate(item)?;
         match (&self.session, item) {
             (Session::Idle, _) => Err(Problem::NoSession),
-            (_, Valid::Zero(_)) => Ok(false),
-            (Session::Direct(_), Valid::Patch(patch)) => self.lacks_directly(&patch),
-            (Session::Direct(_), Valid::Span(..)) => Ok(true),
-            (Session::Journaled(_), Valid::Patch(patch)) => self.lacks_patch(&patch),
-            (Session::Journaled(_), Valid::Span(chunks, digest)) => self.lacks_span(chunks, digest),
+            (_, Valid::Zero(_)) => Ok(Lack::Nothing),
+            (Session::Direct(_), Valid::Patch(patch)) => self.lacks_directly(&patch, narrow),
+            (Session::Direct(_), Valid::Span(..)) => Ok(Lack::All),
+            (Session::Journaled(_), Valid::Patch(patch)) => self.lacks_patch(&patch, narrow),
+            (Session::Journaled(_), Valid::Span(chunks, digest)) => {
+                self.lacks_span(chunks, digest).map(differs)
+            }
         }
+    }
+
+    fn patch_one(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, Problem> {
+        let (Valid::Patch(patch), Some(_)) = (validate(item)?, item.narrowable()) else {
+            return Err(Problem::Malformed("an item is narrowed that cannot be"));
+        };
+        let is_named = |bytes: &[u8]| patch.is_named(&self.key, bytes);
+        let made = self.promised.patch(&patch, grains, data, is_named);
+        made.ok_or(Problem::Malformed("other grains came than were announced"))
     }
 
     fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Problem> {
@@ -425,12 +561,16 @@ impl<D: Disk> Target for Replica<D> {
         self.run(|this| this.begin_admitted(mode, &offer.plan))
     }
 
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, TargetError> {
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, TargetError> {
         self.run(|this| items.iter().map(|item| this.lacks_one(item)).collect())
     }
 
     fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), TargetError> {
         self.run(|this| this.apply_one(item, data))
+    }
+
+    fn patch(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, TargetError> {
+        self.run(|this| this.patch_one(item, grains, data))
     }
 
     fn mark(&mut self, watermark: u64) -> Result<(), TargetError> {

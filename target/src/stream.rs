@@ -8,9 +8,9 @@
 use std::{collections::VecDeque, error::Error, fmt};
 
 use driftline_extent::{
-    Begin, ChunkId, Committed, Explained, Finish, Generation, Item, Offer, PART_LEN_MAX,
-    POINT_NAME_LEN_MAX, POINTS_MAX, PlanKind, Point, Reason, ReplicaId, Root, TOKEN_LEN_MAX, Takes,
-    Target, TargetState,
+    Begin, ChunkId, Committed, Explained, Finish, Generation, GrainMask, Item, Lack, Offer,
+    PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX, PlanKind, Point, Reason, ReplicaId, Root,
+    TOKEN_LEN_MAX, Takes, Target, TargetState,
 };
 use driftline_manifest::{ChunkKey, StreamHasher};
 
@@ -302,7 +302,7 @@ impl<S: Sink> StreamTarget<S> {
     }
 
     /// Whether a part must be sent, which is remembered until it is applied.
-    fn lacks_one(&mut self, item: &Item) -> Result<bool, StreamProblem> {
+    fn lacks_one(&mut self, item: &Item) -> Result<Lack, StreamProblem> {
         let session = self.session.as_mut().ok_or(NO_SESSION)?;
         let Item::Part { index, len, id } = *item else {
             return Err(StreamProblem::Malformed("a change of a volume is no part of a stream"));
@@ -316,7 +316,7 @@ impl<S: Sink> StreamTarget<S> {
         session.next += 1;
         let lookup = self.window.look_up(id, len);
         session.announced.push_back(Announced { index, len, id, lookup });
-        Ok(lookup == Lookup::Lacking)
+        Ok(if lookup == Lookup::Lacking { Lack::All } else { Lack::Nothing })
     }
 
     fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Failed<S::Error>> {
@@ -446,7 +446,7 @@ impl<S: Sink> Target for StreamTarget<S> {
 
     /// A part is not lacking only if its bytes will be there when it is applied: they are in
     /// the window and stay there, or are on their way for a part before it.
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, Self::Error> {
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, Self::Error> {
         self.run(|this| {
             Ok(items.iter().map(|item| this.lacks_one(item)).collect::<Result<_, _>>()?)
         })
@@ -454,6 +454,10 @@ impl<S: Sink> Target for StreamTarget<S> {
 
     fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Self::Error> {
         self.run(|this| this.apply_one(item, data))
+    }
+
+    fn patch(&mut self, _: &Item, _: GrainMask, _: &[u8]) -> Result<bool, Self::Error> {
+        self.run(|_| Err(StreamProblem::Malformed("a part came as if it had been narrowed").into()))
     }
 
     /// Where to go on is the storage's own knowledge.
@@ -531,7 +535,7 @@ mod tests {
             target.begin(&Offer { plan: plan.clone(), overwrite: false }).unwrap();
             let id = target.key.id(&bytes);
             let parts = [0, 1].map(|index| Item::Part { index, len: 4096, id });
-            assert_eq!(target.lacks(&parts).unwrap(), [true, false]);
+            assert_eq!(target.lacks(&parts).unwrap(), [Lack::All, Lack::Nothing]);
             target.apply(&parts[0], Some(&bytes)).unwrap();
             if spoilt {
                 target.window.spoil();

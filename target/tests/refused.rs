@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 
 use driftline_extent::{
-    BlockMask, CHUNK_LEN, Change, ChunkId, Explained, Finish, Generation, Item, Offer, Plan,
+    BlockMask, CHUNK_LEN, Change, ChunkId, Explained, Finish, Generation, Item, Lack, Offer, Plan,
     PlanKind, Reason, Root, Target, VolumeId,
 };
 use driftline_manifest::{Chunked, TreeHasher};
@@ -237,7 +237,7 @@ fn what_does_not_fit_its_name_or_root_is_not_committed() {
     let (items, _) = items(&key(&replica), PlanKind::Incremental, &changes, size, 0);
     let Chunked { item, mut data } = items[0].clone();
     data[700] ^= 1;
-    assert_eq!(replica.lacks(&[item]).unwrap(), [true]);
+    assert_eq!(replica.lacks(&[item]).unwrap(), [Lack::All]);
     let error = replica.apply(&item, Some(&data)).unwrap_err();
     assert_eq!(error.reason(), Reason::VerifyFailed);
     // From here on it has to be opened again.
@@ -312,7 +312,7 @@ fn a_scan_from_the_generation_held_is_admitted() {
         tree.push(id);
         let (data, zero) = (BlockMask::ALL, BlockMask::NONE);
         let item = Item::Chunk { index, data, zero, id };
-        assert_eq!(replica.lacks(&[item]).unwrap(), [true]);
+        assert!(matches!(replica.lacks(&[item]).unwrap()[..], [Lack::Unlike(_)]));
         replica.apply(&item, Some(bytes)).unwrap();
     }
     let size = other.len() as u64;

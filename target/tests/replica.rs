@@ -9,10 +9,10 @@ use std::{
 };
 
 use driftline_extent::{
-    BLOCK_LEN, BlockMask, CHUNK_LEN, Change, ChunkId, Explained, Extent, Finish, Generation, Item,
-    Offer, Plan, PlanKind, Reason, Root, Target, Volume,
+    BLOCK_LEN, BlockMask, CHUNK_LEN, Change, ChunkId, Explained, Extent, Finish, GRAIN_LEN,
+    Generation, GrainMask, Item, Lack, Offer, Plan, PlanKind, Reason, Root, Target, Volume,
 };
-use driftline_manifest::TreeHasher;
+use driftline_manifest::{Chunked, TreeHasher};
 use driftline_target::{FileDisk, Replica, inspect};
 use proptest::prelude::*;
 
@@ -168,7 +168,7 @@ fn what_stands_there_is_checked_before_anything_changes() {
     replica.begin(&Offer { plan: full, overwrite: true }).unwrap();
     let (items, root) = items(&key(&replica), PlanKind::Full, &whole(&fresh), 4 * CHUNK_LEN, 0);
     let moved: u64 = items.iter().map(|chunked| put(&mut replica, chunked).unwrap()).sum();
-    assert_eq!(moved, CHUNK_LEN);
+    assert_eq!(moved, GRAIN_LEN);
     let size = Some(4 * CHUNK_LEN);
     replica.commit(&Finish { tip: Generation::Zfs(3), size, root }).unwrap();
     assert!(replica.verify(&mut |_| {}).unwrap().is_clean());
@@ -371,7 +371,7 @@ fn a_scan_compares_spans_first() {
     let span = |digest| Item::Span { index: 0, count: 6, digest };
     let beyond = Item::Span { index: 4096, count: 4096, digest: ChunkId::ZERO };
     let asked = [span(same), span(different), beyond];
-    assert_eq!(replica.lacks(&asked).unwrap(), [false, true, false]);
+    assert_eq!(replica.lacks(&asked).unwrap(), [Lack::Nothing, Lack::All, Lack::Nothing]);
     fs::OpenOptions::new()
         .write(true)
         .open(&place.path)
@@ -405,4 +405,58 @@ fn a_file_can_be_read_as_a_volume() {
     assert_eq!(Volume::size(&disk), 1 << 30);
     assert!(Volume::next_data(&disk, 1 << 29).is_err(), "a missing end is no hole");
     assert!(Volume::read_at(&disk, 1 << 20, &mut bytes).is_err());
+}
+
+#[test]
+fn of_a_narrowed_item_only_what_differs_is_journaled() {
+    let mut volume = pattern(3, 4 * CHUNK);
+    let place = Place::holding(&volume);
+    volume[CHUNK + 5000] ^= 1;
+    let changes = [Change::Data { offset: CHUNK_LEN, bytes: volume[CHUNK..2 * CHUNK].to_vec() }];
+    let next = plan(PlanKind::Incremental, Some(1), 2);
+    let mut replica = place.open();
+    replica.begin(&offer(next.clone())).unwrap();
+    let (items, _) = items(&key(&replica), PlanKind::Incremental, &changes, 4 * CHUNK_LEN, 0);
+    assert_eq!(put(&mut replica, &items[0]).unwrap(), GRAIN_LEN);
+    assert_eq!(fs::metadata(place.book("journal")).unwrap().len(), 8192 + 152 + GRAIN_LEN);
+    replica.mark(2).unwrap();
+    // A session that was cut off goes on with it.
+    let mut replica = place_again(&place, replica);
+    assert_eq!(replica.begin(&offer(next)).unwrap().from, 2);
+    replica.commit(&Finish { tip: Generation::Zfs(2), size: None, root: None }).unwrap();
+    assert!(replica.verify(&mut |_| {}).unwrap().is_clean());
+    assert!(fs::read(&place.path).unwrap() == volume);
+}
+
+#[test]
+fn grains_that_do_not_make_an_item_are_no_harm() {
+    let mut volume = pattern(3, 2 * CHUNK);
+    let place = Place::holding(&volume);
+    volume[7] ^= 1;
+    volume[CHUNK - 7] ^= 1;
+    let changes = [Change::Data { offset: 0, bytes: volume[..CHUNK].to_vec() }];
+    let next = plan(PlanKind::Incremental, Some(1), 2);
+    let mut replica = place.open();
+    replica.begin(&offer(next)).unwrap();
+    let (items, _) = items(&key(&replica), PlanKind::Incremental, &changes, 2 * CHUNK_LEN, 0);
+    let Chunked { item, data } = &items[0];
+    assert!(matches!(replica.lacks(&[*item]).unwrap()[..], [Lack::Unlike(_)]));
+    // As if the hashes of the last grain were the same.
+    assert!(!replica.patch(item, GrainMask(1), &data[..4096]).unwrap());
+    // Nothing is kept of it: it does not come twice, and nothing is made of it.
+    assert!(!replica.patch(item, GrainMask(1 << 15), &data[CHUNK - 4096..]).unwrap());
+    replica.apply(item, Some(data)).unwrap();
+    replica.commit(&Finish { tip: Generation::Zfs(2), size: None, root: None }).unwrap();
+    assert!(fs::read(&place.path).unwrap() == volume);
+    drop(replica);
+    // More or less than the grains have is no mistake of a hash.
+    for len in [4095, 4097] {
+        let mut replica = place.open();
+        replica.begin(&offer(plan(PlanKind::Incremental, Some(2), 3))).unwrap();
+        let (data, zero, id) = (BlockMask::ALL, BlockMask::NONE, ChunkId([5; 32]));
+        let whole = Item::Chunk { index: 0, data, zero, id };
+        replica.lacks(&[whole]).unwrap();
+        let error = replica.patch(&whole, GrainMask(1), &vec![0; len]).unwrap_err();
+        assert_eq!(error.reason(), Reason::StreamDamaged);
+    }
 }

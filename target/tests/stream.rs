@@ -3,8 +3,8 @@
 use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Explained, Finish, Generation, Item, Offer, Plan, PlanKind, Point,
-    Reason, Root, Standing, Takes, Target,
+    Begin, BlockMask, ChunkId, Explained, Finish, Generation, Item, Lack, Offer, Plan, PlanKind,
+    Point, Reason, Root, Standing, Takes, Target,
 };
 use driftline_manifest::ChunkKey;
 use driftline_target::{Sink, SinkState, StreamTarget};
@@ -104,7 +104,7 @@ fn begun() -> (StreamTarget<Keeper>, Rc<RefCell<Told>>) {
     let mut target = target(sink);
     assert_eq!(target.begin(&stream()).unwrap(), Begin { from: 0 });
     let first = item(0, &[1; 4096]);
-    assert_eq!(target.lacks(&[first]).unwrap(), [true]);
+    assert_eq!(target.lacks(&[first]).unwrap(), [Lack::All]);
     target.apply(&first, Some(&[1; 4096])).unwrap();
     (target, told)
 }
@@ -138,7 +138,7 @@ proptest! {
             };
             for (part, index) in parts.iter().zip(0..) {
                 let item = item(index, part);
-                let lacks = target.lacks(&[item]).unwrap()[0];
+                let lacks = target.lacks(&[item]).unwrap() == [Lack::All];
                 let is_new = part[0] != 0 && (part.len() < 4096 || seen.insert(part.clone()));
                 prop_assert_eq!(lacks, is_new, "{} of {}", part[0], part.len());
                 waiting.push_back((item, part, lacks));

@@ -7,8 +7,8 @@ use std::{
 
 use driftline_extent::{
     BLOCK_LEN, Begin, BlockMask, CHUNK_LEN, Change, ChunkId, Committed, Explained, Extent, Finish,
-    Generation, Item, Offer, Plan, PlanKind, Reason, ReplicaId, Resume, Root, Source, Standing,
-    Takes, Target, TargetState, Volume, VolumeId, chunk_count,
+    Generation, GrainHash, GrainMask, Item, Lack, Offer, Plan, PlanKind, Reason, ReplicaId, Resume,
+    Root, Source, Standing, Takes, Target, TargetState, Volume, VolumeId, chunk_count,
 };
 use driftline_manifest::{ChunkKey, TreeHasher, is_zero};
 
@@ -212,6 +212,11 @@ pub struct MemoryTarget {
     watermark: u64,
     /// Where content with this name stands, in the image or the journal.
     known: HashMap<ChunkId, u64>,
+    /// Old versions whose hashes were told, and what was made of them, by chunk.
+    told: HashMap<u64, Vec<u8>>,
+    /// How often hashes were told, and how often what they led to was wrong.
+    narrowed: (u32, u32),
+    liar: Option<Vec<u8>>,
 }
 
 impl MemoryTarget {
@@ -228,7 +233,21 @@ impl MemoryTarget {
             journal: BTreeMap::new(),
             watermark: 0,
             known: HashMap::new(),
+            told: HashMap::new(),
+            narrowed: (0, 0),
+            liar: None,
         }
+    }
+
+    /// A target whose short hashes are those of another image: as if what it has and what the
+    /// source has had the same, wherever that is the source's.
+    pub fn with_collisions(self, image: Vec<u8>) -> Self {
+        Self { liar: Some(image), ..self }
+    }
+
+    /// How many items it told hashes of, and how many of them had to come whole after all.
+    pub const fn narrowed(&self) -> (u32, u32) {
+        self.narrowed
     }
 
     /// What a reader of the replica sees: the committed generation.
@@ -245,10 +264,20 @@ impl MemoryTarget {
         self.journal.get(&index).cloned().unwrap_or_else(|| chunk_of(&self.image, index))
     }
 
-    fn lacks_chunk(&self, index: u64, data: BlockMask, id: &ChunkId) -> bool {
-        let stands = self.key().id(&blocks(&self.chunk(index), data)) == *id;
+    fn lacks_chunk(&mut self, item: &Item, index: u64, data: BlockMask, id: &ChunkId) -> Lack {
+        let old = blocks(&self.chunk(index), data);
         let known = data.is_all() && self.known.contains_key(id);
-        !data.is_empty() && !stands && !known
+        if data.is_empty() || self.key().id(&old) == *id || known {
+            return Lack::Nothing;
+        }
+        if item.narrowable().is_none() || is_zero(&old) {
+            return Lack::All;
+        }
+        let lie = self.liar.as_ref().map(|image| blocks(&chunk_of(image, index), data));
+        let hashes: Vec<GrainHash> = self.key().grains(data, lie.as_ref().unwrap_or(&old));
+        self.narrowed.0 += 1;
+        self.told.insert(index, old);
+        Lack::Unlike(hashes)
     }
 
     fn span(&self, index: u64, count: u64) -> ChunkId {
@@ -261,8 +290,10 @@ impl MemoryTarget {
     fn apply_chunk(&mut self, item: &Item, sent: Option<&[u8]>) -> Result<(), MemoryError> {
         let Item::Chunk { index, data, zero, id } = *item else { return Ok(()) };
         let mut chunk = self.chunk(index);
+        let told = self.told.remove(&index);
         let bytes = match sent {
             Some(sent) => sent.to_vec(),
+            None if told.is_some() => told.unwrap_or_default(),
             None if self.key().id(&blocks(&chunk, data)) == id => blocks(&chunk, data),
             None => self.known.get(&id).map(|at| self.chunk(*at)).unwrap_or_default(),
         };
@@ -344,18 +375,42 @@ impl Target for MemoryTarget {
             self.underway = Some(underway);
         }
         self.volume = self.volume.or(plan.volume);
+        self.told.clear();
         let chunks = 0..chunk_count(self.image.len() as u64);
         self.known = chunks.map(|i| (self.key().id(&self.chunk(i)), i)).collect();
         Ok(Begin { from: self.watermark })
     }
 
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, MemoryError> {
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, MemoryError> {
         let lacks = items.iter().map(|item| match item {
-            Item::Chunk { index, data, id, .. } => self.lacks_chunk(*index, *data, id),
-            Item::Zero { .. } | Item::Part { .. } => false,
-            Item::Span { index, count, digest } => self.span(*index, *count) != *digest,
+            Item::Chunk { index, data, id, .. } => self.lacks_chunk(item, *index, *data, id),
+            Item::Span { index, count, digest } if self.span(*index, *count) != *digest => {
+                Lack::All
+            }
+            Item::Zero { .. } | Item::Part { .. } | Item::Span { .. } => Lack::Nothing,
         });
         Ok(lacks.collect())
+    }
+
+    fn patch(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, MemoryError> {
+        let Item::Chunk { index, data: mask, id, .. } = *item else {
+            return refused(Reason::StreamDamaged, "this cannot be narrowed");
+        };
+        let Some(mut bytes) = self.told.remove(&index) else {
+            return refused(Reason::StreamDamaged, "nothing was told of this chunk");
+        };
+        let mut rest = data;
+        for (_, range) in mask.by_grain().filter(|(grain, _)| grain.is_within(grains)) {
+            let (now, later) = rest.split_at(range.len());
+            bytes[range].copy_from_slice(now);
+            rest = later;
+        }
+        let made = self.key().id(&bytes) == id;
+        self.narrowed.1 += u32::from(!made);
+        if made {
+            self.told.insert(index, bytes);
+        }
+        Ok(made)
     }
 
     fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), MemoryError> {

@@ -154,6 +154,7 @@ struct Session<'a, T> {
     receiver: Option<Receiver>,
     worker: Worker<T>,
     state: TargetState,
+    data_came: u64,
     data_applied: u64,
 
     to_target: Pipe,
@@ -193,6 +194,7 @@ impl<'a, T: Target> Session<'a, T> {
             receiver: None,
             worker,
             state,
+            data_came: 0,
             data_applied: 0,
             to_target: Pipe::new(script.delivery.clone(), script.to_target.clone()),
             to_source: Pipe::new(script.delivery.clone(), script.to_source.clone()),
@@ -329,7 +331,9 @@ impl<'a, T: Target> Session<'a, T> {
                 self.opened += 1;
                 if self.verb == Verb::Push {
                     let volume = "volume".to_owned();
-                    self.source.link.send(&Message::Request { verb: self.verb, volume }, now)?;
+                    self.source
+                        .link
+                        .send(&Message::Request { verb: self.verb, volume, like: None }, now)?;
                 }
             }
             LinkEvent::Message(Message::Accept) if self.verb == Verb::Push => {}
@@ -390,7 +394,7 @@ impl<'a, T: Target> Session<'a, T> {
     fn pack(&mut self, seq: u32, pieces: Vec<Piece>) {
         let Some(key) = &self.key else { return };
         match deliver::pack(&mut self.packer, self.volume, key, seq, pieces, &self.progress) {
-            Ok(parts) => self.sender.handle_packed(seq, parts),
+            Ok(packed) => self.sender.handle_packed(seq, packed),
             Err(failure) => self.fail_source(failure),
         }
     }
@@ -402,7 +406,9 @@ impl<'a, T: Target> Session<'a, T> {
                 self.opened += 1;
                 if self.verb != Verb::Push {
                     let volume = "volume".to_owned();
-                    self.target.link.send(&Message::Request { verb: self.verb, volume }, now)?;
+                    self.target
+                        .link
+                        .send(&Message::Request { verb: self.verb, volume, like: None }, now)?;
                 }
             }
             (LinkEvent::Message(Message::Accept), None) if self.verb != Verb::Push => {
@@ -457,10 +463,19 @@ impl<'a, T: Target> Session<'a, T> {
                 receiver.handle_looked_up(batch.seq, self.worker.look_up(&batch.items)?);
             }
             ReceiverOutput::Apply(arrived) => {
-                self.worker.apply(&arrived)?;
+                let seq = arrived.batch.seq;
                 let lens = arrived.parts.iter().map(|part| u64::from(part.raw_len));
-                self.data_applied += lens.sum::<u64>();
-                receiver.handle_applied(arrived.batch.seq);
+                let came: u64 = lens.sum();
+                let misfits = self.worker.apply(arrived)?;
+                // What came of a batch counts once all of it is applied.
+                self.data_came += came;
+                match misfits.is_empty() {
+                    true => {
+                        self.data_applied += std::mem::take(&mut self.data_came);
+                        receiver.handle_applied(seq);
+                    }
+                    false => receiver.handle_misfits(seq, misfits),
+                }
             }
             ReceiverOutput::Commit(finish) => {
                 receiver.handle_committed(self.worker.commit(&finish)?);

@@ -19,6 +19,26 @@ fn undisturbed_deliveries_end_where_they_should() {
     }
 }
 
+/// Or the scenarios that find chunks elsewhere would be about nothing.
+#[test]
+fn what_is_found_elsewhere_is_not_asked_for() {
+    for (scenario, lacking) in
+        [(found_elsewhere(Ground::File), CHUNK + 1024), (first_copy_found(Ground::File), 2 * CHUNK)]
+    {
+        let world = scenario.world.fork();
+        let (_, sent) = or_panic(scenario.run_counting(&world));
+        assert!(sent <= lacking, "{}: {sent} bytes were sent", scenario.name);
+        // The other replica has forgotten it: now all comes from the source.
+        let other = world.content("other");
+        let again = scenario.world.fork();
+        let disk = again.file("other");
+        driftline_target::Disk::write_at(&disk, 0, &other).unwrap();
+        let (_, sent) = or_panic(scenario.run_counting(&again));
+        assert!(sent > lacking, "{}: {sent} bytes were sent", scenario.name);
+        assert!(or_panic(scenario.check(&again)));
+    }
+}
+
 #[test]
 fn power_loss_at_every_operation() {
     for scenario in all().into_iter().chain(all_kept()) {

@@ -120,7 +120,7 @@ async fn a_stream_of_any_length_fits() {
     let pushing = async move {
         let peer = Peer::Dial(secret(2).public());
         let (mut link, _) = Connection::open(near, secret(1), peer, counted).await.unwrap();
-        request(&mut link, Verb::Push, "fs").await.unwrap();
+        request(&mut link, Verb::Push, "fs", None).await.unwrap();
         let mut noise = vec![0; PART];
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         let source = Noise { noise, given: 0 };

@@ -78,6 +78,13 @@ impl Way {
         Self { before, source, volume, image, verb: Verb::Pull }
     }
 
+    /// A scan at a target whose hashes are all those of the source, so that what was narrowed is
+    /// wanted again.
+    fn colliding(replica: u8) -> Self {
+        let way = Self::scan(replica);
+        Self { before: way.before.with_collisions(image_two()), ..way }
+    }
+
     fn links(&self, seed: u64) -> (Link, Link) {
         if self.verb == Verb::Push { push_links(seed) } else { pull_links(seed) }
     }
@@ -210,8 +217,18 @@ fn a_scan_with_any_frame_to_the_source_spoilt() {
 }
 
 #[test]
+fn a_scan_that_asks_again_with_any_frame_to_the_target_spoilt() {
+    spoil_all(&Way::colliding(1), &Way::colliding(2), true);
+}
+
+#[test]
+fn a_scan_that_asks_again_with_any_frame_to_the_source_spoilt() {
+    spoil_all(&Way::colliding(1), &Way::colliding(2), false);
+}
+
+#[test]
 fn bytes_may_arrive_in_any_portions() {
-    for way in [Way::full(1), Way::increment(1), Way::scan(1)] {
+    for way in [Way::full(1), Way::increment(1), Way::scan(1), Way::colliding(1)] {
         let whole = way.clean(100);
         let pieces = (0..20).map(|seed| Delivery::Pieces(Random(seed)));
         for delivery in pieces.chain([Delivery::Bytewise]) {

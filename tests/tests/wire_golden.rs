@@ -8,8 +8,9 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use bytes::{Bytes, BytesMut};
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, Point,
-    Reason, ReplicaId, Resume, Root, Standing, Takes, TargetState, VolumeId,
+    Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item, Lack,
+    Offer, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Standing, Takes, TargetState,
+    VolumeId,
 };
 use driftline_tests::hex;
 use driftline_wire::{
@@ -142,9 +143,15 @@ fn stream_batch() -> Batch {
 
 /// Every message, under the name of its file.
 fn messages() -> Vec<(&'static str, Message)> {
-    let request = |verb, volume: &str| Message::Request { verb, volume: volume.to_owned() };
+    let request = |verb, volume: &str, like: Option<&str>| {
+        let (volume, like) = (volume.to_owned(), like.map(str::to_owned));
+        Message::Request { verb, volume, like }
+    };
     let detail = "no such volume: vm".to_owned();
-    let wants = [true, false, false, true, false, false, false, false, true].to_vec();
+    let hashes = [0x81, 0x91].map(|first| GrainHash(std::array::from_fn(|i| first + i as u8)));
+    let (nothing, all) = (Lack::Nothing, Lack::All);
+    let lacks = vec![nothing.clone(), all.clone(), Lack::Unlike(hashes.to_vec()), all, nothing];
+    let grains = vec![GrainMask(0x8001), GrainMask(0)];
     let size = Some(0x50000);
     let finish = Finish { tip: Generation::Content(ROOT), size, root: Some(ROOT) };
     let finish_incremental = Finish { tip: TIP, size: None, root: None };
@@ -152,9 +159,10 @@ fn messages() -> Vec<(&'static str, Message)> {
     let committed = Committed { generation: TIP, root: ROOT, size: 0x50000 };
     let mut messages = vec![
         ("keep-alive", Message::KeepAlive),
-        ("request-push", request(Verb::Push, "tank/vm-1")),
-        ("request-pull", request(Verb::Pull, "vm")),
-        ("request-status", request(Verb::Status, "größe")),
+        ("request-push", request(Verb::Push, "tank/vm-1", None)),
+        ("request-pull", request(Verb::Pull, "vm", None)),
+        ("request-status", request(Verb::Status, "größe", None)),
+        ("request-like", request(Verb::Push, "clone", Some("vm"))),
         ("accept", Message::Accept),
         ("refuse", Message::Refuse { reason: Reason::Denied, detail }),
         ("state", Message::State(Box::new(state()))),
@@ -163,7 +171,9 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("begin", Message::Begin(Begin { from: 0x01_0203 })),
         ("batch", Message::Batch(batch())),
         ("batch-stream", Message::Batch(stream_batch())),
-        ("want", Message::Want { seq: 7, wants }),
+        ("want", Message::Want { seq: 7, lacks }),
+        ("narrowed", Message::Narrowed { seq: 7, grains }),
+        ("again", Message::Again { seq: 7, items: vec![2, 511] }),
         ("applied", Message::Applied { seq: 0x0102_0304 }),
         ("finish", Message::Finish { finish, transcript }),
         ("finish-incremental", Message::Finish { finish: finish_incremental, transcript }),
@@ -206,6 +216,8 @@ fn every_kind_of_message_is_pinned() {
             Message::Begin(_) => "begin",
             Message::Batch(_) => "batch",
             Message::Want { .. } => "want",
+            Message::Narrowed { .. } => "narrowed",
+            Message::Again { .. } => "again",
             Message::Applied { .. } => "applied",
             Message::Finish { .. } => "finish",
             Message::Committed(_) => "committed",

@@ -220,7 +220,9 @@ fn short() -> (Vec<Bytes>, Vec<Bytes>) {
         to_source.extend(back);
     }
     let volume = "v".to_owned();
-    source.send(&Message::Request { verb: driftline_wire::Verb::Push, volume }, 0).unwrap();
+    source
+        .send(&Message::Request { verb: driftline_wire::Verb::Push, volume, like: None }, 0)
+        .unwrap();
     let state = driftline_extent::Target::state(&wire_support::target(1));
     target.send(&Message::State(Box::new(state)), 0).unwrap();
     source.bind(&REPLICA);

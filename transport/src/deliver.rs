@@ -3,13 +3,14 @@
 
 use std::{fmt, mem};
 
+use bytes::Bytes;
 use driftline_extent::{
     Begin, CHUNK_LEN, Change, Finish, Generation, Item, Offer, PART_LEN_MAX, Plan, PlanKind,
     Reason, Source, TargetState, Volume,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope};
 use driftline_wire::{
-    Announced, DataPart, Packer, Payload, Piece,
+    Announced, Packed, Packer, Payload, Piece,
     limits::{BATCH_DATA_MAX, BATCH_ITEMS_MAX},
 };
 
@@ -160,7 +161,7 @@ fn parts<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, Fa
         };
         hasher.update(&bytes);
         let item = Item::Part { index, len: bytes.len() as u32, id: key.id(&bytes) };
-        batcher.push(Announced { item, payload: Payload::Held(bytes) })?;
+        batcher.push(Announced { item, payload: Payload::Held(bytes.into()) })?;
         index += 1;
     }
     batcher.flush()?;
@@ -182,7 +183,7 @@ fn scan<S: Source>(
         while !done && scanner.open_spans() < OPEN_SPANS_MAX {
             match scanner.next_span()? {
                 Some(item) => {
-                    batcher.push(Announced { item, payload: Payload::Held(Vec::new()) })?;
+                    batcher.push(Announced { item, payload: Payload::Held(Bytes::new()) })?;
                     batcher.flush()?;
                 }
                 None => done = true,
@@ -218,7 +219,7 @@ impl<'a> Batcher<'a> {
 
     fn drain(&mut self, chunker: &mut Chunker) -> Result<(), Failure> {
         while let Some(Chunked { item, data }) = chunker.poll() {
-            self.push(Announced { item, payload: Payload::Held(data) })?;
+            self.push(Announced { item, payload: Payload::Held(data.into()) })?;
         }
         Ok(())
     }
@@ -248,7 +249,8 @@ impl fmt::Debug for Batcher<'_> {
     }
 }
 
-/// Fetches what was left in the volume and packs what the target wants.
+/// Fetches what was left in the volume, narrows what the target has an old version of, and packs
+/// what it wants.
 pub fn pack(
     packer: &mut Packer,
     volume: Option<&dyn Volume>,
@@ -256,32 +258,47 @@ pub fn pack(
     seq: u32,
     pieces: Vec<Piece>,
     progress: &Progress,
-) -> Result<Vec<DataPart>, Failure> {
-    let mut data = Vec::with_capacity(pieces.len());
-    for piece in pieces {
-        data.push(match (piece, volume) {
-            (Piece::Held(bytes), _) => bytes,
-            (Piece::InVolume { index, id }, Some(volume)) => {
-                let offset = index * CHUNK_LEN;
-                let len = CHUNK_LEN.min(volume.size().saturating_sub(offset)) as usize;
-                let mut bytes = vec![0; CHUNK_LEN as usize];
-                volume.read_at(offset, &mut bytes[..len])?;
-                if key.id(&bytes) != id {
-                    return Err(Failure::new(
-                        Reason::SourceChanged,
-                        format!(
-                            "the source changed at offset {offset} while it was read: take a \
-                             snapshot and read that, or stop what writes to it"
-                        ),
-                    ));
-                }
-                bytes
-            }
-            (Piece::InVolume { .. }, None) => {
+) -> Result<Packed, Failure> {
+    let (mut narrowed, mut wanted) = (Vec::new(), Vec::with_capacity(pieces.len()));
+    for Piece { announced: Announced { item, payload }, theirs } in pieces {
+        // What is made of grains is compared with the name of the whole where it arrives.
+        let whole = theirs.is_none();
+        let bytes = match (payload, volume) {
+            (Payload::Held(bytes), _) => bytes,
+            (Payload::InVolume, Some(volume)) => read(volume, key, &item, whole)?,
+            (Payload::InVolume, None) => {
                 return Err(Failure::new(Reason::Unsupported, "this source cannot be read again"));
             }
-        });
+        };
+        match (item, theirs) {
+            (Item::Chunk { data, .. }, Some(theirs)) => {
+                let grains = key.unlike(data, &bytes, &theirs);
+                let ranges = data.by_grain().filter(|(grain, _)| grain.is_within(grains));
+                wanted.extend(ranges.map(|(_, range)| bytes.slice(range)));
+                narrowed.push(grains);
+            }
+            _ => wanted.push(bytes),
+        }
     }
-    progress.add_data(data.iter().map(|bytes| bytes.len() as u64).sum());
-    Ok(packer.pack(seq, data.iter().map(Vec::as_slice)))
+    progress.add_data(wanted.iter().map(|bytes| bytes.len() as u64).sum());
+    Ok(Packed { narrowed, parts: packer.pack(seq, wanted.iter().map(Bytes::as_ref)) })
+}
+
+/// Reads a chunk of the volume again. `named`: it must still be what was announced.
+fn read(volume: &dyn Volume, key: &ChunkKey, item: &Item, named: bool) -> Result<Bytes, Failure> {
+    let Item::Chunk { index, id, .. } = item else { return Ok(Bytes::new()) };
+    let offset = index * CHUNK_LEN;
+    let len = CHUNK_LEN.min(volume.size().saturating_sub(offset)) as usize;
+    let mut bytes = vec![0; CHUNK_LEN as usize];
+    volume.read_at(offset, &mut bytes[..len])?;
+    if named && key.id(&bytes) != *id {
+        return Err(Failure::new(
+            Reason::SourceChanged,
+            format!(
+                "the source changed at offset {offset} while it was read: take a snapshot and \
+                 read that, or stop what writes to it"
+            ),
+        ));
+    }
+    Ok(bytes.into())
 }

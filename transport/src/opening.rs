@@ -8,13 +8,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{Connection, Failure, TransportError};
 
-/// Dialling side: asks for a volume and waits until it is granted.
+/// Dialling side: asks for a volume and waits until it is granted. `like` names one of the
+/// listener's that what is pushed is like.
 pub async fn request<S: AsyncRead + AsyncWrite>(
     connection: &mut Connection<S>,
     verb: Verb,
     volume: &str,
+    like: Option<&str>,
 ) -> Result<(), TransportError> {
-    connection.send(&Message::Request { verb, volume: volume.to_owned() })?;
+    let (volume, like) = (volume.to_owned(), like.map(str::to_owned));
+    connection.send(&Message::Request { verb, volume, like })?;
     match connection.message().await? {
         Message::Accept => Ok(()),
         other => Err(SessionError::out_of_place(other, "accept was due").into()),
@@ -31,12 +34,12 @@ pub async fn receive_state<S: AsyncRead + AsyncWrite>(
     }
 }
 
-/// Listening side: waits for what the peer wants.
+/// Listening side: waits for what the peer wants, of which volume, and what that is like.
 pub async fn receive_request<S: AsyncRead + AsyncWrite>(
     connection: &mut Connection<S>,
-) -> Result<(Verb, String), TransportError> {
+) -> Result<(Verb, String, Option<String>), TransportError> {
     match connection.message().await? {
-        Message::Request { verb, volume } => Ok((verb, volume)),
+        Message::Request { verb, volume, like } => Ok((verb, volume, like)),
         other => Err(SessionError::out_of_place(other, "a request was due").into()),
     }
 }

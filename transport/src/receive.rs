@@ -1,8 +1,8 @@
 //! The target's worker: begins, looks up, applies and commits. Blocking, on a thread of its
 //! own.
 
-use driftline_extent::{Begin, Committed, Finish, Item, Offer, Reason, Target};
-use driftline_wire::{Arrived, Unpacker, split_data};
+use driftline_extent::{Begin, Committed, Finish, Item, Lack, Offer, Reason, Target};
+use driftline_wire::{Arrived, Coming, Unpacker, split_data};
 
 use crate::Failure;
 
@@ -10,12 +10,14 @@ use crate::Failure;
 pub struct Worker<T> {
     target: T,
     unpacker: Unpacker,
+    /// A batch of which some items arrive once more, with its data and their places in it.
+    held: Option<(Arrived, Vec<u8>, Vec<u16>)>,
 }
 
 impl<T: Target> Worker<T> {
     /// A worker for this target.
     pub fn new(target: T) -> Result<Self, Failure> {
-        Ok(Self { target, unpacker: Unpacker::new()? })
+        Ok(Self { target, unpacker: Unpacker::new()?, held: None })
     }
 
     /// Gives the target back.
@@ -28,24 +30,63 @@ impl<T: Target> Worker<T> {
         self.target.begin(offer).map_err(|e| Failure::from_error(&e))
     }
 
-    /// Which items of a batch are lacking.
-    pub fn look_up(&mut self, items: &[Item]) -> Result<Vec<bool>, Failure> {
+    /// What is lacking of the items of a batch.
+    pub fn look_up(&mut self, items: &[Item]) -> Result<Vec<Lack>, Failure> {
         self.target.lacks(items).map_err(|e| Failure::from_error(&e))
     }
 
-    /// Applies a batch that has arrived whole.
-    pub fn apply(&mut self, arrived: &Arrived) -> Result<(), Failure> {
+    /// Applies a batch that has arrived whole. If there are items that what came of them does not
+    /// make, nothing is applied: they must arrive once more, and these are their places.
+    pub fn apply(&mut self, arrived: Arrived) -> Result<Vec<u16>, Failure> {
         let unpacked = self.unpacker.unpack(&arrived.parts);
         let data = unpacked.map_err(|e| Failure::new(Reason::Failed, format!("bad data: {e}")))?;
-        let Arrived { batch, wants, watermark, .. } = arrived;
-        for ((item, data), wanted) in split_data(&batch.items, wants, &data).zip(wants) {
-            // The chunks of a span that differs come later, as items of their own.
-            if *wanted && matches!(item, Item::Span { .. }) {
-                continue;
+        let Some((first, first_data, places)) = self.held.take() else {
+            let misfits = self.patch(&arrived, &data)?;
+            match misfits.is_empty() {
+                true => self.apply_whole(&arrived, &data, &mut std::iter::empty())?,
+                false => self.held = Some((arrived, data, misfits.clone())),
             }
+            return Ok(misfits);
+        };
+        let again = split_data(&arrived.batch.items, &arrived.coming, &data);
+        let mut again = places.into_iter().zip(again.map(|(_, _, data)| data));
+        self.apply_whole(&first, &first_data, &mut again)?;
+        Ok(Vec::new())
+    }
+
+    /// Makes what was narrowed; says where that was not possible.
+    fn patch(&mut self, arrived: &Arrived, data: &[u8]) -> Result<Vec<u16>, Failure> {
+        let mut misfits = Vec::new();
+        let items = split_data(&arrived.batch.items, &arrived.coming, data);
+        for (place, (item, coming, data)) in (0..).zip(items) {
+            let Coming::Grains(grains) = coming else { continue };
+            if !self.target.patch(item, grains, data).map_err(|e| Failure::from_error(&e))? {
+                misfits.push(place);
+            }
+        }
+        Ok(misfits)
+    }
+
+    /// Applies the items of a batch in order; `again` has the data of some, by their places.
+    fn apply_whole(
+        &mut self,
+        arrived: &Arrived,
+        data: &[u8],
+        again: &mut dyn Iterator<Item = (u16, &[u8])>,
+    ) -> Result<(), Failure> {
+        let mut again = again.peekable();
+        let items = split_data(&arrived.batch.items, &arrived.coming, data);
+        for (place, (item, coming, data)) in (0..).zip(items) {
+            let data = match coming {
+                // The chunks of a span that differs come later, as items of their own.
+                Coming::All if matches!(item, Item::Span { .. }) => continue,
+                Coming::All if !data.is_empty() => Some(data),
+                Coming::All | Coming::Nothing => None,
+                Coming::Grains(_) => again.next_if(|next| next.0 == place).map(|next| next.1),
+            };
             self.target.apply(item, data).map_err(|e| Failure::from_error(&e))?;
         }
-        self.target.mark(*watermark).map_err(|e| Failure::from_error(&e))
+        self.target.mark(arrived.watermark).map_err(|e| Failure::from_error(&e))
     }
 
     /// Commits the increment.

@@ -1,14 +1,11 @@
 //! A volume without a map: hashed whole, announced span by span, told in detail only where
 //! the target differs.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, io, mem};
 
 use driftline_extent::{BlockMask, CHUNK_LEN, ChunkId, Item, Root, Volume, chunk_count};
-use driftline_manifest::{ChunkKey, SPAN_CHUNKS, TreeHasher};
+use driftline_manifest::{ChunkKey, Runs, SPAN_CHUNKS, TreeHasher, name_chunks};
 use driftline_wire::{Announced, Payload};
-
-/// Chunks that are read at once.
-const READ_CHUNKS: u64 = 16;
 
 /// The root over all of a volume.
 pub fn root_of(volume: &dyn Volume, key: &ChunkKey) -> io::Result<Root> {
@@ -28,7 +25,6 @@ pub struct Scanner<'a> {
     from: u64,
     /// End of the range known to be data (above the scan), from the volume's own map of holes.
     data: Option<(u64, u64)>,
-    buffer: Vec<u8>,
     bytes_read: u64,
 }
 
@@ -42,7 +38,6 @@ impl<'a> Scanner<'a> {
             open: HashMap::new(),
             from,
             data: None,
-            buffer: vec![0; (READ_CHUNKS * CHUNK_LEN) as usize],
             bytes_read: 0,
         }
     }
@@ -96,28 +91,27 @@ impl<'a> Scanner<'a> {
     }
 
     fn hash(&mut self, first: u64, count: u64) -> io::Result<Vec<ChunkId>> {
-        let mut ids = Vec::with_capacity(count as usize);
-        let (mut next, end) = (first, first + count);
+        let mut ids = vec![ChunkId::ZERO; count as usize];
+        let mut runs: Runs<'_> = Vec::new();
+        let (mut next, end, mut rest) = (first, first + count, ids.as_mut_slice());
         while next < end {
             let hole = self.hole_chunks(next)?.min(end - next);
-            if hole > 0 {
-                ids.resize(ids.len() + hole as usize, ChunkId::ZERO);
-                next += hole;
-            } else {
-                let count = READ_CHUNKS.min(end - next);
-                let offset = next * CHUNK_LEN;
-                let len = (count * CHUNK_LEN).min(self.volume.size() - offset) as usize;
-                self.volume.read_at(offset, &mut self.buffer[..len])?;
-                // The content of the last chunk is padded with zeros.
-                let padded = len.next_multiple_of(CHUNK_LEN as usize);
-                self.buffer[len..padded].fill(0);
-                let chunks = self.buffer[..padded].chunks(CHUNK_LEN as usize);
-                ids.extend(chunks.map(|chunk| self.key.id(chunk)));
-                next += count;
-            }
-            self.bytes_read = (next * CHUNK_LEN).min(self.volume.size());
+            next += hole;
+            let len = self.data_chunks(next).min(end - next);
+            let (run, later) = mem::take(&mut rest)[hole as usize..].split_at_mut(len as usize);
+            runs.extend((len > 0).then_some((next, run)));
+            (next, rest) = (next + len, later);
         }
+        let volume = self.volume;
+        name_chunks(&self.key, volume.size(), runs, |offset, buf| volume.read_at(offset, buf))?;
+        self.bytes_read = (end * CHUNK_LEN).min(volume.size());
         Ok(ids)
+    }
+
+    /// How many chunks from `index` on may hold data, once [`hole_chunks`](Self::hole_chunks)
+    /// found none before.
+    fn data_chunks(&self, index: u64) -> u64 {
+        self.data.map_or(0, |(_, end)| end.div_ceil(CHUNK_LEN)).saturating_sub(index)
     }
 
     /// How many whole chunks from `index` on are a hole.

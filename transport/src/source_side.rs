@@ -11,7 +11,7 @@ use std::{
 use driftline_extent::{Begin, Finish, Item, Offer, Plan, Source, TargetState, Volume};
 use driftline_manifest::ChunkKey;
 use driftline_wire::{
-    Announced, DataPart, Message, Packer, Piece, Sender, SenderOutput, SessionError,
+    Announced, DataPart, Message, Packed, Packer, Piece, Sender, SenderOutput, SessionError,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -56,7 +56,7 @@ pub(crate) enum Delivered {
 pub(crate) enum SourceEvent {
     Planned(Offer),
     Delivered(Delivered),
-    Packed(u32, Vec<DataPart>),
+    Packed(u32, Packed),
     Failed(Failure),
 }
 
@@ -159,7 +159,7 @@ impl Side for SourceSide {
             }
             SourceEvent::Delivered(Delivered::Batch(items)) => self.sender.handle_batch(items),
             SourceEvent::Delivered(Delivered::End(finish)) => self.sender.handle_end(finish),
-            SourceEvent::Packed(seq, parts) => self.sender.handle_packed(seq, parts),
+            SourceEvent::Packed(seq, packed) => self.sender.handle_packed(seq, packed),
             SourceEvent::Failed(failure) => self.fail(failure),
         }
     }
@@ -283,7 +283,7 @@ fn run_packer(
     let volume = volume.as_deref().map(|volume| volume as &dyn Volume);
     while let Ok((key, seq, pieces)) = commands.recv() {
         let event = match deliver::pack(&mut packer, volume, &key, seq, pieces, progress) {
-            Ok(parts) => SourceEvent::Packed(seq, parts),
+            Ok(packed) => SourceEvent::Packed(seq, packed),
             Err(failure) => SourceEvent::Failed(failure),
         };
         if events.send(event).is_err() {

@@ -5,7 +5,7 @@ use std::sync::{
     mpsc::{Receiver as Commands, Sender as CommandSender, channel},
 };
 
-use driftline_extent::{Begin, Committed, Finish, Offer, Plan, Target};
+use driftline_extent::{Begin, Committed, Finish, Lack, Offer, Plan, Target};
 use driftline_wire::{Arrived, Batch, DataPart, Message, Receiver, ReceiverOutput};
 use tokio::{sync::mpsc, task};
 
@@ -24,8 +24,9 @@ enum TargetCommand {
 
 pub(crate) enum TargetEvent {
     Begun(Begin),
-    LookedUp(u32, Vec<bool>),
+    LookedUp(u32, Vec<Lack>),
     Applied(u32),
+    Misfits(u32, Vec<u16>),
     Committed(Committed),
     Failed(Failure),
 }
@@ -96,10 +97,14 @@ fn run_target<T: Target>(
         let done = match command {
             TargetCommand::Begin(offer) => worker.begin(&offer).map(TargetEvent::Begun),
             TargetCommand::LookUp(batch) => {
-                worker.look_up(&batch.items).map(|wants| TargetEvent::LookedUp(batch.seq, wants))
+                worker.look_up(&batch.items).map(|lacks| TargetEvent::LookedUp(batch.seq, lacks))
             }
             TargetCommand::Apply(arrived) => {
-                worker.apply(&arrived).map(|()| TargetEvent::Applied(arrived.batch.seq))
+                let seq = arrived.batch.seq;
+                worker.apply(*arrived).map(|misfits| match misfits.is_empty() {
+                    true => TargetEvent::Applied(seq),
+                    false => TargetEvent::Misfits(seq, misfits),
+                })
             }
             TargetCommand::Commit(finish) => worker.commit(&finish).map(TargetEvent::Committed),
         };
@@ -123,8 +128,9 @@ impl Side for TargetSide {
     fn handle_event(&mut self, event: TargetEvent) {
         match event {
             TargetEvent::Begun(begin) => self.receiver.handle_begun(begin),
-            TargetEvent::LookedUp(seq, wants) => self.receiver.handle_looked_up(seq, wants),
+            TargetEvent::LookedUp(seq, lacks) => self.receiver.handle_looked_up(seq, lacks),
             TargetEvent::Applied(seq) => self.receiver.handle_applied(seq),
+            TargetEvent::Misfits(seq, misfits) => self.receiver.handle_misfits(seq, misfits),
             TargetEvent::Committed(committed) => {
                 self.summary.increments.extend(self.plan.take().map(|plan| (plan, committed)));
                 self.receiver.handle_committed(committed);

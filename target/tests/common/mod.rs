@@ -4,8 +4,8 @@
 use std::{fs, path::PathBuf};
 
 use driftline_extent::{
-    CHUNK_LEN, Change, Finish, Generation, Offer, Plan, PlanKind, Root, Standing, Target, VolumeId,
-    chunk_count,
+    CHUNK_LEN, Change, Finish, Generation, Item, Lack, Offer, Plan, PlanKind, Root, Standing,
+    Target, VolumeId, chunk_count,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope, TreeHasher};
 use driftline_target::{FileDisk, Options, Replica, TargetError, open};
@@ -114,9 +114,26 @@ pub(crate) fn deliver(
 }
 
 pub(crate) fn put(replica: &mut Replica<FileDisk>, chunked: &Chunked) -> Result<u64, TargetError> {
-    let lacks = replica.lacks(&[chunked.item])?[0] && !chunked.data.is_empty();
-    replica.apply(&chunked.item, lacks.then_some(&chunked.data))?;
-    Ok(if lacks { chunked.item.data_len() } else { 0 })
+    let Chunked { item, data } = chunked;
+    let lacks = replica.lacks(&[*item])?.remove(0);
+    match (lacks, *item) {
+        (Lack::Unlike(theirs), Item::Chunk { data: mask, .. }) => {
+            let grains = key(replica).unlike(mask, data, &theirs);
+            let ranges = mask.by_grain().filter(|(grain, _)| grain.is_within(grains));
+            let differs: Vec<u8> = ranges.flat_map(|(_, range)| data[range].to_vec()).collect();
+            assert!(replica.patch(item, grains, &differs)?);
+            replica.apply(item, None)?;
+            Ok(differs.len() as u64)
+        }
+        (Lack::All, _) if !data.is_empty() => {
+            replica.apply(item, Some(data))?;
+            Ok(data.len() as u64)
+        }
+        _ => {
+            replica.apply(item, None)?;
+            Ok(0)
+        }
+    }
 }
 
 pub(crate) fn naive_root(key: &ChunkKey, volume: &[u8]) -> Root {

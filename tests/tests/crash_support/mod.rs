@@ -6,11 +6,11 @@ pub(crate) mod scenarios;
 use std::io;
 
 use driftline_extent::{
-    CHUNK_LEN, Change, Finish, Generation, Item, Offer, Plan, PlanKind, Root, Standing, Target,
-    VolumeId, chunk_count,
+    CHUNK_LEN, Change, ChunkId, Finish, Generation, Item, Lack, Offer, Plan, PlanKind, Root,
+    Standing, Target, VolumeId, chunk_count,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, SPAN_CHUNKS, Scope, TreeHasher};
-use driftline_target::{Disks, Replica};
+use driftline_target::{Disk, Disks, Elsewhere, Replica, Update};
 use driftline_tests::disk::{FakeDisk, Rng, World};
 
 pub(crate) const CHUNK: usize = CHUNK_LEN as usize;
@@ -46,8 +46,37 @@ pub(crate) struct Scenario {
     /// What a keeper kept of the generation before, if that is not what stands there.
     pub(crate) kept_base: Vec<u8>,
     pub(crate) tip_generation: Generation,
+    /// What another replica has, as long as nobody asked for it.
+    pub(crate) other: Vec<u8>,
     /// Whether the plan already says the size and the end says the root.
     pub(crate) informed: bool,
+}
+
+/// Another replica, each chunk of which changes as soon as it was read. So what was found there
+/// must have been kept, or the next session asks the source.
+struct Fickle {
+    disk: FakeDisk,
+    chunks: Vec<ChunkId>,
+}
+
+impl Elsewhere for Fickle {
+    fn find(&mut self, id: &ChunkId) -> Option<Vec<u8>> {
+        let index = self.chunks.iter().position(|chunk| chunk == id)? as u64;
+        let mut bytes = vec![0; CHUNK];
+        self.disk.read_at(index * CHUNK_LEN, &mut bytes).ok()?;
+        let _ = self.disk.write_at(index * CHUNK_LEN, b"something else");
+        let _ = self.disk.sync();
+        Some(bytes)
+    }
+
+    fn forget(&mut self, _: &ChunkId) {}
+
+    fn committed(&mut self, update: Update<'_>) {
+        // It reads the books while the increment is concluded, as the index does.
+        let changed = update.changes.map(|entry| entry.map(drop)).collect::<Result<Vec<_>, _>>();
+        let all = update.all.map(|entry| entry.map(drop)).collect::<Result<Vec<_>, _>>();
+        drop((changed, all));
+    }
 }
 
 pub(crate) type Outcome<T = ()> = Result<T, String>;
@@ -126,6 +155,15 @@ impl Scenario {
         }
         .map_err(text)?;
         replica.checkpoint_every(2 * CHUNK_LEN);
+        if !self.other.is_empty() {
+            let key = ChunkKey::new(&replica.state().chunk_key);
+            let chunks = self.other.chunks(CHUNK).map(|chunk| key.id(chunk));
+            let disk = world.file("other");
+            if disk.len().map_err(text)? == 0 {
+                disk.write_at(0, &self.other).map_err(text)?;
+            }
+            replica.look_in(Box::new(Fickle { disk, chunks: chunks.collect() }));
+        }
         Ok(replica)
     }
 
@@ -153,8 +191,10 @@ impl Scenario {
         (std::iter::from_fn(|| chunker.poll()).collect(), root)
     }
 
-    /// Delivers the increment as far as the world lets it; returns where it went on.
-    fn deliver(&self, replica: &mut Replica<FakeDisk>) -> Outcome<u64> {
+    /// Delivers the increment as far as the world lets it; returns where it went on, and how many
+    /// bytes were sent.
+    fn deliver(&self, replica: &mut Replica<FakeDisk>) -> Outcome<(u64, usize)> {
+        let mut sent = 0;
         let key = ChunkKey::new(&replica.state().chunk_key);
         let offer = Offer { plan: self.plan(), overwrite: self.overwrite };
         let from = replica.begin(&offer).map_err(text)?.from;
@@ -169,8 +209,7 @@ impl Scenario {
             let asked: Vec<Item> = batch.iter().map(|chunked| chunked.item).collect();
             let lacks = replica.lacks(&asked).map_err(text)?;
             for (chunked, lacks) in batch.iter().zip(lacks) {
-                let data = (lacks && chunked.item.data_len() > 0).then_some(&chunked.data[..]);
-                replica.apply(&chunked.item, data).map_err(text)?;
+                sent += self.bring(replica, &key, chunked, &lacks)?;
                 replica.mark(chunked.item.first() + chunked.item.count()).map_err(text)?;
             }
         }
@@ -181,7 +220,35 @@ impl Scenario {
         if committed.root != expected || committed.generation != self.tip_generation {
             return Err(format!("committed {committed:?} instead of root {expected}"));
         }
-        Ok(from)
+        Ok((from, sent))
+    }
+
+    /// Brings what is lacking of one item; returns how many bytes that are.
+    fn bring(
+        &self,
+        replica: &mut Replica<FakeDisk>,
+        key: &ChunkKey,
+        chunked: &Chunked,
+        lacks: &Lack,
+    ) -> Outcome<usize> {
+        let Chunked { item, data } = chunked;
+        let mut count = 0;
+        let sent = match (lacks, item) {
+            (Lack::Unlike(theirs), Item::Chunk { data: mask, .. }) => {
+                let grains = key.unlike(*mask, data, theirs);
+                let ranges = mask.by_grain().filter(|(grain, _)| grain.is_within(grains));
+                let differs: Vec<u8> = ranges.flat_map(|(_, range)| data[range].to_vec()).collect();
+                count = differs.len();
+                match replica.patch(item, grains, &differs).map_err(text)? {
+                    true => None,
+                    false => return Err("two hashes are the same".into()),
+                }
+            }
+            (Lack::All, _) if item.data_len() > 0 => Some(&data[..]),
+            _ => None,
+        };
+        replica.apply(item, sent).map_err(text)?;
+        Ok(count + sent.map_or(0, <[u8]>::len))
     }
 
     /// In a scan, the spans that differ.
@@ -203,7 +270,7 @@ impl Scenario {
             });
             let (index, count) = (i as u64 * SPAN_CHUNKS, tree.chunks());
             let item = Item::Span { index, count, digest: tree.into_span() };
-            if replica.lacks(&[item]).map_err(text)? == [true] {
+            if replica.lacks(&[item]).map_err(text)? == [Lack::All] {
                 lacking.push(i as u64);
             }
         }
@@ -211,6 +278,11 @@ impl Scenario {
     }
 
     pub(crate) fn run(&self, world: &World) -> Outcome<u64> {
+        Ok(self.run_counting(world)?.0)
+    }
+
+    /// As `run`; returns how many bytes were sent as well.
+    pub(crate) fn run_counting(&self, world: &World) -> Outcome<(u64, usize)> {
         self.deliver(&mut self.open(world)?)
     }
 

@@ -33,6 +33,7 @@ pub(crate) fn replica_of(base: &[u8], holds: Generation, ground: Ground) -> Worl
         tip: base.to_vec(),
         tip_generation: holds,
         informed: true,
+        other: Vec::new(),
     };
     scenario.run(&scenario.world).unwrap();
     scenario.world.crash(0);
@@ -69,6 +70,7 @@ pub(crate) fn increment(
         tip,
         tip_generation: generation(2),
         informed: false,
+        other: Vec::new(),
     }
 }
 
@@ -90,6 +92,28 @@ pub(crate) fn growing(ground: Ground) -> Scenario {
         Ground::Kept => "growing on a device with a keeper",
     };
     increment(name, ground, changes, 9 * CHUNK + 700)
+}
+
+/// Most of what changes is found in another replica, which forgets it at once.
+pub(crate) fn found_elsewhere(ground: Ground) -> Scenario {
+    let c = CHUNK as u64;
+    let found = random(15, 4 * CHUNK);
+    let changes = vec![
+        Change::Data { offset: 0, bytes: found[..CHUNK].to_vec() },
+        data(1, 3, 11, 1024),
+        Change::Data { offset: 3 * c, bytes: found[CHUNK..3 * CHUNK].to_vec() },
+        data(6, 0, 10, CHUNK),
+        Change::Data { offset: 8 * c, bytes: found[3 * CHUNK..].to_vec() },
+    ];
+    let scenario = increment("found elsewhere", ground, changes, 9 * CHUNK);
+    Scenario { other: found, ..scenario }
+}
+
+/// A first copy, most of which is found in another replica, which forgets it at once.
+pub(crate) fn first_copy_found(ground: Ground) -> Scenario {
+    let scenario = first_copy(ground, true);
+    let other = scenario.tip[CHUNK..7 * CHUNK].to_vec();
+    Scenario { name: "first copy, found elsewhere", other, ..scenario }
 }
 
 pub(crate) fn shrinking(ground: Ground) -> Scenario {
@@ -136,6 +160,7 @@ pub(crate) fn first_copy(ground: Ground, informed: bool) -> Scenario {
         tip,
         tip_generation: generation(1),
         informed,
+        other: Vec::new(),
     }
 }
 
@@ -159,6 +184,7 @@ pub(crate) fn scan(ground: Ground) -> Scenario {
         tip,
         tip_generation: Generation::Content(Root([2; 32])),
         informed: true,
+        other: Vec::new(),
     }
 }
 
@@ -183,6 +209,7 @@ pub(crate) fn over_foreign() -> Scenario {
         tip,
         tip_generation: generation(2),
         informed: true,
+        other: Vec::new(),
     }
 }
 
@@ -212,6 +239,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         first_copy(Ground::Device(12 * CHUNK_LEN), true),
         scan(Ground::File),
         over_foreign(),
+        found_elsewhere(Ground::File),
+        first_copy_found(Ground::File),
     ]
 }
 
@@ -224,5 +253,7 @@ pub(crate) fn all_kept() -> Vec<Scenario> {
         first_copy(Ground::Kept, true),
         first_copy(Ground::Kept, false),
         scan(Ground::Kept),
+        found_elsewhere(Ground::Kept),
+        first_copy_found(Ground::Kept),
     ]
 }

@@ -104,6 +104,8 @@ pub(crate) enum Command {
     /// DRBD as what records changes.
     #[command(subcommand)]
     Drbd(DrbdCommand),
+    /// Look after the index of chunks over all replicas.
+    Index(Index),
 }
 
 #[derive(Debug, Subcommand)]
@@ -143,6 +145,29 @@ pub(crate) struct InitTracker {
     /// Run the commands.
     #[arg(long)]
     pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Index {
+    #[command(subcommand)]
+    pub(crate) command: IndexCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IndexCommand {
+    /// Make it anew from the books of the replicas, while nothing uses it.
+    ///
+    /// That is never needed for a replica to be right: what the index says is read and hashed
+    /// before it is used. One that is damaged is put aside by itself, and made anew by the next
+    /// start of `driftline serve`.
+    Rebuild(IndexRebuild),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IndexRebuild {
+    /// The configuration of `driftline serve` that names the index and the replicas.
+    #[arg(long, value_name = "FILE", default_value = "/etc/driftline/driftline.toml")]
+    pub(crate) config: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -186,6 +211,17 @@ pub(crate) struct Replicate {
     /// changes, or a file that is no replica. Only what differs moves.
     #[arg(long)]
     pub(crate) full: bool,
+    /// Of a first copy: what it is a clone of, or otherwise like, at the target. What is equal, or
+    /// nearly, at the same place there does not move again. Where TARGET is NAME@HOST:PORT this is
+    /// the name of another volume there that this key may push or pull, else file:PATH or
+    /// zvol:POOL/NAME.
+    #[arg(long, value_name = "VOLUME", conflicts_with = "recursive")]
+    pub(crate) like: Option<String>,
+    /// Of a local target: look for chunks that other replicas have in this file, and list there
+    /// what arrives. It is made if it is missing. For NAME@HOST:PORT the configuration there says
+    /// it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) index: Option<PathBuf>,
     /// Compression on the way: a zstd level, or off [default: 1].
     #[arg(long, value_name = "LEVEL", allow_hyphen_values = true)]
     pub(crate) compress: Option<String>,

@@ -26,6 +26,7 @@ struct Written {
     key: PathBuf,
     #[serde(default = "sessions_max_default")]
     sessions_max: usize,
+    index: Option<PathBuf>,
     #[serde(default)]
     linstor: args::Linstor,
     #[serde(default)]
@@ -75,6 +76,8 @@ pub(crate) struct Config {
     pub(crate) sessions_max: usize,
     /// How LINSTOR is spoken to.
     pub(crate) linstor: args::Linstor,
+    /// Where chunks are looked for that other replicas have.
+    pub(crate) index: Option<PathBuf>,
     peers: Vec<Peer>,
     volumes: BTreeMap<String, Volume>,
 }
@@ -147,8 +150,8 @@ impl Config {
             }
             peers.push(peer);
         }
-        let Written { listen, key, sessions_max, linstor, .. } = written;
-        Ok(Self { listen, key, sessions_max, linstor, peers, volumes })
+        let Written { listen, key, sessions_max, index, linstor, .. } = written;
+        Ok(Self { listen, key, sessions_max, index, linstor, peers, volumes })
     }
 
     /// The keys that may connect at all.
@@ -234,7 +237,8 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
             }
             let (forbid_overwrite, receive) = (!overwrite, receive.unwrap_or_default());
             let root = tree.then(|| place.clone());
-            let terms = TargetTerms { state_dir, forbid_overwrite, receive, root };
+            let index = None;
+            let terms = TargetTerms { state_dir, forbid_overwrite, receive, root, index };
             Ok(Volume::Target { place, terms })
         }
         _ => bail!("it has either a source, to be pulled, or a target, to be pushed to"),
@@ -291,6 +295,7 @@ mod tests {
             ("source = \"file:", "source = \"x@h:1 file:", "golden"),
             ("name = \"golden\"", "name = \"vm1\"", "vm1"),
             ("overwrite = false", "overwrite = 0", "overwrite"),
+            ("index = \"", "index = 7 # \"", "index"),
             ("name = \"golden\"", "name = \"golden\"\noverwrite = true", "golden"),
         ] {
             assert!(good.contains(from), "{from}");

@@ -26,6 +26,8 @@ struct Written {
     peer: Option<String>,
     key: Option<PathBuf>,
     state_dir: Option<PathBuf>,
+    index: Option<PathBuf>,
+    like: Option<String>,
     compress: Option<String>,
     limit_rate: Option<String>,
     #[serde(default)]
@@ -67,12 +69,17 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     if written.version != 1 {
         bail!("version is {}, and this build knows version 1", written.version);
     }
+    if written.recursive && written.like.is_some() {
+        bail!("like is said of one volume, and it is a tree of them");
+    }
     if written.zfs.latest && written.zfs.snapshot.is_some() {
         bail!("snapshot and latest exclude each other");
     }
     let args::Replicate {
         source,
         target,
+        like,
+        index,
         compress,
         limit_rate,
         tree,
@@ -87,6 +94,8 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     *source = Some(written.source);
     *target = Some(written.target);
     let or = |said: &mut Option<String>, written| *said = said.take().or(written);
+    or(like, written.like);
+    *index = index.take().or(written.index);
     or(compress, written.compress);
     or(limit_rate, written.limit_rate);
     or(&mut peer.peer, written.peer);

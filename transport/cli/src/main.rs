@@ -5,6 +5,7 @@ mod args;
 mod config;
 mod drbd;
 mod exit;
+mod index;
 mod inspect;
 mod job;
 mod keyfile;
@@ -77,6 +78,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
             Command::Serve(serve) => serve::run(&serve.config, serve.check).await,
             Command::Map(map) => inspect::map(map, json),
             Command::Verify(verify) => inspect::verify(verify, json),
+            Command::Index(args::Index { command: args::IndexCommand::Rebuild(arguments) }) => {
+                index::rebuild(arguments)
+            }
             Command::Status(status) => inspect::status(status, json).await,
             Command::Drbd(DrbdCommand::InitTracker(tracker)) => drbd::init_tracker(tracker),
             Command::Drbd(DrbdCommand::Guard { minor, limit_ms }) => {

@@ -1,7 +1,7 @@
 //! `driftline push` and `driftline pull`.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,12 +22,12 @@ use tokio::{
 use crate::{
     args,
     exit::code,
-    job, keyfile,
+    index, job, keyfile,
     place::Place,
     progress::{Show, watch},
     report,
     source::{self, AnySource, Terms},
-    target::{AnyTarget, TargetPlace, TargetTerms},
+    target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
     tree,
 };
 
@@ -65,6 +65,7 @@ pub(crate) async fn run(
     let job = Job {
         direction,
         overwrite: arguments.full,
+        like: arguments.like.clone(),
         compression: arguments.compress.as_deref().map_or(Ok(Some(COMPRESSION)), parse_level)?,
         limit: limit.map(SharedLimit::new),
         target: TargetTerms {
@@ -73,7 +74,9 @@ pub(crate) async fn run(
             forbid_overwrite: false,
             receive: arguments.receive.clone(),
             root: None,
+            index: None,
         },
+        index: arguments.index.clone(),
         zfs: arguments.zfs.clone(),
         drbd: arguments.drbd.clone(),
         linstor: arguments.linstor.clone(),
@@ -94,9 +97,13 @@ pub(crate) async fn run(
 pub(crate) struct Job {
     direction: Direction,
     overwrite: bool,
+    /// What a first copy is like, at the target.
+    like: Option<String>,
     compression: Option<i32>,
     limit: Option<SharedLimit>,
     target: TargetTerms,
+    /// Where chunks are looked for that a local target's other replicas have.
+    index: Option<PathBuf>,
     pub(crate) zfs: args::Zfs,
     drbd: args::Drbd,
     linstor: args::Linstor,
@@ -158,6 +165,8 @@ impl Job {
             compression: Some(COMPRESSION),
             limit: None,
             target: TargetTerms::default(),
+            index: None,
+            like: None,
             zfs: args::Zfs::default(),
             drbd: args::Drbd::default(),
             linstor: args::Linstor::default(),
@@ -175,7 +184,7 @@ impl Job {
         progress: Arc<Progress>,
     ) -> anyhow::Result<Summary> {
         let mut connection = self.dial(address, progress).await?;
-        request(&mut connection, Verb::Pull, volume).await?;
+        request(&mut connection, Verb::Pull, volume, None).await?;
         Ok(serve_target(connection, target).await.0?)
     }
 
@@ -192,7 +201,7 @@ impl Job {
             (_, Place::Remote { volume, address }, Direction::Push) => {
                 let job = self.source(source, target)?;
                 let mut connection = self.dial(address, progress).await?;
-                request(&mut connection, Verb::Push, volume).await?;
+                request(&mut connection, Verb::Push, volume, self.like.as_deref()).await?;
                 Ok(serve_source(connection, job).await?)
             }
             (_, Place::Remote { .. }, Direction::Pull) => {
@@ -231,8 +240,20 @@ impl Job {
     }
 
     async fn open(&self, place: TargetPlace) -> anyhow::Result<AnyTarget> {
-        let terms = self.target.clone();
-        Ok(tokio::task::spawn_blocking(move || place.open(&terms)).await??)
+        let mut terms = self.target.clone();
+        let index = self.index.clone();
+        let like = self.like.as_deref().map(|like| like.parse().and_then(|p| TargetPlace::of(&p)));
+        let like = like.transpose().context("--like")?;
+        let open = move || {
+            let open = |path: PathBuf| index::open(&path, &index::replica(&place, &terms));
+            terms.index = index.and_then(open);
+            let mut target = place.open(&terms)?;
+            if let Some(like) = like {
+                target.resemble(&like)?;
+            }
+            Ok::<_, AnyTargetError>(target)
+        };
+        Ok(tokio::task::spawn_blocking(open).await??)
     }
 
     /// Runs both ends in this process, over the same protocol and with the same proofs.
@@ -249,7 +270,7 @@ impl Job {
         let source_side = async {
             let (mut connection, _) = Connection::open(near, source_key, dial, progress).await?;
             self.pace(&mut connection);
-            request(&mut connection, Verb::Push, "local").await?;
+            request(&mut connection, Verb::Push, "local", None).await?;
             serve_source(connection, job).await
         };
         let target_side = async {
@@ -311,7 +332,7 @@ pub(crate) async fn remote_state(
     peer: &args::Peer,
 ) -> anyhow::Result<TargetState> {
     let mut connection = connect(address, peer, Arc::default()).await?;
-    request(&mut connection, Verb::Status, volume).await?;
+    request(&mut connection, Verb::Status, volume, None).await?;
     let state = receive_state(&mut connection).await?;
     connection.close().await?;
     Ok(state)

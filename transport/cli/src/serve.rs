@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Context;
 use driftline_extent::{Reason, TargetState};
+use driftline_target::Index;
 use driftline_transport::{
     Connection, Failure, Listener, Progress, SourceJob, Summary, TransportError, answer, chain,
     receive_request, send_state, serve_source, serve_target,
@@ -26,11 +27,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     args::Drbd,
     config::{Config, Volume},
-    keyfile, linstor,
+    index, keyfile, linstor,
     replicate::COMPRESSION,
     report,
     source::{self, AnySource, Terms},
-    target::AnyTarget,
+    target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
 };
 
 /// How many connections may be in their handshake, or wait for a free session.
@@ -51,6 +52,13 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         println!("{} can be used; public key {}", path.display(), key.public());
         return Ok(());
     }
+    let index = match config.index.clone() {
+        Some(path) => {
+            let replicas = index::replicas(&config);
+            blocking(move || index::open(&path, &replicas)).await?
+        }
+        None => None,
+    };
     // Whoever hears that it listens may stop it at once.
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -66,6 +74,7 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         sessions: Semaphore::new(config.sessions_max),
         waiting: Arc::new(Semaphore::new(WAITING_MAX)),
         writers: Writers::default(),
+        index,
         config,
         key,
     });
@@ -97,6 +106,8 @@ struct Server {
     sessions: Semaphore,
     waiting: Arc<Semaphore>,
     writers: Writers,
+    /// What all replicas have, by chunk.
+    index: Option<Arc<Index>>,
 }
 
 /// One session at a time writes a volume.
@@ -196,13 +207,14 @@ impl Server {
         mut connection: Connection<TcpStream>,
         key: &PublicKey,
     ) -> Result<(&'static str, String, Summary), TransportError> {
-        let (verb, volume) = receive_request(&mut connection).await?;
+        let (verb, volume, like) = receive_request(&mut connection).await?;
         if verb == Verb::Status {
             let (connection, state) = answer(connection, self.status(key, &volume)).await?;
             send_state(connection, state).await?;
             return Ok(("status", volume, Summary::default()));
         }
-        let (connection, granted) = answer(connection, self.grant(key, verb, &volume)).await?;
+        let granted = self.grant(key, verb, &volume, like.as_deref());
+        let (connection, granted) = answer(connection, granted).await?;
         match granted {
             Granted::Target(target, _writer) => {
                 let summary = serve_target(connection, *target).await.0?;
@@ -212,7 +224,13 @@ impl Server {
         }
     }
 
-    async fn grant(&self, key: &PublicKey, verb: Verb, volume: &str) -> Result<Granted, Failure> {
+    async fn grant(
+        &self,
+        key: &PublicKey,
+        verb: Verb,
+        volume: &str,
+        like: Option<&str>,
+    ) -> Result<Granted, Failure> {
         match self.authorise(key, verb, volume)? {
             Volume::Source { place, zfs } => {
                 // One volume may be pulled to several places.
@@ -228,11 +246,31 @@ impl Server {
                 Ok(Granted::Source(Box::new(job.map_err(hidden)?)))
             }
             Volume::Target { place, terms } => {
+                let terms = TargetTerms { index: self.index.clone(), ..terms };
+                let like = like.map(|like| self.like(key, like)).transpose()?;
                 let writer = self.writer(volume).await?;
-                let target = blocking(move || place.open(&terms)).await?;
-                let target = target.map_err(|error| Failure::from_error(&error))?;
+                let open = move || {
+                    let mut target = place.open(&terms)?;
+                    match like.map(|like| target.resemble(&like)) {
+                        None | Some(Ok(())) => {}
+                        // It is about what moves, not about what arrives.
+                        Some(Err(error)) => tracing::warn!("{error}"),
+                    }
+                    Ok(target)
+                };
+                let target = blocking(open).await?;
+                let target = target.map_err(|error: AnyTargetError| Failure::from_error(&error))?;
                 Ok(Granted::Target(Box::new(target), writer))
             }
+        }
+    }
+
+    /// Where the volume is that a peer calls the one it pushes like, if the peer may have that.
+    fn like(&self, key: &PublicKey, volume: &str) -> Result<TargetPlace, Failure> {
+        let granted = |verb| self.authorise(key, verb, volume);
+        match granted(Verb::Push).or_else(|_| granted(Verb::Pull))? {
+            Volume::Target { place, .. } => Ok(place),
+            Volume::Source { place, .. } => TargetPlace::of(&place).map_err(|_| denied(volume)),
         }
     }
 

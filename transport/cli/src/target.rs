@@ -3,13 +3,15 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use driftline_extent::{
-    Begin, Committed, Explained, Finish, Item, Offer, Reason, Target, TargetState,
+    Begin, Committed, Explained, Finish, GrainMask, Item, Lack, Offer, Reason, Target, TargetState,
 };
 use driftline_target::{
-    FileDisk, InPlace, Options, Replica, StreamTarget, StreamTargetError, TargetError,
+    FileDisk, InPlace, Index, Listed, Options, Replica, StreamTarget, StreamTargetError,
+    TargetError,
 };
 use driftline_zfs::{
     DatasetName, device_of,
@@ -24,7 +26,7 @@ use crate::{
 };
 
 /// How the name of a folder ends that has the books of a replica in a file.
-const BOOKS_END: &str = ".driftline";
+pub(crate) const BOOKS_END: &str = ".driftline";
 
 /// Where a target is, on this machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,6 +51,8 @@ pub(crate) struct TargetTerms {
     /// The root of the tree that it is in, if it is in one: what is missing from there down to
     /// it may be made.
     pub(crate) root: Option<TargetPlace>,
+    /// Where chunks are looked for that other replicas have.
+    pub(crate) index: Option<Arc<Index>>,
 }
 
 /// A target of any kind.
@@ -79,6 +83,14 @@ pub(crate) enum AnyTargetError {
         #[source]
         error: std::io::Error,
     },
+    /// What a volume is said to be like cannot be read.
+    #[error("{place}, which the volume is said to be like, cannot be read: {error}")]
+    Unlike {
+        /// Where that is.
+        place: TargetPlace,
+        /// What the operating system said.
+        error: std::io::Error,
+    },
     /// No randomness from the operating system.
     #[error("no randomness from the operating system: {0}")]
     Entropy(String),
@@ -101,7 +113,7 @@ impl Explained for AnyTargetError {
             Self::Stream(error) => error.reason(),
             Self::Zfs(error) => error.reason(),
             Self::NoReplica(_) | Self::NoMember { .. } => Reason::Unsupported,
-            Self::StateDir { .. } | Self::Entropy(_) => Reason::Failed,
+            Self::StateDir { .. } | Self::Unlike { .. } | Self::Entropy(_) => Reason::Failed,
         }
     }
 }
@@ -193,14 +205,25 @@ impl TargetPlace {
         Ok(AnyTarget::Replica(Box::new(self.open_replica(true, terms)?)))
     }
 
+    /// Opens what stands there as it is, only to read it.
+    fn read(&self) -> Result<FileDisk, AnyTargetError> {
+        let path = match self {
+            Self::File(path) => path.clone(),
+            Self::Zvol(name) => device_of(name),
+            Self::Zfs(name) => return Err(AnyTargetError::NoReplica(name.clone())),
+        };
+        let unlike = |error| AnyTargetError::Unlike { place: self.clone(), error };
+        FileDisk::open_read(&path).map_err(unlike)
+    }
+
     /// Opens the replica that it is, or with `create` is to be.
     pub(crate) fn open_replica(
         &self,
         create: bool,
         terms: &TargetTerms,
     ) -> Result<Replica<FileDisk>, AnyTargetError> {
-        let TargetTerms { state_dir, forbid_overwrite, .. } = terms.clone();
-        let options = Options { create, state_dir, forbid_overwrite };
+        let TargetTerms { state_dir, forbid_overwrite, index, .. } = terms.clone();
+        let options = Options { create, state_dir, forbid_overwrite, index };
         match self {
             Self::File(path) => {
                 if create && terms.root.is_some() {
@@ -234,6 +257,20 @@ impl TargetPlace {
         Ok(inspection.map_or_else(TargetState::nothing, |inspection| inspection.state))
     }
 
+    /// The replica here, as an index lists it.
+    pub(crate) fn listed(&self, terms: &TargetTerms) -> Option<Listed> {
+        let (volume, usual) = match self {
+            Self::File(path) => {
+                let path = fs::canonicalize(path).ok()?;
+                let books = driftline_target::state_dir_of(&path);
+                (path, books)
+            }
+            Self::Zvol(name) => (device_of(name), state_dir_of(name)),
+            Self::Zfs(_) => return None,
+        };
+        Some(Listed { volume, state_dir: terms.state_dir.clone().unwrap_or(usual) })
+    }
+
     fn state_dir(&self, options: &Options) -> Option<PathBuf> {
         let usual = match self {
             Self::File(_) | Self::Zfs(_) => None,
@@ -247,6 +284,22 @@ fn make_parents(dir: &Path) -> Result<(), AnyTargetError> {
     let Some(parent) = dir.parent() else { return Ok(()) };
     fs::create_dir_all(parent)
         .map_err(|error| AnyTargetError::StateDir { path: parent.display().to_string(), error })
+}
+
+impl AnyTarget {
+    /// Uses what stands at `like` as if it were an old version of this.
+    pub(crate) fn resemble(&mut self, like: &TargetPlace) -> Result<(), AnyTargetError> {
+        match self {
+            Self::Replica(replica) => replica.resemble(Box::new(like.read()?)),
+            Self::Stream(_) => {
+                // It is about what differs, and only ZFS knows that of its own streams.
+                tracing::warn!(%like, "a data set that receives streams is like nothing");
+            }
+            // What stands there is the old version.
+            Self::InPlace(_) => {}
+        }
+        Ok(())
+    }
 }
 
 impl Target for AnyTarget {
@@ -268,7 +321,7 @@ impl Target for AnyTarget {
         }
     }
 
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, AnyTargetError> {
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, AnyTargetError> {
         match self {
             Self::Replica(replica) => Ok(replica.lacks(items)?),
             Self::Stream(stream) => Ok(stream.lacks(items)?),
@@ -281,6 +334,19 @@ impl Target for AnyTarget {
             Self::Replica(replica) => Ok(replica.apply(item, data)?),
             Self::Stream(stream) => Ok(stream.apply(item, data)?),
             Self::InPlace(place) => Ok(place.apply(item, data)?),
+        }
+    }
+
+    fn patch(
+        &mut self,
+        item: &Item,
+        grains: GrainMask,
+        data: &[u8],
+    ) -> Result<bool, AnyTargetError> {
+        match self {
+            Self::Replica(replica) => Ok(replica.patch(item, grains, data)?),
+            Self::Stream(stream) => Ok(stream.patch(item, grains, data)?),
+            Self::InPlace(place) => Ok(place.patch(item, grains, data)?),
         }
     }
 

@@ -18,6 +18,16 @@ pub const BLOCKS_PER_CHUNK: u32 = (CHUNK_LEN / BLOCK_LEN) as u32;
 
 const _: () = assert!(BLOCKS_PER_CHUNK == u128::BITS);
 
+/// Length of a grain: the unit in which a changed chunk is compared with its old version before
+/// data moves. What file systems and databases write is rarely smaller.
+pub const GRAIN_LEN: u64 = 4096;
+
+/// Grains in a chunk, one bit of a [`GrainMask`] each.
+pub const GRAINS_PER_CHUNK: u32 = (CHUNK_LEN / GRAIN_LEN) as u32;
+
+const BLOCKS_PER_GRAIN: u32 = (GRAIN_LEN / BLOCK_LEN) as u32;
+const _: () = assert!(GRAINS_PER_CHUNK == u16::BITS);
+
 /// Largest volume there is: 1 EiB. Chunk indices and byte offsets below it cannot overflow.
 pub const VOLUME_LEN_MAX: u64 = 1 << 60;
 
@@ -89,6 +99,42 @@ impl BlockMask {
         Self(self.0 & !other.0)
     }
 
+    /// The grains that have any of its blocks.
+    pub const fn grains(self) -> GrainMask {
+        let (mut grains, mut i) = (0, 0);
+        while i < GRAINS_PER_CHUNK {
+            if !self.within(GrainMask(1 << i)).is_empty() {
+                grains |= 1 << i;
+            }
+            i += 1;
+        }
+        GrainMask(grains)
+    }
+
+    /// The blocks of this mask that lie in these grains.
+    pub const fn within(self, grains: GrainMask) -> Self {
+        let (mut blocks, mut i) = (0, 0);
+        while i < GRAINS_PER_CHUNK {
+            if grains.0 >> i & 1 == 1 {
+                blocks |= ((1 << BLOCKS_PER_GRAIN) - 1) << (i * BLOCKS_PER_GRAIN);
+            }
+            i += 1;
+        }
+        Self(self.0 & blocks)
+    }
+
+    /// Each of its grains, ascending, and where the bytes of its blocks stand among those of all
+    /// blocks of the mask.
+    pub fn by_grain(self) -> impl Iterator<Item = (GrainMask, std::ops::Range<usize>)> {
+        let mut at = 0;
+        let grains = (0..GRAINS_PER_CHUNK).map(|i| GrainMask(1 << i));
+        grains.filter_map(move |grain| {
+            let start = at;
+            at += self.within(grain).byte_count() as usize;
+            (at > start).then_some((grain, start..at))
+        })
+    }
+
     /// The runs of neighbouring blocks, as byte ranges within the chunk, ascending.
     pub fn runs(self) -> impl Iterator<Item = std::ops::Range<usize>> {
         let mut rest = self.0;
@@ -109,6 +155,39 @@ impl fmt::Debug for BlockMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#034x}", self.0)
     }
+}
+
+/// A set of grains of one chunk: bit `i` is the grain at byte `i * GRAIN_LEN` of the chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct GrainMask(pub u16);
+
+impl GrainMask {
+    /// How many grains are in the mask.
+    pub const fn count(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// Whether every grain of the mask is in `other`.
+    pub const fn is_within(self, other: Self) -> bool {
+        self.0 & !other.0 == 0
+    }
+
+    /// The grains in either.
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl fmt::Debug for GrainMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018b}", self.0)
+    }
+}
+
+bytes_newtype! {
+    /// A short keyed hash of the bytes in one grain. It says what differs, and never what is
+    /// the same: that is proven by the [`ChunkId`] over all of it.
+    GrainHash, 8
 }
 
 bytes_newtype! {
@@ -213,6 +292,16 @@ impl Item {
             Self::Zero { .. } | Self::Span { .. } => 0,
         }
     }
+
+    /// The grains with data, if a target may tell their hashes instead of asking for all of it.
+    /// There are at least two of them (one differs for certain) and half of what they have room
+    /// for is data, so that the hashes of a batch are as bounded as its data.
+    pub const fn narrowable(&self) -> Option<GrainMask> {
+        let Self::Chunk { data, .. } = self else { return None };
+        let grains = data.grains();
+        let count = grains.count() as u64;
+        if count >= 2 && 2 * data.byte_count() >= count * GRAIN_LEN { Some(grains) } else { None }
+    }
 }
 
 #[cfg(test)]
@@ -226,6 +315,39 @@ mod tests {
         assert_eq!(BlockMask::covering(0, 1), BlockMask(1));
         assert_eq!(BlockMask::covering(511, 513), BlockMask(3));
         assert_eq!(BlockMask::covering(CHUNK_LEN - 1, CHUNK_LEN), BlockMask(1 << 127));
+    }
+
+    #[test]
+    fn grains_are_the_mask_again() {
+        for mask in [0, 1, 0x1ff, u128::MAX, 1 << 127, 0xff00_ff00, u128::MAX - 1] {
+            let mask = BlockMask(mask);
+            let (mut again, mut grains, mut end) = (BlockMask::NONE, GrainMask::default(), 0);
+            for (grain, range) in mask.by_grain() {
+                assert!(grain.count() == 1 && grain.is_within(mask.grains()) && range.start == end);
+                assert_eq!(mask.within(grain).byte_count() as usize, range.len());
+                again = again.union(mask.within(grain));
+                grains = grains.union(grain);
+                end = range.end;
+            }
+            assert_eq!((again, grains, end as u64), (mask, mask.grains(), mask.byte_count()));
+        }
+    }
+
+    #[test]
+    fn what_is_narrowed_pays() {
+        let item = |data| Item::Chunk {
+            index: 0,
+            data: BlockMask(data),
+            zero: BlockMask::NONE,
+            id: ChunkId([1; 32]),
+        };
+        assert_eq!(item(u128::MAX).narrowable(), Some(GrainMask(u16::MAX)));
+        assert_eq!(item(0xffff).narrowable(), Some(GrainMask(3)));
+        assert_eq!(item(0x0ff0).narrowable(), Some(GrainMask(3)));
+        // One grain differs, or all of its item would not.
+        assert_eq!(item(0xff).narrowable(), None);
+        assert_eq!(item(0x0101).narrowable(), None);
+        assert_eq!(Item::Zero { index: 0, count: 9 }.narrowable(), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! * [`Generation`], [`VolumeId`]: which point in time of which volume.
 //! * [`BlockMask`], [`ChunkId`], [`Item`]: the fixed aligned units that are
 //!   named by hash, deduplicated, journalled and verified.
+//! * [`GrainMask`], [`GrainHash`], [`Lack`]: how a changed chunk is narrowed to what differs.
 //! * [`Takes`], [`Point`]: what a target can take in, if not the changes of a volume.
 //! * [`Source`], [`Volume`], [`Target`]: the seams between adapters, protocol and targets.
 //!
@@ -28,14 +29,14 @@ mod set;
 
 pub use change::{Change, ChangeMap, Standing};
 pub use chunk::{
-    BLOCK_LEN, BLOCKS_PER_CHUNK, BlockMask, CHUNK_LEN, ChunkId, Item, PART_LEN_MAX, PART_OWN_MIN,
-    Root, VOLUME_LEN_MAX, chunk_count,
+    BLOCK_LEN, BLOCKS_PER_CHUNK, BlockMask, CHUNK_LEN, ChunkId, GRAIN_LEN, GRAINS_PER_CHUNK,
+    GrainHash, GrainMask, Item, PART_LEN_MAX, PART_OWN_MIN, Root, VOLUME_LEN_MAX, chunk_count,
 };
 pub use extent::Extent;
 pub use generation::{Generation, NoGeneration, VolumeId};
 pub use reason::Reason;
 pub use seam::{
-    Begin, Committed, Explained, Finish, Offer, POINT_NAME_LEN_MAX, POINTS_MAX, Plan, PlanKind,
-    Point, ReplicaId, Resume, Source, TOKEN_LEN_MAX, Takes, Target, TargetState, Volume,
+    Begin, Committed, Explained, Finish, Lack, Offer, POINT_NAME_LEN_MAX, POINTS_MAX, Plan,
+    PlanKind, Point, ReplicaId, Resume, Source, TOKEN_LEN_MAX, Takes, Target, TargetState, Volume,
 };
 pub use set::ExtentSet;

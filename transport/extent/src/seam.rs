@@ -6,7 +6,9 @@
 
 use std::{error::Error, io};
 
-use crate::{Change, Extent, Generation, Item, Reason, Root, Standing, VolumeId};
+use crate::{
+    Change, Extent, Generation, GrainHash, GrainMask, Item, Reason, Root, Standing, VolumeId,
+};
 
 /// An error that can say which [`Reason`] it is a case of.
 pub trait Explained: Error {
@@ -115,8 +117,8 @@ pub trait Source {
     fn bytes_read(&self) -> u64;
 }
 
-/// A volume that can be read at any offset, without a map of its changes.
-pub trait Volume {
+/// A volume that can be read at any offset, without a map of its changes, by many at a time.
+pub trait Volume: Sync {
     /// Size in bytes, always the same: a volume that shrinks meanwhile fails to be read.
     fn size(&self) -> u64;
 
@@ -250,10 +252,22 @@ pub struct Committed {
     pub size: u64,
 }
 
+/// What a target lacks of an item.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Lack {
+    /// Nothing: it has the content, or needs none. It holds the same as a span.
+    Nothing,
+    /// All of its data. It holds something else than a span, whose chunks are to be told.
+    All,
+    /// What differs from something that it has: a hash for each grain of the item's data,
+    /// ascending. Only of an item that is [narrowable](Item::narrowable).
+    Unlike(Vec<GrainHash>),
+}
+
 /// Receives increments: a replica, or later a vault.
 ///
-/// The order of calls is `begin`, then `lacks` and `apply` for each item, then `commit`.
-/// `lacks` may run ahead of `apply`. After an error the target is not used again until it
+/// The order of calls is `begin`, then `lacks` and `apply` or `patch` for each item, then
+/// `commit`. `lacks` may run ahead of the others. After an error the target is not used again until it
 /// was opened anew.
 pub trait Target {
     /// What can go wrong.
@@ -265,13 +279,19 @@ pub trait Target {
     /// Agrees to an increment, or refuses it and changes nothing.
     fn begin(&mut self, offer: &Offer) -> Result<Begin, Self::Error>;
 
-    /// For each item, whether its content must be sent. Checks, before anything is
-    /// overwritten, that what stands there is what was committed.
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<bool>, Self::Error>;
+    /// For each item, what must be sent of it. Checks, before anything is overwritten, that
+    /// what stands there is what was committed.
+    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, Self::Error>;
 
-    /// Takes one item, with its data if [`lacks`](Self::lacks) asked for it. A
-    /// [`Item::Span`] that the target lacks is not applied: its chunks come as items.
+    /// Takes one item, with its data if [`lacks`](Self::lacks) asked for all of it, or if
+    /// [`patch`](Self::patch) does. A [`Item::Span`] that the target lacks is not applied: its
+    /// chunks come as items.
     fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Self::Error>;
+
+    /// Takes one item of which [`lacks`](Self::lacks) told hashes, with the data of the grains
+    /// that differ. `false`: what that makes is not what the item names, as two grains have one
+    /// hash, and nothing was changed; the item is to be applied with all of its data.
+    fn patch(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, Self::Error>;
 
     /// Notes that every chunk below this index has been received, so that a later session
     /// can start there. It need not be durable yet.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use driftline_extent::{ChunkId, Root};
+use driftline_extent::{BlockMask, ChunkId, GrainHash, GrainMask, Root};
 
 use crate::tree::FANOUT;
 
@@ -16,6 +16,7 @@ pub struct ChunkKey {
     node: [u8; 32],
     root: [u8; 32],
     stream: [u8; 32],
+    grain: [u8; 32],
 }
 
 impl ChunkKey {
@@ -26,6 +27,7 @@ impl ChunkKey {
             node: blake3::derive_key("driftline manifest v1 node", secret),
             root: blake3::derive_key("driftline manifest v1 root", secret),
             stream: blake3::derive_key("driftline manifest v1 stream", secret),
+            grain: blake3::derive_key("driftline manifest v1 grain", secret),
         }
     }
 
@@ -35,6 +37,25 @@ impl ChunkKey {
             return ChunkId::ZERO;
         }
         ChunkId(*blake3::keyed_hash(&self.chunk, bytes).as_bytes())
+    }
+
+    /// The hashes of the grains of some blocks, ascending. `bytes` are those of the blocks.
+    pub fn grains(&self, blocks: BlockMask, bytes: &[u8]) -> Vec<GrainHash> {
+        blocks.by_grain().map(|(_, range)| self.grain(&bytes[range])).collect()
+    }
+
+    /// The grains of some blocks whose hash is none of a peer's, which tells as many as there
+    /// are. `bytes` are those of the blocks.
+    pub fn unlike(&self, blocks: BlockMask, bytes: &[u8], theirs: &[GrainHash]) -> GrainMask {
+        debug_assert_eq!(blocks.grains().count(), theirs.len());
+        let ours = blocks.by_grain().zip(theirs);
+        let unlike = ours.filter(|((_, range), hash)| self.grain(&bytes[range.clone()]) != **hash);
+        unlike.fold(GrainMask::default(), |sum, ((grain, _), _)| sum.union(grain))
+    }
+
+    fn grain(&self, bytes: &[u8]) -> GrainHash {
+        let [a, b, c, d, e, f, g, h, ..] = *blake3::keyed_hash(&self.grain, bytes).as_bytes();
+        GrainHash([a, b, c, d, e, f, g, h])
     }
 
     /// The hash of an opaque stream, before its first byte.

@@ -4,12 +4,13 @@
 
 use bytes::{Bytes, BytesMut};
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, Reason,
-    Root, Standing, Takes,
+    Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, Item, Lack, Offer, Plan,
+    PlanKind, Reason, Root, Standing, Takes,
 };
+use driftline_manifest::ChunkKey;
 
 use crate::{
-    Announced, Hello, Link, LinkEvent, Message, Packer, Payload, Peer, Piece, Receiver,
+    Announced, Coming, Hello, Link, LinkEvent, Message, Packed, Packer, Payload, Peer, Receiver,
     ReceiverOutput, SecretKey, Sender, SenderOutput, SessionError, Unpacker,
     frame::{HEADER_LEN, Header},
     message::DataPart,
@@ -168,15 +169,30 @@ fn settle(receiver: &mut Receiver) {
                 receiver.handle_begun(Begin { from });
             }
             ReceiverOutput::LookUp(batch) => {
-                let wants = batch.items.iter().map(|item| item.first() % 3 != 0).collect();
-                receiver.handle_looked_up(batch.seq, wants);
+                let lacks = batch.items.iter().map(|item| match item.narrowable() {
+                    Some(grains) if item.first() % 3 == 1 => {
+                        Lack::Unlike(vec![GrainHash([7; 8]); grains.count()])
+                    }
+                    _ if item.first() % 3 == 0 => Lack::Nothing,
+                    _ => Lack::All,
+                });
+                receiver.handle_looked_up(batch.seq, lacks.collect());
             }
             ReceiverOutput::Apply(arrived) => {
-                let wanted = arrived.batch.items.iter().zip(&arrived.wants);
-                let wanted: u64 = wanted.filter(|(_, w)| **w).map(|(i, _)| i.data_len()).sum();
+                let items = arrived.batch.items.iter().zip(&arrived.coming);
+                let wanted: u64 = items.clone().map(|(item, coming)| coming.data_len(item)).sum();
                 let came: u64 = arrived.parts.iter().map(|part| u64::from(part.raw_len)).sum();
                 assert_eq!(wanted, came);
-                receiver.handle_applied(arrived.batch.seq);
+                // Some grains are said to have lied.
+                let misfits = (0..).zip(items).filter_map(|(place, (item, coming))| {
+                    let narrowed = matches!(coming, Coming::Grains(_));
+                    (narrowed && item.first() % 2 == 0).then_some(place)
+                });
+                let misfits: Vec<u16> = misfits.collect();
+                match misfits.is_empty() {
+                    true => receiver.handle_applied(arrived.batch.seq),
+                    false => receiver.handle_misfits(arrived.batch.seq, misfits),
+                }
             }
             ReceiverOutput::Commit(Finish { tip, size, root }) => {
                 let root = root.unwrap_or(Root([4; 32]));
@@ -208,12 +224,23 @@ impl Source {
                 }
                 SenderOutput::Deliver(_) => self.left = 2,
                 SenderOutput::Pack { seq, pieces } => {
-                    let held = pieces.iter().map(|piece| match piece {
-                        Piece::Held(bytes) => bytes.as_slice(),
-                        Piece::InVolume { .. } => unreachable!("none was announced"),
-                    });
-                    let parts = Packer::new(None).map(|mut p| p.pack(seq, held));
-                    self.sender.handle_packed(seq, parts.unwrap_or_default());
+                    let (mut narrowed, mut data) = (Vec::new(), Vec::new());
+                    for piece in &pieces {
+                        let (Item::Chunk { .. } | Item::Part { .. }, Payload::Held(bytes)) =
+                            (piece.announced.item, &piece.announced.payload)
+                        else {
+                            unreachable!("none was announced")
+                        };
+                        data.push(bytes.as_ref());
+                        if let (Item::Chunk { data, .. }, Some(theirs)) =
+                            (piece.announced.item, &piece.theirs)
+                        {
+                            narrowed.push(ChunkKey::new(&[2; 32]).unlike(data, bytes, theirs));
+                        }
+                    }
+                    let parts = Packer::new(None).map(|mut p| p.pack(seq, data));
+                    let parts = parts.unwrap_or_default();
+                    self.sender.handle_packed(seq, Packed { narrowed, parts });
                 }
                 SenderOutput::Send(_) | SenderOutput::SendData(_) => {}
                 SenderOutput::Compared { span, .. } => assert!(matches!(span, Item::Span { .. })),
@@ -248,7 +275,7 @@ fn parts(batch: u32) -> Vec<Announced> {
     let index = 2 * u64::from(batch);
     let part = |index, len: u32| Announced {
         item: Item::Part { index, len, id: ChunkId([6; 32]) },
-        payload: Payload::Held(vec![2; len as usize]),
+        payload: Payload::Held(vec![2; len as usize].into()),
     };
     vec![part(index, 312), part(index + 1, 4096)]
 }
@@ -258,11 +285,15 @@ fn batch() -> Vec<Announced> {
     vec![
         Announced {
             item: Item::Chunk { index: 0, data, zero, id },
-            payload: Payload::Held(vec![1; 512]),
+            payload: Payload::Held(vec![1; 512].into()),
         },
         Announced {
             item: Item::Span { index: 1, count: 2, digest: id },
-            payload: Payload::Held(Vec::new()),
+            payload: Payload::Held(Bytes::new()),
+        },
+        Announced {
+            item: Item::Chunk { index: 3, data: BlockMask(0xffff), zero: BlockMask::NONE, id },
+            payload: Payload::Held(vec![1; 8192].into()),
         },
     ]
 }

@@ -61,18 +61,20 @@
 //! | number | name | from | content |
 //! |---|---|---|---|
 //! | 3 | keep-alive | both | nothing; after 10 s without other words, and 60 s of silence end a link |
-//! | 16 | request | dialler | verb (1 push, 2 pull, 3 status), the listener's name for the volume |
+//! | 16 | request | dialler | verb (1 push, 2 pull, 3 status), the listener's name for the volume, and, of a push, that of one it is like |
 //! | 17 | accept | listener | nothing |
 //! | 18 | refuse | both | reason code, text; ends the session |
 //! | 19 | state | target | replica id, chunk key, volume, generation, root, size, incomplete, resume, what it takes |
 //! | 20 | offer | source | plan kind, volume, base, tip, size, standing, expected bytes, overwrite |
 //! | 21 | begin | target | first chunk that is needed |
 //! | 22 | batch | source | number, up to 512 items |
-//! | 23 | want | target | number, a bit for each item |
+//! | 23 | want | target | number, for each item what it lacks |
 //! | 24 | applied | target | number |
 //! | 25 | finish | source | tip, size, root, hash over all items |
 //! | 26 | committed | target | generation, root, size |
 //! | 27 | done | both | nothing; ends the session |
+//! | 28 | narrowed | source | number, for each item that was narrowed the grains that follow |
+//! | 29 | again | target | number, places of narrowed items that are wanted whole |
 //!
 //! An item is one change in units of 64 KiB chunks: a chunk with masks of its data and zero
 //! blocks and the keyed BLAKE3 id of the data; a run of zero chunks; or, in a scan, a *span*
@@ -108,7 +110,7 @@
 //!    |------------------------->|
 //!    |             want 0, 1, … |  what it lacks of each
 //!    |<-------------------------|
-//!    | bulk 0, 1, …             |
+//!    | narrowed, bulk 0, 1, …   |
 //!    |------------------------->|
 //!    |          applied 0, 1, … |  the window moves on
 //!    |<-------------------------|
@@ -121,6 +123,22 @@
 //!    |                     done |
 //!    |<-------------------------|
 //! ```
+//!
+//! A *want* has a byte for each item: 0, nothing is lacking; 1, all of its data; 2 to 16, as many
+//! hashes follow. Those are of the target's own old version of the item, 8 bytes for each grain
+//! (4 KiB, aligned) with blocks of the data mask, over these blocks alone, keyed. The source then
+//! says with *narrowed*, before any data of the batch, which grains differ, as 16 bits for each
+//! such item, and sends only their blocks. Only a chunk with two grains of data or more, and on
+//! average half of each of them, is narrowed. The target puts what came into its old version and
+//! compares the result with the announced id. If that is something else, two grains had one hash:
+//! it applies nothing of the batch, or of those behind it, and says *again*, once for a batch,
+//! with the places of these items, and their whole data follows. So a hash that lies costs a
+//! round trip and never a byte.
+//!
+//! The old version is what stands at the item's own place. Where that is nothing, as in a first
+//! copy, it is what stands at the same place of the volume that the *request* names as like it;
+//! content that is equal there is not lacking either. The listener uses it only for a peer that
+//! may push or pull that volume as well.
 //!
 //! For a span, *want* means that the target holds something else; the source then announces
 //! its chunks one by one. So the window bounds memory on both sides: at most 32 MiB of data
@@ -170,6 +188,6 @@ pub use keys::{KeyError, PublicKey, SecretKey};
 pub use link::{Entropy, Link, LinkError, LinkEvent, Peer};
 pub use message::{Batch, Coding, DataPart, Message, Verb};
 pub use pack::{Packer, Unpacker, split_data};
-pub use receiver::{Arrived, Receiver, ReceiverOutput};
-pub use sender::{Announced, Payload, Piece, Sender, SenderOutput};
+pub use receiver::{Arrived, Coming, Receiver, ReceiverOutput};
+pub use sender::{Announced, Packed, Payload, Piece, Sender, SenderOutput};
 pub use session::SessionError;

@@ -1,6 +1,8 @@
 //! Every bound of the protocol, and why it is what it is.
 
-use driftline_extent::{CHUNK_LEN, PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX, TOKEN_LEN_MAX};
+use driftline_extent::{
+    CHUNK_LEN, GRAIN_LEN, PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX, TOKEN_LEN_MAX,
+};
 
 /// Plaintext of a bulk frame. Large enough that sealing runs at full speed, small enough
 /// that control frames never wait long behind one.
@@ -15,6 +17,10 @@ pub const BATCH_ITEMS_MAX: usize = 512;
 
 /// Data bytes that the items of one batch may ask for.
 pub const BATCH_DATA_MAX: u64 = 4 << 20;
+
+/// Hashes of grains that a target may tell of one batch. At least half of what the grains of an
+/// item have room for is data, so no batch leads to more.
+pub const BATCH_HASHES_MAX: usize = (2 * BATCH_DATA_MAX / GRAIN_LEN) as usize;
 
 /// Parts in which the data of one batch may come. A part of one byte costs its receiver a
 /// hundred, so the bytes alone do not bound memory.
@@ -57,6 +63,7 @@ const STATE_LEN_MAX: usize = 512;
 const POINTS_LEN_MAX: usize = POINTS_MAX as usize * (8 + 2 + POINT_NAME_LEN_MAX as usize);
 const _: () = assert!(BATCH_ITEMS_MAX * ITEM_LEN_MAX + 16 < CONTROL_LEN_MAX);
 const _: () = assert!(STATE_LEN_MAX + TOKEN_LEN_MAX as usize + POINTS_LEN_MAX < CONTROL_LEN_MAX);
+const _: () = assert!(BATCH_HASHES_MAX * 8 + BATCH_ITEMS_MAX + 16 < CONTROL_LEN_MAX);
 const _: () = assert!(PART_LEN_MAX <= BATCH_DATA_MAX);
 const _: () = assert!(BATCH_DATA_MAX <= WINDOW_DATA_MAX && BATCH_DATA_MAX >= CHUNK_LEN);
 const _: () = assert!(BATCH_DATA_MAX.div_ceil(BULK_LEN_MAX as u64) <= BATCH_PARTS_MAX as u64);

@@ -2,15 +2,16 @@
 
 use bytes::Bytes;
 use driftline_extent::{
-    Begin, CHUNK_LEN, Committed, Finish, Generation, Item, Offer, Plan, Reason, ReplicaId, Resume,
-    Root, Takes, TargetState, VOLUME_LEN_MAX, VolumeId,
+    Begin, CHUNK_LEN, Committed, Finish, GRAINS_PER_CHUNK, Generation, GrainHash, GrainMask, Item,
+    Lack, Offer, Plan, Reason, ReplicaId, Resume, Root, Takes, TargetState, VOLUME_LEN_MAX,
+    VolumeId,
 };
 
 use crate::{
     codec::{CHUNKS_MAX, Codec, DecodeError, Reader, Write},
     limits::{
-        BATCH_DATA_MAX, BATCH_ITEMS_MAX, BULK_LEN_MAX, CONTROL_LEN_MAX, DETAIL_LEN_MAX,
-        NAME_LEN_MAX,
+        BATCH_DATA_MAX, BATCH_HASHES_MAX, BATCH_ITEMS_MAX, BULK_LEN_MAX, CONTROL_LEN_MAX,
+        DETAIL_LEN_MAX, NAME_LEN_MAX,
     },
 };
 
@@ -55,6 +56,8 @@ pub enum Message {
         verb: Verb,
         /// With which volume, by the listener's name for it.
         volume: String,
+        /// Of a push, a volume of the listener that the first copy is like, by its name there.
+        like: Option<String>,
     },
     /// Listener: it may.
     Accept,
@@ -73,12 +76,27 @@ pub enum Message {
     Begin(Begin),
     /// Source side: some changes.
     Batch(Batch),
-    /// Target side: which items of a batch it wants the data of (for a span: which differ).
+    /// Target side: what it lacks of the items of a batch.
     Want {
         /// The batch.
         seq: u32,
         /// One for each item.
-        wants: Vec<bool>,
+        lacks: Vec<Lack>,
+    },
+    /// Source side: what follows of the items whose grains the target told hashes of.
+    Narrowed {
+        /// The batch.
+        seq: u32,
+        /// One for each such item.
+        grains: Vec<GrainMask>,
+    },
+    /// Target side: narrowed items that do not come out as announced. All of their data is
+    /// wanted now.
+    Again {
+        /// The batch.
+        seq: u32,
+        /// Their places in the batch, ascending.
+        items: Vec<u16>,
     },
     /// Target side: a batch was taken in; its share of the window is free again.
     Applied {
@@ -184,6 +202,8 @@ mod tag {
     pub(super) const FINISH: u8 = 25;
     pub(super) const COMMITTED: u8 = 26;
     pub(super) const DONE: u8 = 27;
+    pub(super) const NARROWED: u8 = 28;
+    pub(super) const AGAIN: u8 = 29;
 }
 
 impl Message {
@@ -192,10 +212,11 @@ impl Message {
         let mut out = Vec::new();
         match self {
             Self::KeepAlive => out.u8(tag::KEEP_ALIVE),
-            Self::Request { verb, volume } => {
+            Self::Request { verb, volume, like } => {
                 out.u8(tag::REQUEST);
                 out.u8(VERBS.iter().find(|row| row.0 == *verb).map_or(0, |row| row.1));
                 out.text(volume, NAME_LEN_MAX);
+                out.option(like.as_ref(), |out, like| out.text(like, NAME_LEN_MAX));
             }
             Self::Accept => out.u8(tag::ACCEPT),
             Self::Refuse { reason, detail } => {
@@ -222,10 +243,22 @@ impl Message {
                 out.u16(batch.items.len() as u16);
                 batch.items.iter().for_each(|item| item.encode(&mut out));
             }
-            Self::Want { seq, wants } => {
+            Self::Want { seq, lacks } => {
                 out.u8(tag::WANT);
                 out.u32(*seq);
-                encode_bits(wants, &mut out);
+                encode_lacks(lacks, &mut out);
+            }
+            Self::Narrowed { seq, grains } => {
+                out.u8(tag::NARROWED);
+                out.u32(*seq);
+                out.u16(grains.len() as u16);
+                grains.iter().for_each(|grains| out.u16(grains.0));
+            }
+            Self::Again { seq, items } => {
+                out.u8(tag::AGAIN);
+                out.u32(*seq);
+                out.u16(items.len() as u16);
+                items.iter().for_each(|item| out.u16(*item));
             }
             Self::Applied { seq } => {
                 out.u8(tag::APPLIED);
@@ -260,6 +293,8 @@ impl Message {
             tag::REQUEST => Self::Request {
                 verb: decode_verb(from)?,
                 volume: from.text(NAME_LEN_MAX.into(), "volume name")?,
+                like: from
+                    .option("likeness", |from| from.text(NAME_LEN_MAX.into(), "volume name"))?,
             },
             tag::ACCEPT => Self::Accept,
             tag::REFUSE => Self::Refuse {
@@ -273,7 +308,15 @@ impl Message {
             }
             tag::BEGIN => Self::Begin(Begin { from: from.bounded(CHUNKS_MAX, "watermark")? }),
             tag::BATCH => Self::Batch(decode_batch(from)?),
-            tag::WANT => Self::Want { seq: from.u32("batch number")?, wants: decode_bits(from)? },
+            tag::WANT => Self::Want { seq: from.u32("batch number")?, lacks: decode_lacks(from)? },
+            tag::NARROWED => {
+                let (seq, count) = (from.u32("batch number")?, decode_count(from)?);
+                let grains = (0..count).map(|_| from.u16("grains").map(GrainMask));
+                Self::Narrowed { seq, grains: grains.collect::<Result<_, _>>()? }
+            }
+            tag::AGAIN => {
+                Self::Again { seq: from.u32("batch number")?, items: decode_places(from)? }
+            }
             tag::APPLIED => Self::Applied { seq: from.u32("batch number")? },
             tag::FINISH => Self::Finish {
                 finish: Finish::decode(from)?,
@@ -299,6 +342,8 @@ impl Message {
             Self::Begin(_) => "begin",
             Self::Batch(_) => "batch",
             Self::Want { .. } => "want",
+            Self::Narrowed { .. } => "narrowed",
+            Self::Again { .. } => "again",
             Self::Applied { .. } => "applied",
             Self::Finish { .. } => "finish",
             Self::Committed(_) => "committed",
@@ -341,19 +386,63 @@ fn decode_count(from: &mut Reader<'_>) -> Result<usize, DecodeError> {
     }
 }
 
-fn encode_bits(bits: &[bool], out: &mut Vec<u8>) {
-    out.u16(bits.len() as u16);
-    for byte in bits.chunks(8) {
-        out.u8(byte.iter().enumerate().fold(0, |sum, (i, bit)| sum | (u8::from(*bit) << i)));
+/// Stands for an item of which nothing is lacking, and for one of which all is. A larger number
+/// is that of the hashes which follow: one alone is never told.
+const LACK_NOTHING: u8 = 0;
+const LACK_ALL: u8 = 1;
+
+fn encode_lacks(lacks: &[Lack], out: &mut Vec<u8>) {
+    out.u16(lacks.len() as u16);
+    for lack in lacks {
+        match lack {
+            Lack::Nothing => out.u8(LACK_NOTHING),
+            Lack::All => out.u8(LACK_ALL),
+            Lack::Unlike(hashes) => {
+                debug_assert!((2..=GRAINS_PER_CHUNK as usize).contains(&hashes.len()));
+                out.u8(hashes.len() as u8);
+                hashes.iter().for_each(|hash| out.put(&hash.0));
+            }
+        }
     }
 }
 
-fn decode_bits(from: &mut Reader<'_>) -> Result<Vec<bool>, DecodeError> {
+fn decode_lacks(from: &mut Reader<'_>) -> Result<Vec<Lack>, DecodeError> {
     let count = decode_count(from)?;
-    let bytes = from.bytes(count.div_ceil(8), "bits")?;
-    let mut bits = bytes.iter().flat_map(|byte| (0..8).map(move |i| byte >> i & 1 == 1));
-    let wants = bits.by_ref().take(count).collect();
-    if bits.any(|bit| bit) { Err(DecodeError::Invalid { what: "unused bits" }) } else { Ok(wants) }
+    let mut hashes_left = BATCH_HASHES_MAX;
+    let mut lacks = Vec::new();
+    for _ in 0..count {
+        lacks.push(match from.u8("want")? {
+            LACK_NOTHING => Lack::Nothing,
+            LACK_ALL => Lack::All,
+            count if u32::from(count) > GRAINS_PER_CHUNK => {
+                let (value, limit) = (count.into(), GRAINS_PER_CHUNK.into());
+                return Err(DecodeError::Limit { what: "hashes of an item", value, limit });
+            }
+            count => {
+                let Some(left) = hashes_left.checked_sub(count.into()) else {
+                    let limit = BATCH_HASHES_MAX as u64;
+                    let value = limit - hashes_left as u64 + u64::from(count);
+                    return Err(DecodeError::Limit { what: "hashes of a batch", value, limit });
+                };
+                hashes_left = left;
+                let hashes = (0..count).map(|_| from.array("hash of a grain").map(GrainHash));
+                Lack::Unlike(hashes.collect::<Result<_, _>>()?)
+            }
+        });
+    }
+    Ok(lacks)
+}
+
+fn decode_places(from: &mut Reader<'_>) -> Result<Vec<u16>, DecodeError> {
+    let count = decode_count(from)?;
+    let places = (0..count).map(|_| from.u16("place in a batch")).collect::<Result<Vec<_>, _>>()?;
+    let ascending = places.is_sorted_by(|a, b| a < b);
+    let within = places.last().is_none_or(|last| usize::from(*last) < BATCH_ITEMS_MAX);
+    if ascending && within {
+        Ok(places)
+    } else {
+        Err(DecodeError::Invalid { what: "places in a batch" })
+    }
 }
 
 impl Codec for TargetState {

@@ -8,6 +8,7 @@ use crate::{
     codec::DecodeError,
     limits::BULK_LEN_MAX,
     message::{Coding, DataPart},
+    receiver::Coming,
 };
 
 /// Compresses wanted data into parts, where samples of them say that it pays.
@@ -139,18 +140,18 @@ impl Unpacker {
     }
 }
 
-/// Each item of a batch with its data, where that was wanted and sent.
+/// Each item of a batch with what came of it, and the data of that.
 pub fn split_data<'a>(
     items: &'a [Item],
-    wants: &'a [bool],
+    coming: &'a [Coming],
     data: &'a [u8],
-) -> impl Iterator<Item = (&'a Item, Option<&'a [u8]>)> {
+) -> impl Iterator<Item = (&'a Item, Coming, &'a [u8])> {
     let mut rest = data;
-    items.iter().zip(wants).map(move |(item, wanted)| {
-        let len = if *wanted { item.data_len() as usize } else { 0 };
+    items.iter().zip(coming).map(move |(item, coming)| {
+        let len = coming.data_len(item) as usize;
         let (now, later) = rest.split_at(len.min(rest.len()));
         rest = later;
-        (item, (len > 0).then_some(now))
+        (item, *coming, now)
     })
 }
 

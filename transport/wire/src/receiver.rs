@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use driftline_extent::{
-    Begin, Committed, Extent, ExtentSet, Finish, Item, Offer, PlanKind, Reason, TargetState,
+    Begin, Committed, Extent, ExtentSet, Finish, GrainMask, Item, Lack, Offer, PlanKind, Reason,
+    TargetState,
 };
 
 use crate::{
@@ -13,14 +14,37 @@ use crate::{
     session::SessionError,
 };
 
-/// A batch that has arrived whole: the items, which of them the target wanted, their data.
+/// What comes of an item.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Coming {
+    /// Nothing: the target has it.
+    Nothing,
+    /// All of its data; of a span, that its chunks are told.
+    All,
+    /// The data of these grains.
+    Grains(GrainMask),
+}
+
+impl Coming {
+    /// How many bytes of data come of `item`.
+    pub const fn data_len(self, item: &Item) -> u64 {
+        match (self, item) {
+            (Self::Grains(grains), Item::Chunk { data, .. }) => data.within(grains).byte_count(),
+            (Self::All, _) => item.data_len(),
+            (Self::Nothing | Self::Grains(_), _) => 0,
+        }
+    }
+}
+
+/// A batch that has arrived whole: the items, what came of them, their data. If the target could
+/// not make an item from what came of it, that item arrives once more, in a batch of such alone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Arrived {
     /// The batch.
     pub batch: Batch,
     /// One for each item.
-    pub wants: Vec<bool>,
-    /// The data of the wanted items.
+    pub coming: Vec<Coming>,
+    /// The data that came, in order.
     pub parts: Vec<DataPart>,
     /// Once this batch is applied, every chunk below this index has been received.
     pub watermark: u64,
@@ -33,9 +57,10 @@ pub enum ReceiverOutput {
     Send(Message),
     /// Begin the increment, and answer with [`Receiver::handle_begun`].
     Begin(Offer),
-    /// Look up which items are lacking, and answer with [`Receiver::handle_looked_up`].
+    /// Look up what is lacking of each item, and answer with [`Receiver::handle_looked_up`].
     LookUp(Batch),
-    /// Apply the batch, and answer with [`Receiver::handle_applied`].
+    /// Apply the batch, and answer with [`Receiver::handle_applied`], or with
+    /// [`Receiver::handle_misfits`].
     Apply(Arrived),
     /// Commit the increment, and answer with [`Receiver::handle_committed`].
     Commit(Finish),
@@ -53,8 +78,8 @@ pub struct Receiver {
     next_part: u64,
     /// Batches that are not complete, in order; only the first may be applied.
     waiting: VecDeque<Waiting>,
-    /// Numbers and data lengths of batches that are being applied.
-    applying: VecDeque<(u32, u64)>,
+    /// Batches that are being applied. One with narrowed items is the last of them.
+    applying: VecDeque<Applying>,
     window_used: u64,
     transcript: blake3::Hasher,
     /// Chunks that have been received. In a scan the answers to spans come out of order.
@@ -87,10 +112,22 @@ impl State {
 #[derive(Debug)]
 struct Waiting {
     batch: Batch,
-    wants: Option<Vec<bool>>,
+    /// What the batch uses of the window.
+    data_len: u64,
+    coming: Option<Vec<Coming>>,
+    /// Items of which the source has still to say which grains come.
+    narrowing: usize,
     parts: Vec<DataPart>,
     /// Data bytes that were wanted and have not arrived.
     missing: u64,
+}
+
+#[derive(Debug)]
+struct Applying {
+    seq: u32,
+    data_len: u64,
+    /// The items, if some of them were narrowed: those may have to come whole.
+    narrowed: Option<Vec<Item>>,
 }
 
 impl Receiver {
@@ -132,6 +169,9 @@ impl Receiver {
                 Ok(())
             }
             (State::Receiving, Message::Batch(batch)) => self.handle_batch(batch),
+            (State::Receiving, Message::Narrowed { seq, grains }) => {
+                self.handle_narrowed(seq, &grains)
+            }
             (State::Receiving, Message::Finish { finish, transcript }) => {
                 self.handle_finish(finish, &transcript)
             }
@@ -163,15 +203,22 @@ impl Receiver {
         // Numbers tell apart the batches of a window; an increment may have more than 2^32.
         self.next_seq = self.next_seq.wrapping_add(1);
         self.check_kinds(&batch.items)?;
-        self.window_used += batch.data_len();
+        let data_len = batch.data_len();
+        self.window_used += data_len;
         if self.window_used > WINDOW_DATA_MAX
             || self.waiting.len() + self.applying.len() >= WINDOW_BATCHES_MAX
         {
             return Err(SessionError::Violation("it announced more than the window holds"));
         }
         record(&mut self.transcript, &batch.items);
-        let waiting = Waiting { batch: batch.clone(), wants: None, parts: Vec::new(), missing: 0 };
-        self.waiting.push_back(waiting);
+        self.waiting.push_back(Waiting {
+            batch: batch.clone(),
+            data_len,
+            coming: None,
+            narrowing: 0,
+            parts: Vec::new(),
+            missing: 0,
+        });
         self.output.push_back(ReceiverOutput::LookUp(batch));
         Ok(())
     }
@@ -196,20 +243,55 @@ impl Receiver {
     }
 
     /// The target has looked up the items of a batch.
-    pub fn handle_looked_up(&mut self, seq: u32, wants: Vec<bool>) {
+    pub fn handle_looked_up(&mut self, seq: u32, lacks: Vec<Lack>) {
         let Some(waiting) = self.waiting.iter_mut().find(|w| w.batch.seq == seq) else { return };
-        let wanted = waiting.batch.items.iter().zip(&wants).filter(|(_, wanted)| **wanted);
-        waiting.missing = wanted.map(|(item, _)| item.data_len()).sum();
-        waiting.wants = Some(wants.clone());
-        self.output.push_back(ReceiverOutput::Send(Message::Want { seq, wants }));
+        let coming: Vec<Coming> = lacks
+            .iter()
+            .map(|lack| match lack {
+                Lack::Nothing => Coming::Nothing,
+                Lack::All => Coming::All,
+                // Until the source says which.
+                Lack::Unlike(_) => Coming::Grains(GrainMask::default()),
+            })
+            .collect();
+        let grains = coming.iter().filter(|coming| matches!(coming, Coming::Grains(_)));
+        waiting.narrowing = grains.count();
+        waiting.missing = missing(&waiting.batch.items, &coming);
+        waiting.coming = Some(coming);
+        self.output.push_back(ReceiverOutput::Send(Message::Want { seq, lacks }));
         self.apply_in_order();
+    }
+
+    fn handle_narrowed(&mut self, seq: u32, grains: &[GrainMask]) -> Result<(), SessionError> {
+        let waiting = self.waiting.iter_mut().find(|w| w.batch.seq == seq);
+        let Some((waiting, mut coming)) = waiting.and_then(|waiting| {
+            let coming = waiting.coming.take_if(|_| waiting.narrowing == grains.len())?;
+            Some((waiting, coming))
+        }) else {
+            return Err(SessionError::Violation("it narrowed other items than it was asked to"));
+        };
+        let items = coming.iter_mut().zip(&waiting.batch.items);
+        let narrowed = items.filter(|(coming, _)| matches!(coming, Coming::Grains(_)));
+        for ((coming, item), grains) in narrowed.zip(grains) {
+            if !item.narrowable().is_some_and(|there| grains.is_within(there)) {
+                return Err(SessionError::Violation("it narrowed an item to what is not in it"));
+            }
+            *coming = Coming::Grains(*grains);
+        }
+        waiting.narrowing = 0;
+        waiting.missing = missing(&waiting.batch.items, &coming);
+        waiting.coming = Some(coming);
+        self.apply_in_order();
+        Ok(())
     }
 
     /// Takes data from the source.
     pub fn handle_data(&mut self, part: DataPart) -> Result<(), SessionError> {
         let waiting = self.waiting.iter_mut().find(|w| w.batch.seq == part.seq);
-        let rest = waiting.as_ref().and_then(|w| w.missing.checked_sub(part.raw_len.into()));
-        let (Some(waiting), Some(rest)) = (waiting, rest) else {
+        let waiting = waiting.filter(|waiting| waiting.narrowing == 0);
+        let Some((waiting, rest)) =
+            waiting.and_then(|w| w.missing.checked_sub(part.raw_len.into()).map(|rest| (w, rest)))
+        else {
             return Err(SessionError::Violation("it sent data that nobody wants"));
         };
         if waiting.parts.len() == BATCH_PARTS_MAX {
@@ -222,25 +304,30 @@ impl Receiver {
     }
 
     fn apply_in_order(&mut self) {
-        while let Some(first) = self.waiting.front_mut()
+        // What cannot be made from grains comes whole, and what follows is not applied before it.
+        while self.applying.back().is_none_or(|applying| applying.narrowed.is_none())
+            && let Some(first) = self.waiting.front_mut()
             && first.missing == 0
-            && let Some(wants) = first.wants.take()
-            && let Some(Waiting { batch, parts, .. }) = self.waiting.pop_front()
+            && first.narrowing == 0
+            && let Some(coming) = first.coming.take()
+            && let Some(Waiting { batch, data_len, parts, .. }) = self.waiting.pop_front()
         {
-            let watermark = self.advance(&batch, &wants);
-            self.applying.push_back((batch.seq, batch.data_len()));
-            let arrived = Arrived { batch, wants, parts, watermark };
+            let watermark = self.advance(&batch, &coming);
+            let narrowed = coming.iter().any(|coming| matches!(coming, Coming::Grains(_)));
+            let narrowed = narrowed.then(|| batch.items.clone());
+            self.applying.push_back(Applying { seq: batch.seq, data_len, narrowed });
+            let arrived = Arrived { batch, coming, parts, watermark };
             self.output.push_back(ReceiverOutput::Apply(arrived));
         }
     }
 
     /// The watermark once `batch` is applied as well.
-    fn advance(&mut self, batch: &Batch, wants: &[bool]) -> u64 {
+    fn advance(&mut self, batch: &Batch, coming: &[Coming]) -> u64 {
         if self.kind == PlanKind::Scan {
             // A span that differs is not received before its chunks are.
-            let settled = batch.items.iter().zip(wants);
+            let settled = batch.items.iter().zip(coming);
             let settled =
-                settled.filter(|(i, wanted)| !(**wanted && matches!(i, Item::Span { .. })));
+                settled.filter(|(i, c)| !(**c == Coming::All && matches!(i, Item::Span { .. })));
             self.received.extend(settled.filter_map(|(i, _)| Extent::new(i.first(), i.count())));
             self.watermark = match self.received.iter().next() {
                 Some(first) if first.offset() == 0 => first.end(),
@@ -254,10 +341,34 @@ impl Receiver {
 
     /// The target has applied a batch.
     pub fn handle_applied(&mut self, seq: u32) {
-        let Some((applied, data_len)) = self.applying.pop_front() else { return };
+        let Some(Applying { seq: applied, data_len, .. }) = self.applying.pop_front() else {
+            return;
+        };
         debug_assert_eq!(applied, seq);
         self.window_used -= data_len;
         self.output.push_back(ReceiverOutput::Send(Message::Applied { seq }));
+        self.apply_in_order();
+    }
+
+    /// The target has applied nothing of a batch: what came of these items, by their places in
+    /// it, is not enough to make them. They arrive once more, whole, and nothing before them.
+    pub fn handle_misfits(&mut self, seq: u32, misfits: Vec<u16>) {
+        let Some(Applying { data_len, narrowed: Some(items), .. }) = self.applying.pop_front()
+        else {
+            return;
+        };
+        let items = misfits.iter().filter_map(|place| items.get(usize::from(*place)).copied());
+        let items: Vec<Item> = items.collect();
+        let coming = vec![Coming::All; items.len()];
+        self.waiting.push_front(Waiting {
+            missing: missing(&items, &coming),
+            batch: Batch { seq, items },
+            data_len,
+            coming: Some(coming),
+            narrowing: 0,
+            parts: Vec::new(),
+        });
+        self.output.push_back(ReceiverOutput::Send(Message::Again { seq, items: misfits }));
     }
 
     fn handle_finish(&mut self, finish: Finish, transcript: &[u8; 32]) -> Result<(), SessionError> {
@@ -284,4 +395,9 @@ impl Receiver {
         self.state = State::Ended;
         self.output.push_back(ReceiverOutput::Send(Message::Refuse { reason, detail }));
     }
+}
+
+/// How many bytes of data come of the items of a batch.
+fn missing(items: &[Item], coming: &[Coming]) -> u64 {
+    items.iter().zip(coming).map(|(item, coming)| coming.data_len(item)).sum()
 }

@@ -1,9 +1,14 @@
 //! The source side of a session, as a machine without I/O.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+};
 
+use bytes::Bytes;
 use driftline_extent::{
-    Begin, ChunkId, Committed, Finish, Item, Offer, PlanKind, Reason, TargetState,
+    Begin, Committed, Finish, GrainHash, GrainMask, Item, Lack, Offer, PlanKind, Reason,
+    TargetState,
 };
 
 use crate::{
@@ -18,7 +23,7 @@ use crate::{
 pub enum Payload {
     /// Here: a stream cannot be asked twice. Empty for items without data. The only place for
     /// that of an [`Item::Part`].
-    Held(Vec<u8>),
+    Held(Bytes),
     /// In the volume: it is read again if the target wants it.
     InVolume,
 }
@@ -34,16 +39,20 @@ pub struct Announced {
 
 /// Data that the target wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Piece {
-    /// The bytes.
-    Held(Vec<u8>),
-    /// The whole chunk at this index, if it still has this name.
-    InVolume {
-        /// Which chunk.
-        index: u64,
-        /// Its announced id.
-        id: ChunkId,
-    },
+pub struct Piece {
+    /// What it is the data of.
+    pub announced: Announced,
+    /// The hashes of the target's grains, if only what differs is wanted.
+    pub theirs: Option<Vec<GrainHash>>,
+}
+
+/// What became of the pieces of a batch.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Packed {
+    /// For each piece of which only some grains were wanted: those that differ.
+    pub narrowed: Vec<GrainMask>,
+    /// The data of all pieces, in order.
+    pub parts: Vec<DataPart>,
 }
 
 /// What the sender wants done.
@@ -121,11 +130,22 @@ impl State {
 #[derive(Debug)]
 struct Outstanding {
     data_len: u64,
-    /// Taken when the target has said what it wants.
-    items: Option<Vec<Announced>>,
-    /// Data bytes that are wanted and not yet sent.
-    unsent: u64,
+    stage: Stage,
 }
+
+/// How far a batch is.
+#[derive(Debug)]
+enum Stage {
+    /// The target is to say what it lacks.
+    Announced(Vec<Announced>),
+    /// What it wants is being packed. These may be wanted again.
+    Packing(Narrowed),
+    /// What it wants was sent.
+    Sent(Narrowed),
+}
+
+/// Items of which only what differs was wanted, with their places in the batch.
+type Narrowed = Vec<(u16, Announced)>;
 
 impl Default for Sender {
     fn default() -> Self {
@@ -177,7 +197,8 @@ impl Sender {
                 self.output.push_back(SenderOutput::Deliver(begin));
                 Ok(())
             }
-            (State::Delivering, Message::Want { seq, wants }) => self.handle_want(seq, &wants),
+            (State::Delivering, Message::Want { seq, lacks }) => self.handle_want(seq, lacks),
+            (State::Delivering, Message::Again { seq, items }) => self.handle_again(seq, &items),
             (State::Delivering, Message::Applied { seq }) => self.handle_applied(seq),
             (State::AwaitCommit, Message::Committed(committed)) => self.handle_commit(committed),
             (State::AwaitDone, Message::Done) => {
@@ -223,7 +244,7 @@ impl Sender {
         let data_len = batch.data_len();
         debug_assert!(data_len <= BATCH_DATA_MAX);
         self.window_used += data_len;
-        let outstanding = Outstanding { data_len, items: Some(items), unsent: 0 };
+        let outstanding = Outstanding { data_len, stage: Stage::Announced(items) };
         self.outstanding.insert(batch.seq, outstanding);
         self.output.push_back(SenderOutput::Send(Message::Batch(batch)));
     }
@@ -236,12 +257,16 @@ impl Sender {
     }
 
     /// Takes the packed data of a batch.
-    pub fn handle_packed(&mut self, seq: u32, parts: Vec<DataPart>) {
+    pub fn handle_packed(&mut self, seq: u32, packed: Packed) {
         let Some(batch) = self.outstanding.get_mut(&seq) else { return };
-        for part in parts {
-            batch.unsent = batch.unsent.saturating_sub(part.raw_len.into());
-            self.output.push_back(SenderOutput::SendData(part));
+        let Stage::Packing(narrowed) = &mut batch.stage else { return };
+        batch.stage = Stage::Sent(mem::take(narrowed));
+        let Packed { narrowed, parts } = packed;
+        if !narrowed.is_empty() {
+            let message = Message::Narrowed { seq, grains: narrowed };
+            self.output.push_back(SenderOutput::Send(message));
         }
+        self.output.extend(parts.into_iter().map(SenderOutput::SendData));
     }
 
     /// Gives up and tells the target why.
@@ -250,43 +275,68 @@ impl Sender {
         self.output.push_back(SenderOutput::Send(Message::Refuse { reason, detail }));
     }
 
-    fn handle_want(&mut self, seq: u32, wants: &[bool]) -> Result<(), SessionError> {
+    fn handle_want(&mut self, seq: u32, lacks: Vec<Lack>) -> Result<(), SessionError> {
         let batch = self.outstanding.get_mut(&seq);
-        let Some((batch, items)) = batch.and_then(|b| b.items.take().map(|items| (b, items)))
-        else {
+        let Some((batch, items)) = batch.and_then(|batch| match &mut batch.stage {
+            Stage::Announced(items) => Some(mem::take(items)).map(|items| (batch, items)),
+            Stage::Packing(_) | Stage::Sent(_) => None,
+        }) else {
             return Err(SessionError::Violation("it wants data of a batch that is not open"));
         };
-        if items.len() != wants.len() {
+        if items.len() != lacks.len() {
             return Err(SessionError::Violation("it wants other items than were announced"));
         }
-        let mut pieces = Vec::new();
-        for (Announced { item, payload }, wanted) in items.into_iter().zip(wants) {
-            match (item, payload) {
-                (Item::Span { .. }, _) => {
-                    self.output.push_back(SenderOutput::Compared { span: item, differs: *wanted });
+        let (mut pieces, mut narrowed) = (Vec::new(), Vec::new());
+        for ((place, announced), lack) in (0..).zip(items).zip(lacks) {
+            let item = announced.item;
+            match lack {
+                _ if matches!(item, Item::Span { .. }) => {
+                    let differs = lack != Lack::Nothing;
+                    self.output.push_back(SenderOutput::Compared { span: item, differs });
                 }
-                (_, _) if !wanted || item.data_len() == 0 => {}
-                (_, Payload::Held(bytes)) => {
-                    batch.unsent += item.data_len();
-                    pieces.push(Piece::Held(bytes));
+                Lack::All if item.data_len() > 0 => pieces.push(Piece { announced, theirs: None }),
+                Lack::Nothing | Lack::All => {}
+                Lack::Unlike(hashes) => {
+                    if item.narrowable().is_none_or(|grains| grains.count() != hashes.len()) {
+                        let violation = "it told hashes of something else than was announced";
+                        return Err(SessionError::Violation(violation));
+                    }
+                    narrowed.push((place, announced.clone()));
+                    pieces.push(Piece { announced, theirs: Some(hashes) });
                 }
-                (Item::Chunk { index, id, .. }, Payload::InVolume) => {
-                    batch.unsent += item.data_len();
-                    pieces.push(Piece::InVolume { index, id });
-                }
-                (Item::Zero { .. } | Item::Part { .. }, Payload::InVolume) => {}
             }
         }
-        if !pieces.is_empty() {
+        let idle = pieces.is_empty();
+        batch.stage = if idle { Stage::Sent(narrowed) } else { Stage::Packing(narrowed) };
+        if !idle {
             self.output.push_back(SenderOutput::Pack { seq, pieces });
         }
         Ok(())
     }
 
+    /// Some hashes were the same, and what they are of is not. That is asked once of a batch.
+    fn handle_again(&mut self, seq: u32, items: &[u16]) -> Result<(), SessionError> {
+        let violation = Err(SessionError::Violation("it wants again what was not narrowed"));
+        let Some(Outstanding { stage, .. }) = self.outstanding.get_mut(&seq) else {
+            return violation;
+        };
+        let Stage::Sent(narrowed) = stage else { return violation };
+        let mut narrowed = mem::take(narrowed);
+        narrowed.retain(|(place, _)| items.contains(place));
+        if narrowed.len() != items.len() {
+            return violation;
+        }
+        let whole = |(_, announced)| Piece { announced, theirs: None };
+        let pieces = narrowed.into_iter().map(whole).collect();
+        *stage = Stage::Packing(Vec::new());
+        self.output.push_back(SenderOutput::Pack { seq, pieces });
+        Ok(())
+    }
+
     fn handle_applied(&mut self, seq: u32) -> Result<(), SessionError> {
         match self.outstanding.remove(&seq) {
-            Some(batch) if batch.items.is_none() && batch.unsent == 0 => {
-                self.window_used -= batch.data_len;
+            Some(Outstanding { data_len, stage: Stage::Sent(_) }) => {
+                self.window_used -= data_len;
                 self.finish_if_idle();
                 Ok(())
             }

@@ -3,12 +3,12 @@
 
 use bytes::Bytes;
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, Offer, Plan, PlanKind, Reason,
-    ReplicaId, Root, Standing, Takes, TargetState,
+    Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item, Lack,
+    Offer, Plan, PlanKind, Reason, ReplicaId, Root, Standing, Takes, TargetState,
 };
 use driftline_wire::{
-    Announced, Arrived, Batch, Coding, DataPart, Message, Packer, Payload, Piece, Receiver,
-    ReceiverOutput, Sender, SenderOutput, SessionError, limits,
+    Announced, Arrived, Batch, Coding, Coming, DataPart, Message, Packed, Packer, Payload, Piece,
+    Receiver, ReceiverOutput, Sender, SenderOutput, SessionError, limits,
 };
 
 const TIP: Generation = Generation::Zfs(2);
@@ -103,7 +103,8 @@ fn receiving(kind: PlanKind, from: u64) -> Receiver {
 /// Announces a batch of which everything, or nothing, is wanted.
 fn announce(receiver: &mut Receiver, seq: u32, items: &[Item], wanted: bool) {
     receiver.handle_message(batch(seq, items.iter().copied())).unwrap();
-    receiver.handle_looked_up(seq, vec![wanted; items.len()]);
+    let lack = if wanted { Lack::All } else { Lack::Nothing };
+    receiver.handle_looked_up(seq, vec![lack; items.len()]);
 }
 
 fn applied(receiver: &mut Receiver) -> Vec<Arrived> {
@@ -120,7 +121,7 @@ fn a_receiver_hears_only_what_is_due() {
     let everything = || {
         let finish = Message::Finish { finish: finish(), transcript: [0; 32] };
         let state = Message::State(Box::new(state()));
-        let want = Message::Want { seq: 0, wants: vec![true] };
+        let want = Message::Want { seq: 0, lacks: vec![Lack::All] };
         let fixed = [Message::KeepAlive, Message::Accept, state, want, finish];
         let rest = [
             Message::Begin(Begin { from: 0 }),
@@ -220,7 +221,7 @@ fn the_batch_window_holds_what_it_says() {
         // Whether looked up or not: both take memory.
         receiver.handle_message(batch(seq, [hole(0)])).unwrap();
         if seq % 2 == 0 {
-            receiver.handle_looked_up(seq, vec![false]);
+            receiver.handle_looked_up(seq, vec![Lack::Nothing]);
         }
     }
     violation(receiver.handle_message(batch(64, [hole(0)])), "more than the window holds");
@@ -275,7 +276,7 @@ fn batches_are_applied_in_order_and_whole() {
     let arrived = applied(&mut receiver);
     let seqs: Vec<_> = arrived.iter().map(|a| (a.batch.seq, a.parts.len(), a.watermark)).collect();
     assert_eq!(seqs, [(0, 2, 2), (1, 1, 3)]);
-    receiver.handle_looked_up(2, vec![false]);
+    receiver.handle_looked_up(2, vec![Lack::Nothing]);
     assert_eq!(applied(&mut receiver).len(), 1);
 }
 
@@ -295,14 +296,108 @@ fn the_watermark_of_a_scan_passes_no_span_that_differs() {
     assert_eq!(watermark(3, whole(3), true), 8);
 }
 
+/// A receiver that has told hashes of the second and the third item of batch 0.
+fn narrowing() -> Receiver {
+    let mut receiver = receiving(PlanKind::Incremental, 0);
+    receiver.handle_message(batch(0, [block(0), whole(1), whole(2), hole(3)])).unwrap();
+    receiver.handle_looked_up(0, vec![Lack::All, unlike(16), unlike(16), Lack::Nothing]);
+    assert_eq!(applied(&mut receiver), []);
+    receiver
+}
+
+fn unlike(count: usize) -> Lack {
+    Lack::Unlike(vec![GrainHash([9; 8]); count])
+}
+
+fn narrowed(seq: u32, grains: &[u16]) -> Message {
+    Message::Narrowed { seq, grains: grains.iter().copied().map(GrainMask).collect() }
+}
+
+#[test]
+fn only_what_was_asked_for_is_narrowed() {
+    let other = "other items than it was asked to";
+    for message in [
+        narrowed(0, &[1]),
+        narrowed(0, &[1, 1, 1]),
+        narrowed(1, &[1, 1]),
+        narrowed(u32::MAX, &[1, 1]),
+    ] {
+        violation(narrowing().handle_message(message), other);
+    }
+    // Not of a batch that was not looked up, and not twice.
+    let mut receiver = receiving(PlanKind::Incremental, 0);
+    receiver.handle_message(batch(0, [whole(1)])).unwrap();
+    violation(receiver.handle_message(narrowed(0, &[1])), other);
+    let mut receiver = narrowing();
+    receiver.handle_message(narrowed(0, &[1, 2])).unwrap();
+    violation(receiver.handle_message(narrowed(0, &[1, 2])), other);
+    // Not to grains that have no data.
+    let (zero, id) = (BlockMask::NONE, ChunkId([5; 32]));
+    let some = Item::Chunk { index: 0, data: BlockMask(0xffff), zero, id };
+    let mut receiver = receiving(PlanKind::Incremental, 0);
+    receiver.handle_message(batch(0, [some])).unwrap();
+    receiver.handle_looked_up(0, vec![unlike(2)]);
+    violation(receiver.handle_message(narrowed(0, &[5])), "what is not in it");
+    // No data of the batch before.
+    violation(narrowing().handle_data(part(0, 512)), "nobody wants");
+}
+
+#[test]
+fn what_was_narrowed_is_awaited_and_no_more() {
+    let mut receiver = narrowing();
+    receiver.handle_message(narrowed(0, &[0x8001, 0])).unwrap();
+    receiver.handle_data(part(0, 512 + 4096)).unwrap();
+    assert_eq!(applied(&mut receiver), []);
+    violation(narrowing_done(&mut receiver, 4097), "nobody wants");
+    let mut receiver = narrowing();
+    receiver.handle_message(narrowed(0, &[0x8001, 0])).unwrap();
+    narrowing_done(&mut receiver, 512 + 2 * 4096).unwrap();
+    let arrived = applied(&mut receiver).remove(0);
+    let grains = |mask| Coming::Grains(GrainMask(mask));
+    assert_eq!(arrived.coming, [Coming::All, grains(0x8001), grains(0), Coming::Nothing]);
+    assert_eq!(arrived.watermark, 4);
+}
+
+fn narrowing_done(receiver: &mut Receiver, len: usize) -> Result<(), SessionError> {
+    receiver.handle_data(part(0, len))
+}
+
+#[test]
+fn what_does_not_fit_comes_whole_before_anything_else_is_applied() {
+    let mut receiver = narrowing();
+    receiver.handle_message(batch(1, [hole(9)])).unwrap();
+    receiver.handle_looked_up(1, vec![Lack::Nothing]);
+    receiver.handle_message(narrowed(0, &[1, 2])).unwrap();
+    receiver.handle_data(part(0, 512 + 2 * 4096)).unwrap();
+    let first = applied(&mut receiver);
+    assert_eq!(first.iter().map(|arrived| arrived.batch.seq).collect::<Vec<_>>(), [0]);
+    receiver.handle_misfits(0, vec![2]);
+    let said = outputs(&mut receiver);
+    assert_eq!(said, [ReceiverOutput::Send(Message::Again { seq: 0, items: vec![2] })]);
+    violation(receiver.handle_message(narrowed(0, &[1])), "other items");
+    receiver.handle_data(part(0, 65536)).unwrap();
+    let second = applied(&mut receiver);
+    assert_eq!(second.len(), 2, "the batch behind it is free as well");
+    assert_eq!(second[0].batch, Batch { seq: 0, items: vec![whole(2)] });
+    assert_eq!((second[0].coming.as_slice(), second[0].watermark), (&[Coming::All][..], 4));
+    receiver.handle_applied(0);
+    receiver.handle_applied(1);
+    let said = outputs(&mut receiver);
+    assert_eq!(said, [0, 1].map(|seq| ReceiverOutput::Send(Message::Applied { seq })));
+    // The window is free again, all of it.
+    for seq in 2..10 {
+        announce(&mut receiver, seq, &(0..64).map(whole).collect::<Vec<_>>(), false);
+    }
+}
+
 /// The transcript of some batches, from a sender that announces them.
 fn transcript(batches: &[Vec<Item>]) -> [u8; 32] {
     let mut sender = delivering();
     for (seq, items) in (0..).zip(batches) {
         let count = items.len();
         sender.handle_batch(items.iter().map(|item| held(*item)).collect());
-        let wants = vec![false; count];
-        sender.handle_message(Message::Want { seq, wants }).unwrap();
+        let lacks = vec![Lack::Nothing; count];
+        sender.handle_message(Message::Want { seq, lacks }).unwrap();
         sender.handle_message(Message::Applied { seq }).unwrap();
     }
     sender.handle_end(finish());
@@ -357,7 +452,7 @@ fn an_increment_ends_when_all_is_applied_and_nothing_is_missing() {
 // ---- The sender ----
 
 fn held(item: Item) -> Announced {
-    Announced { item, payload: Payload::Held(vec![1; item.data_len() as usize]) }
+    Announced { item, payload: Payload::Held(vec![1; item.data_len() as usize].into()) }
 }
 
 /// A sender that has offered an increment.
@@ -387,10 +482,10 @@ fn a_stream_is_wanted_from_its_start_and_only_by_part() {
     assert!(from(0).is_ok());
     let mut sender = delivering_of(PlanKind::Stream);
     sender.handle_batch(vec![held(piece(0)), held(piece(1)), held(piece(2))]);
-    let wants = vec![true, false, true];
-    sender.handle_message(Message::Want { seq: 0, wants }).unwrap();
+    let lacks = vec![Lack::All, Lack::Nothing, Lack::All];
+    sender.handle_message(Message::Want { seq: 0, lacks }).unwrap();
     let outputs: Vec<_> = std::iter::from_fn(|| sender.poll()).collect();
-    let pieces = vec![Piece::Held(vec![1; 4096]); 2];
+    let pieces = [0, 2].map(|index| Piece { announced: held(piece(index)), theirs: None }).to_vec();
     assert_eq!(outputs.last(), Some(&SenderOutput::Pack { seq: 0, pieces }));
     // Not before what was wanted is packed.
     violation(sender.handle_message(Message::Applied { seq: 0 }), "cannot have");
@@ -399,7 +494,7 @@ fn a_stream_is_wanted_from_its_start_and_only_by_part() {
 #[test]
 fn a_sender_hears_only_what_is_due() {
     let everything = || {
-        let want = Message::Want { seq: 0, wants: vec![true] };
+        let want = Message::Want { seq: 0, lacks: vec![Lack::All] };
         let finish = Message::Finish { finish: finish(), transcript: [0; 32] };
         let offer = Message::Offer(offer(PlanKind::Full));
         [Message::KeepAlive, Message::Done, want, finish, offer, Message::Committed(committed())]
@@ -414,7 +509,11 @@ fn a_sender_hears_only_what_is_due() {
 
 #[test]
 fn only_what_was_announced_is_wanted_and_applied() {
-    let want = |seq, wants: &[bool]| Message::Want { seq, wants: wants.to_vec() };
+    let lack = |wanted: &bool| if *wanted { Lack::All } else { Lack::Nothing };
+    let want = |seq, wants: &[bool]| {
+        let lacks = wants.iter().map(lack).collect();
+        Message::Want { seq, lacks }
+    };
     let announced = || {
         let mut sender = delivering();
         sender.handle_batch(vec![held(block(0)), held(hole(1))]);
@@ -451,7 +550,7 @@ fn a_sender_keeps_within_the_window() {
         sender.handle_batch(full());
     }
     assert!(!sender.wants_batch());
-    sender.handle_message(Message::Want { seq: 0, wants: vec![false; 64] }).unwrap();
+    sender.handle_message(Message::Want { seq: 0, lacks: vec![Lack::Nothing; 64] }).unwrap();
     assert!(!sender.wants_batch());
     sender.handle_message(Message::Applied { seq: 0 }).unwrap();
     assert!(sender.wants_batch());
@@ -468,16 +567,77 @@ fn a_sender_keeps_within_the_window() {
 fn pieces_are_packed_in_order_and_counted() {
     let mut sender = delivering();
     let in_volume = Announced { item: whole(2), payload: Payload::InVolume };
-    sender.handle_batch(vec![held(block(0)), held(span(1, 1)), in_volume]);
-    sender.handle_message(Message::Want { seq: 0, wants: vec![true; 3] }).unwrap();
+    sender.handle_batch(vec![held(block(0)), held(span(1, 1)), in_volume.clone()]);
+    sender.handle_message(Message::Want { seq: 0, lacks: vec![Lack::All; 3] }).unwrap();
     let mut outputs: Vec<_> = std::iter::from_fn(|| sender.poll()).skip(1).collect();
-    let id = ChunkId([5; 32]);
-    let pieces = vec![Piece::Held(vec![1; 512]), Piece::InVolume { index: 2, id }];
+    let pieces = [held(block(0)), in_volume].map(|announced| Piece { announced, theirs: None });
+    let pieces = pieces.to_vec();
     assert_eq!(outputs.pop(), Some(SenderOutput::Pack { seq: 0, pieces }));
     assert_eq!(outputs, [SenderOutput::Compared { span: span(1, 1), differs: true }]);
     let mut packer = Packer::new(None).unwrap();
-    sender.handle_packed(0, packer.pack(0, [vec![1; 512].as_slice(), &[2; 65536]]));
+    let parts = packer.pack(0, [vec![1; 512].as_slice(), &[2; 65536]]);
+    sender.handle_packed(0, Packed { narrowed: Vec::new(), parts });
     sender.handle_message(Message::Applied { seq: 0 }).unwrap();
+}
+
+/// A sender that was told hashes of the second of three items, and what it is to pack.
+fn told() -> (Sender, Vec<Piece>) {
+    let mut sender = delivering();
+    sender.handle_batch(vec![held(block(0)), held(whole(1)), held(whole(2))]);
+    let lacks = vec![Lack::Nothing, unlike(16), Lack::All];
+    sender.handle_message(Message::Want { seq: 0, lacks }).unwrap();
+    match std::iter::from_fn(|| sender.poll()).last() {
+        Some(SenderOutput::Pack { seq: 0, pieces }) => (sender, pieces),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn hashes_are_taken_of_what_can_be_narrowed_only() {
+    for (item, count) in [(whole(0), 15), (whole(0), 2), (block(0), 2), (hole(0), 2)] {
+        let mut sender = delivering();
+        sender.handle_batch(vec![held(item)]);
+        let want = Message::Want { seq: 0, lacks: vec![unlike(count)] };
+        violation(sender.handle_message(want), "hashes of something else");
+    }
+}
+
+#[test]
+fn what_was_narrowed_may_be_wanted_whole_once() {
+    let again = |items: &[u16]| Message::Again { seq: 0, items: items.to_vec() };
+    let not = "again what was not narrowed";
+    let (mut sender, pieces) = told();
+    let theirs = Some(vec![GrainHash([9; 8]); 16]);
+    let narrowed = Piece { announced: held(whole(1)), theirs };
+    assert_eq!(pieces, [narrowed, Piece { announced: held(whole(2)), theirs: None }]);
+    // Not before it was sent.
+    violation(sender.handle_message(again(&[1])), not);
+
+    let parts = || Packer::new(None).unwrap().pack(0, [[1; 4096].as_slice()]);
+    let packed = || Packed { narrowed: vec![GrainMask(2)], parts: parts() };
+    let sent = || {
+        let (mut sender, _) = told();
+        sender.handle_packed(0, packed());
+        let said: Vec<_> = std::iter::from_fn(|| sender.poll()).collect();
+        let message = Message::Narrowed { seq: 0, grains: vec![GrainMask(2)] };
+        assert_eq!(said[0], SenderOutput::Send(message), "it comes before the data");
+        sender
+    };
+    for items in [&[0][..], &[2], &[1, 2], &[3]] {
+        violation(sent().handle_message(again(items)), not);
+    }
+    let mut sender = sent();
+    sender.handle_message(again(&[1])).unwrap();
+    let whole_again = vec![Piece { announced: held(whole(1)), theirs: None }];
+    assert_eq!(sender.poll(), Some(SenderOutput::Pack { seq: 0, pieces: whole_again }));
+    violation(sender.handle_message(Message::Applied { seq: 0 }), "cannot have");
+    let mut sender = sent();
+    sender.handle_message(again(&[1])).unwrap();
+    sender.handle_packed(0, Packed { narrowed: Vec::new(), parts: parts() });
+    violation(sender.handle_message(again(&[1])), not);
+    let mut sender = sent();
+    sender.handle_message(Message::Applied { seq: 0 }).unwrap();
+    violation(sender.handle_message(again(&[1])), not);
 }
 
 #[test]

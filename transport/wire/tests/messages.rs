@@ -4,8 +4,8 @@ mod common;
 
 use common::{CHUNKS_MAX, message};
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Committed, Finish, Generation, Item, PART_LEN_MAX,
-    POINT_NAME_LEN_MAX, POINTS_MAX, Point, Reason, ReplicaId, Resume, Root, Standing,
+    Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item, Lack,
+    PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX, Point, Reason, ReplicaId, Resume, Root, Standing,
     TOKEN_LEN_MAX, Takes, TargetState, VOLUME_LEN_MAX,
 };
 use driftline_wire::{Batch, DecodeError, Message, Verb, fuzzing, limits};
@@ -90,7 +90,10 @@ fn patched(message: &Message, at: usize, patch: &[u8]) -> Vec<u8> {
 
 #[test]
 fn names_and_details_have_a_longest() {
-    let request = |len: usize| Message::Request { verb: Verb::Push, volume: "v".repeat(len) };
+    let request = |len: usize| {
+        let volume = "v".repeat(len);
+        Message::Request { verb: Verb::Push, like: Some(volume.clone()), volume }
+    };
     assert_eq!(Message::from_bytes(&request(255).to_bytes()), Ok(request(255)));
     assert_eq!(request(256).to_bytes(), request(255).to_bytes());
     let long = [&[16, 1, 0, 1], [b'v'; 256].as_slice()].concat();
@@ -103,8 +106,8 @@ fn names_and_details_have_a_longest() {
     assert_eq!(Message::from_bytes(&long), limit("detail", 1025, 1024));
 
     // Text is cut between characters, and what is not text is refused.
-    let umlaut = Message::Request { verb: Verb::Pull, volume: "ü".repeat(200) };
-    let cut = Message::Request { verb: Verb::Pull, volume: "ü".repeat(127) };
+    let umlaut = Message::Request { verb: Verb::Pull, volume: "ü".repeat(200), like: None };
+    let cut = Message::Request { verb: Verb::Pull, volume: "ü".repeat(127), like: None };
     assert_eq!(Message::from_bytes(&umlaut.to_bytes()), Ok(cut));
     let invalid = Err(DecodeError::Invalid { what: "volume name" });
     assert_eq!(Message::from_bytes(&[16, 1, 1, 0, 0xff]), invalid);
@@ -122,12 +125,30 @@ fn batches_have_at_least_one_item_and_at_most_512() {
     let none = Err(DecodeError::Invalid { what: "item count" });
     assert_eq!(Message::from_bytes(&zeros(0).to_bytes()), none);
 
-    let want = |count| Message::Want { seq: 3, wants: vec![true; count] };
+    let want = |count| Message::Want { seq: 3, lacks: vec![Lack::All; count] };
     assert_eq!(Message::from_bytes(&want(512).to_bytes()), Ok(want(512)));
     assert_eq!(Message::from_bytes(&want(513).to_bytes()), limit("item count", 513, 512));
     assert_eq!(Message::from_bytes(&want(0).to_bytes()), none);
-    let unused = patched(&want(9), 8, &[0b11]);
-    assert_eq!(Message::from_bytes(&unused), Err(DecodeError::Invalid { what: "unused bits" }));
+    let unlike = |hashes, count| {
+        let lacks = vec![Lack::Unlike(vec![GrainHash([7; 8]); hashes]); count];
+        Message::Want { seq: 3, lacks }
+    };
+    assert_eq!(Message::from_bytes(&unlike(16, 128).to_bytes()), Ok(unlike(16, 128)));
+    let over = limit("hashes of a batch", 2050, 2048);
+    assert_eq!(Message::from_bytes(&unlike(2, 1025).to_bytes()), limit("item count", 1025, 512));
+    assert_eq!(Message::from_bytes(&unlike(5, 410).to_bytes()), over);
+    let many = patched(&want(9), 7, &[17]);
+    assert_eq!(Message::from_bytes(&many), limit("hashes of an item", 17, 16));
+    let narrowed = |count| Message::Narrowed { seq: 3, grains: vec![GrainMask(5); count] };
+    assert_eq!(Message::from_bytes(&narrowed(512).to_bytes()), Ok(narrowed(512)));
+    assert_eq!(Message::from_bytes(&narrowed(513).to_bytes()), limit("item count", 513, 512));
+    assert_eq!(Message::from_bytes(&narrowed(0).to_bytes()), none);
+    let again = |items: &[u16]| Message::Again { seq: 3, items: items.to_vec() };
+    assert_eq!(Message::from_bytes(&again(&[0, 511]).to_bytes()), Ok(again(&[0, 511])));
+    for items in [&[1_u16, 1][..], &[2, 1], &[512]] {
+        let invalid = Err(DecodeError::Invalid { what: "places in a batch" });
+        assert_eq!(Message::from_bytes(&again(items).to_bytes()), invalid);
+    }
 }
 
 #[test]
@@ -320,7 +341,7 @@ fn sizes_and_watermarks_end_at_an_exbibyte() {
 fn flags_and_kinds_that_nobody_knows_are_refused() {
     let refused =
         |bytes: &[u8]| matches!(Message::from_bytes(bytes), Err(DecodeError::Unknown { .. }));
-    for tag in (0..=u8::MAX).filter(|tag| *tag != 3 && !(16..28).contains(tag)) {
+    for tag in (0..=u8::MAX).filter(|tag| *tag != 3 && !(16..30).contains(tag)) {
         assert!(refused(&[tag]), "message kind {tag}");
     }
     for verb in (0..=u8::MAX).filter(|verb| !(1..4).contains(verb)) {

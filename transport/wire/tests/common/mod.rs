@@ -1,12 +1,16 @@
 //! Arbitrary messages: every value that has an encoding, limits included.
 
 use driftline_extent::{
-    Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, Item, Offer, PART_LEN_MAX,
-    Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Standing, Takes, TargetState,
-    VOLUME_LEN_MAX, VolumeId,
+    Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask,
+    Item, Lack, Offer, PART_LEN_MAX, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root,
+    Standing, Takes, TargetState, VOLUME_LEN_MAX, VolumeId,
 };
 use driftline_wire::{Batch, Message, Verb, limits::BATCH_DATA_MAX};
-use proptest::{collection::vec, option, prelude::*};
+use proptest::{
+    collection::{btree_set, vec},
+    option,
+    prelude::*,
+};
 
 /// Chunk indices are below this.
 pub(crate) const CHUNKS_MAX: u64 = VOLUME_LEN_MAX / CHUNK_LEN;
@@ -133,6 +137,11 @@ fn batch() -> impl Strategy<Value = Batch> {
     })
 }
 
+fn lack() -> impl Strategy<Value = Lack> {
+    let hash = any::<[u8; 8]>().prop_map(GrainHash);
+    prop_oneof![Just(Lack::Nothing), Just(Lack::All), vec(hash, 2..=16).prop_map(Lack::Unlike)]
+}
+
 /// Any message that a peer may send.
 pub(crate) fn message() -> impl Strategy<Value = Message> {
     let verb = prop::sample::select(vec![Verb::Push, Verb::Pull, Verb::Status]);
@@ -148,7 +157,11 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
     });
     prop_oneof![
         Just(Message::KeepAlive),
-        (verb, name).prop_map(|(verb, volume)| Message::Request { verb, volume }),
+        (verb, name, option::of(name)).prop_map(|(verb, volume, like)| Message::Request {
+            verb,
+            volume,
+            like
+        }),
         Just(Message::Accept),
         (reason(), detail).prop_map(|(reason, detail)| Message::Refuse { reason, detail }),
         state().prop_map(|state| Message::State(Box::new(state))),
@@ -156,8 +169,11 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(plan, overwrite)| Message::Offer(Offer { plan, overwrite })),
         (0..=CHUNKS_MAX).prop_map(|from| Message::Begin(Begin { from })),
         batch().prop_map(Message::Batch),
-        (any::<u32>(), vec(any::<bool>(), 1..=512))
-            .prop_map(|(seq, wants)| Message::Want { seq, wants }),
+        (any::<u32>(), vec(lack(), 1..=100)).prop_map(|(seq, lacks)| Message::Want { seq, lacks }),
+        (any::<u32>(), vec(any::<u16>().prop_map(GrainMask), 1..=512))
+            .prop_map(|(seq, grains)| Message::Narrowed { seq, grains }),
+        (any::<u32>(), btree_set(0..512_u16, 1..40))
+            .prop_map(|(seq, items)| Message::Again { seq, items: items.into_iter().collect() }),
         any::<u32>().prop_map(|seq| Message::Applied { seq }),
         (finish, any::<[u8; 32]>())
             .prop_map(|(finish, transcript)| Message::Finish { finish, transcript }),

@@ -1,0 +1,573 @@
+//! The index: where, over all replicas of a target that name chunks under one key, a chunk of
+//! some name stands. The only place that knows redb.
+//!
+//! It is a shortcut and no book. What it says is read again and hashed before it is used, and
+//! everything in it can be made anew from the replicas' own lists of ids. So it is written after
+//! a commit and not with it, and whatever is wrong with it is said and never fails a session: a
+//! file that is damaged is put aside, to be made anew.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `meta` | `chunk key` | 32 bytes |
+//! | `replicas` | number | replica id (16 bytes), root at which it was listed (32), path of its volume |
+//! | `chunks` | first 16 bytes of an id | number of a replica, index of a chunk |
+//! | `places` | number of a replica, index of a chunk | first 16 bytes of its id |
+//!
+//! `places` says what `chunks` has to forget when a chunk changes. Of several places with one
+//! content the first stays listed. An increment is one transaction; it is taken in runs of
+//! [`RUN_LEN`] chunks, each sorted, which need 16 MiB of memory besides redb's cache of
+//! [`CACHE_LEN`] bytes.
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    fs, io,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use driftline_extent::{CHUNK_LEN, ChunkId, ReplicaId, Root, Volume, chunk_count};
+use redb::{
+    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
+    WriteTransaction,
+};
+
+use crate::{
+    Elsewhere, FileDisk, Part, Problem, Update,
+    elsewhere::Entry,
+    ids::IdList,
+    state::{Slots, State},
+};
+
+/// The beginning of an id: enough to find what is then hashed.
+type Prefix = [u8; 16];
+/// The number of a replica, and the index of a chunk of it.
+type Place = (u32, u64);
+
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+const REPLICAS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("replicas");
+const CHUNKS: TableDefinition<'_, Prefix, Place> = TableDefinition::new("chunks");
+const PLACES: TableDefinition<'_, Place, Prefix> = TableDefinition::new("places");
+const CHUNK_KEY: &str = "chunk key";
+
+/// Chunks of an increment that are sorted and taken in at a time.
+const RUN_LEN: usize = 1 << 17;
+
+/// Bytes of the file that are kept in memory.
+const CACHE_LEN: usize = 64 << 20;
+
+/// Volumes of other replicas that a session has open.
+const OPEN_MAX: usize = 64;
+
+/// Names that a session found to be wrong and has not yet removed.
+const STALE_MAX: usize = 1 << 16;
+
+/// Why an index cannot be opened or made.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// Another process has it.
+    #[error("the index {} is used by another process; stop that first", path.display())]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be opened, made or renamed.
+    #[error("the index {} cannot be opened: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The database says no.
+    #[error("the index {} cannot be used: {source}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: Box<redb::Error>,
+    },
+    /// The operating system has no random numbers.
+    #[error("no random numbers can be had from the operating system: {0}")]
+    Entropy(String),
+}
+
+/// An open index, shared by all sessions of a process.
+pub struct Index {
+    path: PathBuf,
+    key: [u8; 32],
+    database: Database,
+    /// Something was wrong with it: it is left alone from then on.
+    broken: AtomicBool,
+}
+
+/// A replica that can be listed: its volume, and where its books are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// The file or device.
+    pub volume: PathBuf,
+    /// The directory with its state.
+    pub state_dir: PathBuf,
+}
+
+impl Index {
+    /// Opens the index at `path`. Where there is none, or one that is damaged, which is put
+    /// aside, one is made from `replicas`: those that share the key that most of them have.
+    pub fn open(path: &Path, replicas: &[Listed]) -> Result<Self, IndexError> {
+        match fs::metadata(path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Self::rebuild(path, replicas);
+            }
+            Err(source) => return Err(IndexError::Open { path: path.to_owned(), source }),
+        }
+        match Self::open_existing(path) {
+            Err(IndexError::Database { source, .. }) => {
+                tracing::error!(
+                    path = %path.display(), error = %source,
+                    "the index is damaged: it is put aside and made anew"
+                );
+                put_aside(path)?;
+                Self::rebuild(path, replicas)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Makes the index anew from the books of `replicas`, in place of the one at `path`.
+    pub fn rebuild(path: &Path, replicas: &[Listed]) -> Result<Self, IndexError> {
+        let failed = |source| IndexError::Open { path: path.to_owned(), source };
+        // Nobody may have it open.
+        if path.exists()
+            && let Err(error @ IndexError::Busy { .. }) = Self::open_existing(path)
+        {
+            return Err(error);
+        }
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).map_err(failed)?;
+        }
+        let books: Vec<_> = replicas.iter().filter_map(read_state).collect();
+        let mut keys: HashMap<[u8; 32], usize> = HashMap::new();
+        books.iter().for_each(|(_, state)| *keys.entry(state.chunk_key).or_default() += 1);
+        let most = keys.into_iter().max_by_key(|(key, count)| (*count, *key));
+        let key = match most {
+            Some((key, _)) => key,
+            None => random_key()?,
+        };
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(".new");
+        let fresh = PathBuf::from(fresh);
+        match fs::remove_file(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
+        let index = Self::create(&fresh, key)?;
+        let mut listed = 0;
+        for (replica, state) in books.iter().filter(|(_, state)| state.chunk_key == key) {
+            listed += usize::from(index.list(replica, state));
+        }
+        tracing::info!(
+            path = %path.display(), replicas = listed, others = books.len() - listed,
+            "the index was made from what the replicas hold"
+        );
+        fs::rename(&fresh, path).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), ..index })
+    }
+
+    fn create(path: &Path, key: [u8; 32]) -> Result<Self, IndexError> {
+        let database = builder().create(path);
+        let database = database.map_err(|error| named(path, error.into()))?;
+        let filled = (|| {
+            let transaction = database.begin_write()?;
+            transaction.open_table(META)?.insert(CHUNK_KEY, key.as_slice())?;
+            transaction.open_table(REPLICAS)?;
+            transaction.open_table(CHUNKS)?;
+            transaction.open_table(PLACES)?;
+            Ok(transaction.commit()?)
+        })();
+        filled.map_err(|error| named(path, error))?;
+        Ok(Self { path: path.to_owned(), key, database, broken: AtomicBool::new(false) })
+    }
+
+    fn open_existing(path: &Path) -> Result<Self, IndexError> {
+        // What the database finds in a damaged file may be more than it is prepared for.
+        let opened = caught(|| {
+            let database = builder().open(path)?;
+            let transaction = database.begin_read()?;
+            let meta = transaction.open_table(META)?;
+            let key = meta.get(CHUNK_KEY)?.and_then(|key| key.value().try_into().ok());
+            drop((meta, transaction));
+            Ok((database, key))
+        });
+        match opened.map_err(|error| named(path, error))? {
+            (database, Some(key)) => {
+                Ok(Self { path: path.to_owned(), key, database, broken: AtomicBool::new(false) })
+            }
+            (_, None) => Err(named(path, redb::Error::Corrupted("it has no chunk key".into()))),
+        }
+    }
+
+    /// The key under which the chunks in it are named: replicas that are made take it.
+    pub const fn chunk_key(&self) -> &[u8; 32] {
+        &self.key
+    }
+
+    /// How many replicas and different chunks are in it; `None` if it cannot be read.
+    pub fn counts(&self) -> Option<(u64, u64)> {
+        self.with(|database| {
+            let transaction = database.begin_read()?;
+            let replicas = transaction.open_table(REPLICAS)?.len()?;
+            Ok((replicas, transaction.open_table(CHUNKS)?.len()?))
+        })
+    }
+
+    /// Does something with the database. If that fails the file is put aside, loudly.
+    fn with<T>(&self, what: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Option<T> {
+        if self.broken.load(Relaxed) {
+            return None;
+        }
+        match caught(|| what(&self.database)) {
+            Ok(done) => Some(done),
+            Err(error) => {
+                self.broken.store(true, Relaxed);
+                tracing::error!(
+                    path = %self.path.display(), %error,
+                    "the index failed and is put aside: nothing is looked for in it any more; it \
+                     is made anew with the next start, or by driftline index rebuild"
+                );
+                if let Err(error) = put_aside(&self.path) {
+                    tracing::error!(%error, "the index cannot be put aside: remove it");
+                }
+                None
+            }
+        }
+    }
+
+    fn find(&self, id: &ChunkId) -> Option<(u32, PathBuf, u64)> {
+        self.with(|database| {
+            let transaction = database.begin_read()?;
+            let place = transaction.open_table(CHUNKS)?.get(prefix(id))?.map(|at| at.value());
+            let Some((number, chunk)) = place else { return Ok(None) };
+            let replica = transaction.open_table(REPLICAS)?.get(number)?;
+            let path = replica.and_then(|replica| Some(Replica::decode(replica.value())?.path));
+            Ok(path.map(|path| (number, path, chunk)))
+        })?
+    }
+
+    /// Whether a replica is listed at this root, under this path.
+    fn has(&self, replica: &ReplicaId, root: Root, path: &Path) -> bool {
+        let known = self.with(|database| {
+            let transaction = database.begin_read()?;
+            find_replica(&transaction.open_table(REPLICAS)?, replica)
+        });
+        let known = known.flatten();
+        known.is_some_and(|(_, known)| known.root == root && known.path == path)
+    }
+
+    /// Takes note of what a replica at `path` holds now, and forgets what was wrong.
+    fn update(&self, path: &Path, update: Update<'_>, stale: &mut Vec<Prefix>) {
+        let stale = std::mem::take(stale);
+        let done = self.with(|database| {
+            let transaction = database.begin_write()?;
+            let updated = self.update_in(&transaction, path, update, &stale)?;
+            match updated {
+                Ok(()) => transaction.commit()?,
+                Err(_) => transaction.abort()?,
+            }
+            Ok(updated)
+        });
+        if let Some(Err(problem)) = done {
+            tracing::warn!(%problem, "what was committed is not in the index");
+        }
+    }
+
+    fn update_in(
+        &self,
+        transaction: &WriteTransaction,
+        path: &Path,
+        update: Update<'_>,
+        stale: &[Prefix],
+    ) -> Result<Result<(), Problem>, redb::Error> {
+        let mut replicas = transaction.open_table(REPLICAS)?;
+        let mut tables = Tables {
+            chunks: transaction.open_table(CHUNKS)?,
+            places: transaction.open_table(PLACES)?,
+            number: 0,
+        };
+        for prefix in stale {
+            tables.chunks.remove(prefix)?;
+        }
+        let Update { replica, base, tip, chunks, changes, all } = update;
+        let known = find_replica(&replicas, &replica)?;
+        let last = replicas.last()?.map_or(0, |(number, _)| number.value());
+        tables.number = known.as_ref().map_or(last + 1, |(number, _)| *number);
+        let follows =
+            known.is_some_and(|(_, known)| Some(known.root) == base && known.path == path);
+        let taken = if follows {
+            tables.forget_from(chunks)?;
+            tables.take(changes)?
+        } else {
+            tables.forget_from(0)?;
+            tables.take(all)?
+        };
+        let listed = Replica { id: replica, root: tip, path: path.to_owned() };
+        replicas.insert(tables.number, listed.encode().as_slice())?;
+        Ok(taken)
+    }
+
+    /// Lists a replica by its books; `false` if they are not what its state says.
+    fn list(&self, replica: &Listed, state: &State) -> bool {
+        let Some(tip) = state.root() else { return false };
+        let listed = FileDisk::open_read(&replica.state_dir.join("ids"));
+        let Ok(ids) = listed.map(|disk| IdList::new(Part::Ids, disk)) else { return false };
+        let chunks = chunk_count(state.size);
+        let mut all = ids.entries(0..chunks);
+        let (replica_id, base) = (state.replica, None);
+        let changes = &mut std::iter::empty();
+        let update = Update { replica: replica_id, base, tip, chunks, changes, all: &mut all };
+        self.update(&replica.volume, update, &mut Vec::new());
+        self.has(&state.replica, tip, &replica.volume)
+    }
+}
+
+impl PartialEq for Index {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+}
+
+impl Eq for Index {}
+
+impl std::fmt::Debug for Index {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Index").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// The tables that a transaction writes, for one replica.
+struct Tables<'a> {
+    chunks: Table<'a, Prefix, Place>,
+    places: Table<'a, Place, Prefix>,
+    number: u32,
+}
+
+impl Tables<'_> {
+    /// Forgets the chunks of the replica from this one on.
+    fn forget_from(&mut self, first: u64) -> Result<(), redb::Error> {
+        let (chunks, number) = (&mut self.chunks, self.number);
+        let range = (number, first)..=(number, u64::MAX);
+        for entry in self.places.extract_from_if(range, |_, _| true)? {
+            let (place, prefix) = entry?;
+            remove_at(chunks, prefix.value(), place.value())?;
+        }
+        Ok(())
+    }
+
+    /// Takes chunks in, run by run.
+    fn take(
+        &mut self,
+        entries: &mut dyn Iterator<Item = Entry>,
+    ) -> Result<Result<(), Problem>, redb::Error> {
+        loop {
+            let mut run = Vec::new();
+            for entry in (&mut *entries).take(RUN_LEN) {
+                match entry {
+                    Ok(entry) => run.push(entry),
+                    Err(problem) => return Ok(Err(problem)),
+                }
+            }
+            if run.is_empty() {
+                return Ok(Ok(()));
+            }
+            self.take_run(&run)?;
+        }
+    }
+
+    /// Takes in a run that ascends by place: what it replaces and what it adds go to `chunks`
+    /// in the order of names.
+    fn take_run(&mut self, run: &[(u64, ChunkId)]) -> Result<(), redb::Error> {
+        let (mut gone, mut new): (Vec<(Prefix, Place)>, Vec<(Prefix, Place)>) = Default::default();
+        for (chunk, id) in run {
+            let place = (self.number, *chunk);
+            let before = if id.is_zero() {
+                self.places.remove(place)?.map(|before| before.value())
+            } else {
+                new.push((prefix(id), place));
+                self.places.insert(place, prefix(id))?.map(|before| before.value())
+            };
+            gone.extend(before.map(|before| (before, place)));
+        }
+        gone.sort_unstable();
+        new.sort_unstable();
+        for (prefix, place) in gone {
+            remove_at(&mut self.chunks, prefix, place)?;
+        }
+        for (prefix, place) in new {
+            if self.chunks.get(prefix)?.is_none() {
+                self.chunks.insert(prefix, place)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Forgets a name, if it is this place that it leads to.
+fn remove_at(
+    chunks: &mut Table<'_, Prefix, Place>,
+    prefix: Prefix,
+    place: Place,
+) -> Result<(), redb::Error> {
+    let found = chunks.get(prefix)?.map(|found| found.value());
+    if found == Some(place) {
+        chunks.remove(prefix)?;
+    }
+    Ok(())
+}
+
+/// What `replicas` says of one.
+struct Replica {
+    id: ReplicaId,
+    root: Root,
+    path: PathBuf,
+}
+
+impl Replica {
+    fn encode(&self) -> Vec<u8> {
+        [&self.id.0, &self.root.0[..], self.path.as_os_str().as_bytes()].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (id, rest) = bytes.split_first_chunk()?;
+        let (root, path) = rest.split_first_chunk()?;
+        let path = OsString::from_vec(path.to_vec()).into();
+        Some(Self { id: ReplicaId(*id), root: Root(*root), path })
+    }
+}
+
+fn find_replica(
+    replicas: &impl ReadableTable<u32, &'static [u8]>,
+    id: &ReplicaId,
+) -> Result<Option<(u32, Replica)>, redb::Error> {
+    for entry in replicas.iter()? {
+        let (number, replica) = entry?;
+        if let Some(replica) = Replica::decode(replica.value()).filter(|known| known.id == *id) {
+            return Ok(Some((number.value(), replica)));
+        }
+    }
+    Ok(None)
+}
+
+fn prefix(id: &ChunkId) -> Prefix {
+    *id.0.first_chunk().unwrap_or(&[0; 16])
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_LEN);
+    builder
+}
+
+fn named(path: &Path, error: redb::Error) -> IndexError {
+    let path = path.to_owned();
+    match error {
+        redb::Error::DatabaseAlreadyOpen => IndexError::Busy { path },
+        // What it cannot read as its own is told as an error of the system.
+        redb::Error::Io(source)
+            if !matches!(
+                source.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            IndexError::Open { path, source }
+        }
+        source => IndexError::Database { path, source: Box::new(source) },
+    }
+}
+
+/// A panic over a damaged file is an error like others: it must not end a session.
+fn caught<T>(what: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+    let done = catch_unwind(AssertUnwindSafe(what));
+    done.unwrap_or_else(|_| Err(redb::Error::Corrupted("it makes no sense".into())))
+}
+
+fn put_aside(path: &Path) -> Result<(), IndexError> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    fs::rename(path, aside).map_err(|source| IndexError::Open { path: path.to_owned(), source })
+}
+
+fn random_key() -> Result<[u8; 32], IndexError> {
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(|error| IndexError::Entropy(error.to_string()))?;
+    Ok(key)
+}
+
+/// The state of a replica that holds a generation.
+fn read_state(replica: &Listed) -> Option<(&Listed, State)> {
+    let disk = FileDisk::open_read(&replica.state_dir.join("state")).ok()?;
+    let state = Slots::peek(disk).ok().flatten()?;
+    state.root().is_some().then_some((replica, state))
+}
+
+/// The index as one replica uses it.
+#[derive(Debug)]
+pub(crate) struct Shelf {
+    index: Arc<Index>,
+    /// Where the replica's own volume is.
+    path: PathBuf,
+    open: HashMap<u32, FileDisk>,
+    stale: Vec<Prefix>,
+}
+
+impl Shelf {
+    pub(crate) fn new(index: Arc<Index>, path: PathBuf) -> Self {
+        Self { index, path, open: HashMap::new(), stale: Vec::new() }
+    }
+
+    /// Whether what the replica holds is in the index.
+    pub(crate) fn has(&self, replica: &ReplicaId, root: Root) -> bool {
+        self.index.has(replica, root, &self.path)
+    }
+
+    fn read(&mut self, number: u32, path: &Path, chunk: u64) -> Option<Vec<u8>> {
+        if !self.open.contains_key(&number) {
+            if self.open.len() == OPEN_MAX {
+                self.open.clear();
+            }
+            self.open.insert(number, FileDisk::open_read(path).ok()?);
+        }
+        let volume = self.open.get(&number)?;
+        let offset = chunk.checked_mul(CHUNK_LEN)?;
+        let len = volume.size().checked_sub(offset)?.min(CHUNK_LEN) as usize;
+        let mut bytes = vec![0; CHUNK_LEN as usize];
+        Volume::read_at(volume, offset, &mut bytes[..len]).ok()?;
+        Some(bytes)
+    }
+}
+
+impl Elsewhere for Shelf {
+    fn find(&mut self, id: &ChunkId) -> Option<Vec<u8>> {
+        let (number, path, chunk) = self.index.find(id)?;
+        let bytes = self.read(number, &path, chunk);
+        if bytes.is_none() {
+            self.forget(id);
+        }
+        bytes
+    }
+
+    fn forget(&mut self, id: &ChunkId) {
+        if self.stale.len() < STALE_MAX {
+            self.stale.push(prefix(id));
+        }
+    }
+
+    fn committed(&mut self, update: Update<'_>) {
+        self.index.update(&self.path, update, &mut self.stale);
+    }
+}

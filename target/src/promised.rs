@@ -1,0 +1,154 @@
+//! What a target has told of and keeps, between its answer and the item's turn.
+//!
+//! A hash that was told is of bytes that stay in memory, and so is content that was found
+//! somewhere else: whatever is done meanwhile to the place that they were read from, what an item
+//! is made of is what the answer was about.
+
+use std::collections::HashMap;
+
+use driftline_extent::GrainMask;
+
+use crate::chunks::Patch;
+
+/// Bytes that are kept at most: as much as may be announced and not applied. Whoever announces
+/// more gets the answer that all is lacking.
+const PROMISED_MAX: usize = 32 << 20;
+
+/// What is known of the data of an item.
+#[derive(Debug)]
+pub(crate) enum Promise {
+    /// Its old version, whose hashes were told: that of its own place, or of another.
+    Old { bytes: Vec<u8>, own: bool },
+    /// All of it. `changed`: the grains in which it is not what stands at its own place, if the
+    /// others are known to be that.
+    New { bytes: Vec<u8>, changed: Option<GrainMask> },
+}
+
+impl Promise {
+    const fn len(&self) -> usize {
+        match self {
+            Self::Old { bytes, .. } | Self::New { bytes, .. } => bytes.len(),
+        }
+    }
+}
+
+/// The promises, by chunk.
+#[derive(Debug, Default)]
+pub(crate) struct Promised {
+    chunks: HashMap<u64, Promise>,
+    len: usize,
+}
+
+impl Promised {
+    /// Keeps one, if there is room.
+    pub(crate) fn keep(&mut self, patch: &Patch, promise: Promise) -> bool {
+        self.take(patch);
+        if self.len + promise.len() > PROMISED_MAX {
+            return false;
+        }
+        self.len += promise.len();
+        self.chunks.insert(patch.index, promise);
+        true
+    }
+
+    /// Takes the one for this item away.
+    pub(crate) fn take(&mut self, patch: &Patch) -> Option<Promise> {
+        let promise = self.chunks.remove(&patch.index)?;
+        self.len -= promise.len();
+        (promise.len() as u64 == patch.data.byte_count()).then_some(promise)
+    }
+
+    /// All of the item's data, if it was promised.
+    pub(crate) fn take_new(&mut self, patch: &Patch) -> Option<(Vec<u8>, Option<GrainMask>)> {
+        match self.take(patch) {
+            Some(Promise::New { bytes, changed }) => Some((bytes, changed)),
+            Some(Promise::Old { .. }) | None => None,
+        }
+    }
+
+    /// Puts the grains that came into the old version, and says whether that is what the item
+    /// names. `None`: they are not those of the item.
+    pub(crate) fn patch(
+        &mut self,
+        patch: &Patch,
+        grains: GrainMask,
+        mut data: &[u8],
+        is_named: impl FnOnce(&[u8]) -> bool,
+    ) -> Option<bool> {
+        let Some(Promise::Old { mut bytes, own }) = self.take(patch) else { return Some(false) };
+        for (_, range) in patch.data.by_grain().filter(|(grain, _)| grain.is_within(grains)) {
+            let (now, later) = data.split_at_checked(range.len())?;
+            bytes[range].copy_from_slice(now);
+            data = later;
+        }
+        if !data.is_empty() {
+            return None;
+        }
+        let changed = own.then_some(grains);
+        Some(is_named(&bytes) && self.keep(patch, Promise::New { bytes, changed }))
+    }
+
+    /// Forgets all.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use driftline_extent::{BlockMask, ChunkId};
+
+    use super::*;
+
+    const fn patch(index: u64) -> Patch {
+        Patch { index, data: BlockMask::ALL, zero: BlockMask::NONE, id: ChunkId([1; 32]) }
+    }
+
+    #[test]
+    fn memory_is_bounded_and_given_back() {
+        let mut promised = Promised::default();
+        let old = || Promise::Old { bytes: vec![0; 65536], own: true };
+        for index in 0..512 {
+            assert!(promised.keep(&patch(index), old()));
+        }
+        assert!(!promised.keep(&patch(512), old()));
+        // The same item again takes the place of the first.
+        assert!(promised.keep(&patch(3), old()));
+        assert!(promised.take(&patch(7)).is_some() && promised.take(&patch(7)).is_none());
+        assert!(promised.keep(&patch(512), old()));
+        (0..=512).for_each(|index| drop(promised.take(&patch(index))));
+        assert_eq!((promised.len, promised.chunks.len()), (0, 0));
+    }
+
+    #[test]
+    fn an_old_version_is_no_data() {
+        let mut promised = Promised::default();
+        promised.keep(&patch(0), Promise::Old { bytes: vec![3; 65536], own: true });
+        assert!(promised.take_new(&patch(0)).is_none());
+        // Nor is what was kept for an item of another length.
+        promised.keep(&patch(0), Promise::New { bytes: vec![3; 65536], changed: None });
+        let other = Patch { data: BlockMask(0xffff), ..patch(0) };
+        assert!(promised.take_new(&other).is_none());
+    }
+
+    #[test]
+    fn grains_make_an_item_or_nothing() {
+        let (first, last) = (GrainMask(1), GrainMask(1 << 15));
+        for (grains, data, made) in [
+            (first.union(last), 8192, Some(true)),
+            (first, 4096, Some(false)),
+            (first, 4095, None),
+            (first, 4097, None),
+        ] {
+            let mut promised = Promised::default();
+            promised.keep(&patch(0), Promise::Old { bytes: vec![3; 65536], own: true });
+            let is_new = |bytes: &[u8]| bytes[0] == 4 && bytes[4096] == 3 && bytes[65535] == 4;
+            assert_eq!(promised.patch(&patch(0), grains, &vec![4; data], is_new), made);
+            let new = promised.take_new(&patch(0));
+            assert_eq!(
+                new.map(|(_, changed)| changed),
+                (made == Some(true)).then_some(Some(grains))
+            );
+        }
+    }
+}

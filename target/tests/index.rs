@@ -1,0 +1,243 @@
+//! The index over all replicas of a target, on real files: what one replica has is found for
+//! another, and nothing that can happen to the index makes a replica wrong.
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use common::{CHUNK, deliver, pattern, plan, whole};
+use driftline_extent::{CHUNK_LEN, Change, PlanKind, Target};
+use driftline_target::{FileDisk, Index, Listed, Options, Replica, open, state_dir_of};
+use tempfile::TempDir;
+
+/// Some replicas, and an index over them.
+struct Shop {
+    dir: TempDir,
+}
+
+impl Shop {
+    fn new() -> Self {
+        Self { dir: TempDir::new().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn index(&self, replicas: &[&str]) -> Arc<Index> {
+        let listed = replicas.iter().map(|name| {
+            let volume = self.path(name);
+            Listed { state_dir: state_dir_of(&volume), volume }
+        });
+        Arc::new(Index::open(&self.path("index"), &listed.collect::<Vec<_>>()).unwrap())
+    }
+
+    fn open(&self, name: &str, index: &Arc<Index>) -> Replica<FileDisk> {
+        let index = Some(index.clone());
+        open(&self.path(name), &Options { create: true, index, ..Options::default() }).unwrap()
+    }
+
+    /// Copies `content` to a new replica; returns how many bytes of it moved.
+    fn copy(&self, name: &str, index: &Arc<Index>, content: &[u8]) -> u64 {
+        let mut replica = self.open(name, index);
+        let full = plan(PlanKind::Full, None, 1);
+        let moved = deliver(&mut replica, full, &whole(content), content.len() as u64).unwrap();
+        self.check(name, &mut replica, content);
+        moved
+    }
+
+    /// Changes a replica from generation to generation; returns how many bytes moved.
+    fn change(&self, name: &str, index: &Arc<Index>, to: u64, changes: &[Change]) -> u64 {
+        let mut content = fs::read(self.path(name)).unwrap();
+        for change in changes {
+            let Change::Data { offset, bytes } = change else { continue };
+            content[*offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        }
+        let mut replica = self.open(name, index);
+        let next = plan(PlanKind::Incremental, Some(to - 1), to);
+        let moved = deliver(&mut replica, next, changes, content.len() as u64).unwrap();
+        self.check(name, &mut replica, &content);
+        moved
+    }
+
+    fn check(&self, name: &str, replica: &mut Replica<FileDisk>, content: &[u8]) {
+        assert!(replica.verify(&mut |_| {}).unwrap().is_clean(), "{name}");
+        assert!(fs::read(self.path(name)).unwrap() == content, "{name} has other bytes");
+    }
+}
+
+fn content(seed: u8) -> Vec<u8> {
+    let mut bytes: Vec<u8> =
+        (0..12).flat_map(|chunk| pattern(seed.wrapping_add(2 * chunk), CHUNK)).collect();
+    // No two chunks of all contents are the same.
+    for (number, chunk) in bytes.chunks_mut(CHUNK).enumerate() {
+        chunk[..2].copy_from_slice(&[seed, number as u8]);
+    }
+    bytes
+}
+
+fn chunk_at(offset: u64, bytes: &[u8]) -> Change {
+    Change::Data { offset, bytes: bytes.to_vec() }
+}
+
+#[test]
+fn what_another_replica_has_does_not_move_again() {
+    let shop = Shop::new();
+    let index = shop.index(&[]);
+    let one = content(1);
+    assert_eq!(shop.copy("one", &index, &one), one.len() as u64);
+    assert_eq!(index.counts(), Some((1, 12)));
+    // A copy of it, shifted by chunks, with one chunk of its own.
+    let mut two = one.clone();
+    two.rotate_left(3 * CHUNK);
+    two[5 * CHUNK..6 * CHUNK].copy_from_slice(&pattern(77, CHUNK));
+    assert_eq!(shop.copy("two", &index, &two), CHUNK_LEN);
+    assert_eq!(index.counts(), Some((2, 13)));
+    // All have the same key: it is the index's.
+    let key = |name| shop.open(name, &index).state().chunk_key;
+    assert!(key("one") == key("two") && key("one") == *index.chunk_key());
+}
+
+#[test]
+fn what_moves_within_a_volume_does_not_move_again() {
+    let shop = Shop::new();
+    let index = shop.index(&[]);
+    let one = content(1);
+    shop.copy("one", &index, &one);
+    let mut moved = one.clone();
+    moved.rotate_right(4 * CHUNK);
+    assert_eq!(shop.change("one", &index, 2, &[chunk_at(0, &moved)]), 0);
+    // The index follows: the same once more.
+    moved.rotate_right(CHUNK);
+    assert_eq!(shop.change("one", &index, 3, &[chunk_at(0, &moved)]), 0);
+    assert_eq!(index.counts(), Some((1, 12)));
+}
+
+#[test]
+fn what_is_gone_is_forgotten() {
+    let shop = Shop::new();
+    let index = shop.index(&[]);
+    shop.copy("one", &index, &content(1));
+    for generation in 2..20 {
+        let new = content(generation as u8 * 7);
+        shop.change("one", &index, generation, &[chunk_at(0, &new[..3 * CHUNK])]);
+        assert_eq!(index.counts(), Some((1, 12)), "no name of what is gone stays");
+    }
+    // What became zero has no name, and what was cut off neither.
+    let mut replica = shop.open("one", &index);
+    let zero = Change::Zero(driftline_extent::Extent::new(0, 2 * CHUNK_LEN).unwrap());
+    let next = plan(PlanKind::Incremental, Some(19), 20);
+    deliver(&mut replica, next, &[zero], 8 * CHUNK_LEN).unwrap();
+    drop(replica);
+    assert_eq!(index.counts(), Some((1, 6)));
+}
+
+#[test]
+fn what_the_index_says_is_read_and_hashed_before_it_is_used() {
+    let shop = Shop::new();
+    let index = shop.index(&[]);
+    let one = content(1);
+    shop.copy("one", &index, &one);
+    // Somebody else writes to the first replica, and then it is gone.
+    let file = fs::OpenOptions::new().write(true).open(shop.path("one")).unwrap();
+    file.write_all_at(b"intruder", 2 * CHUNK_LEN + 5).unwrap();
+    assert_eq!(shop.copy("two", &index, &one), CHUNK_LEN);
+    fs::remove_file(shop.path("one")).unwrap();
+    let mut three = one.clone();
+    three.rotate_left(CHUNK);
+    // A stale name was removed, and the chunk is found where it came to stand meanwhile.
+    let moved = shop.copy("three", &index, &three);
+    assert_eq!(moved, 11 * CHUNK_LEN, "only what the second copy listed is found");
+    assert_eq!(shop.copy("four", &index, &three), 0);
+}
+
+#[test]
+fn a_lost_index_is_made_anew_and_takes_the_key_of_the_replicas() {
+    let shop = Shop::new();
+    let index = shop.index(&[]);
+    shop.copy("one", &index, &content(1));
+    shop.copy("two", &index, &content(100));
+    let (key, counts) = (*index.chunk_key(), index.counts());
+    drop(index);
+    fs::remove_file(shop.path("index")).unwrap();
+    let index = shop.index(&["one", "two", "nothing"]);
+    assert_eq!((*index.chunk_key(), index.counts()), (key, counts));
+    assert_eq!(shop.copy("three", &index, &content(100)), 0);
+    drop(index);
+    // One that knows of no replica has another key, and the replicas are not in it.
+    fs::remove_file(shop.path("index")).unwrap();
+    let index = shop.index(&[]);
+    assert_ne!(*index.chunk_key(), key);
+    assert_eq!(shop.change("one", &index, 2, &[chunk_at(0, &content(50))]), 12 * CHUNK_LEN);
+    assert_eq!(index.counts(), Some((0, 0)));
+}
+
+/// As after a crash between a commit and the index, or an increment received without it.
+#[test]
+fn a_replica_that_went_on_without_the_index_is_listed_anew() {
+    let shop = Shop::new();
+    let index = shop.index(&[]);
+    shop.copy("one", &index, &content(1));
+    let new = content(50);
+    let mut replica = open(&shop.path("one"), &Options::default()).unwrap();
+    let next = plan(PlanKind::Incremental, Some(1), 2);
+    deliver(&mut replica, next, &[chunk_at(0, &new[..3 * CHUNK])], 12 * CHUNK_LEN).unwrap();
+    drop(replica);
+    drop(shop.open("one", &index));
+    assert_eq!(index.counts(), Some((1, 12)));
+    let now = fs::read(shop.path("one")).unwrap();
+    assert_eq!(shop.copy("two", &index, &now), 0);
+}
+
+#[test]
+fn only_one_process_has_an_index() {
+    let shop = Shop::new();
+    let index = shop.index(&[]);
+    let again = Index::open(&shop.path("index"), &[]).unwrap_err();
+    assert!(again.to_string().contains("another process"), "{again}");
+    let again = Index::rebuild(&shop.path("index"), &[]).unwrap_err();
+    assert!(again.to_string().contains("another process"), "{again}");
+    drop(index);
+    drop(Index::rebuild(&shop.path("index"), &[]).unwrap());
+}
+
+/// Flips of bits everywhere in the file: opened or made anew, and no replica is wrong.
+#[test]
+fn a_damaged_index_costs_time_and_no_byte() {
+    let shop = Shop::new();
+    let index = shop.index(&[]);
+    let one = content(1);
+    shop.copy("one", &index, &one);
+    drop(index);
+    let good = fs::read(shop.path("index")).unwrap();
+    let mut used: Vec<usize> = (0..good.len()).filter(|at| good[*at] != 0).collect();
+    // The header, and a sample of what is used of the rest.
+    let step = used.len() / 60;
+    used = used.iter().copied().take(40).chain(used.iter().copied().step_by(step.max(1))).collect();
+    let mut aside = 0;
+    for (number, at) in used.into_iter().enumerate() {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (number % 8);
+        fs::write(shop.path("index"), &bad).unwrap();
+        let index = shop.index(&["one"]);
+        let name = format!("copy{number}");
+        shop.copy(&name, &index, &one);
+        let change = [chunk_at(0, &one[CHUNK..4 * CHUNK])];
+        shop.change(&name, &index, 2, &change);
+        drop(index);
+        aside += usize::from(fs::remove_file(shop.path("index.damaged")).is_ok());
+        let _ = fs::remove_file(shop.path("index"));
+        remove(&shop.path(&name));
+    }
+    assert!(aside > 10, "{aside} were noticed");
+}
+
+fn remove(path: &Path) {
+    fs::remove_file(path).unwrap();
+    fs::remove_dir_all(state_dir_of(path)).unwrap();
+}
