@@ -3,6 +3,7 @@
 //! * [`ChunkKey`] names a chunk, or some blocks of one, by keyed BLAKE3.
 //! * [`TreeHasher`] folds the ids of a volume's chunks into nodes and a root.
 //! * [`Chunker`] turns ascending changes into the items that go to a target.
+//! * [`name_chunks`] names many chunks on all cores.
 //!
 //! Pure computation: no I/O, no clock. Both ends of a link and the replica on disk use it,
 //! so the bytes that are hashed are an interface; the tests pin them.
@@ -19,8 +20,10 @@
 
 mod chunker;
 mod key;
+mod parallel;
 mod tree;
 
 pub use chunker::{Chunked, Chunker, OutOfOrder, Scope};
 pub use key::{ChunkKey, StreamHasher, is_zero};
+pub use parallel::{Runs, name_chunks};
 pub use tree::{FANOUT, SPAN_CHUNKS, SPAN_LEVEL, TreeHasher};
