@@ -4,9 +4,11 @@
 mod args;
 mod config;
 mod exit;
+mod incidents;
 mod inspect;
 mod job;
 mod keyfile;
+mod metrics;
 mod place;
 mod plain;
 mod progress;
@@ -17,6 +19,7 @@ mod serve;
 mod source;
 mod target;
 mod tree;
+mod trust;
 mod zvol;
 
 use std::{
@@ -65,16 +68,22 @@ fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> anyhow::Result<u8> {
     let json = arguments.json;
     let show = if arguments.quiet || json { Show::Nothing } else { Show::Fitting };
+    let trust_dir = arguments.trust_dir.as_path();
     let work = async {
         match &arguments.command {
-            Command::Push(job) => return replicate::run(job, Direction::Push, json, show).await,
-            Command::Pull(job) => return replicate::run(job, Direction::Pull, json, show).await,
+            Command::Push(job) => {
+                return replicate::run(job, Direction::Push, trust_dir, json, show).await;
+            }
+            Command::Pull(job) => {
+                return replicate::run(job, Direction::Pull, trust_dir, json, show).await;
+            }
             Command::Keygen(keygen) => make_key(keygen),
             // It waits for signals itself.
-            Command::Serve(serve) => serve::run(&serve.config, serve.check).await,
+            Command::Serve(serve) => serve::run(&serve.config, serve.check, trust_dir).await,
             Command::Map(map) => inspect::map(map, json),
             Command::Verify(verify) => inspect::verify(verify, json),
-            Command::Status(status) => inspect::status(status, json).await,
+            Command::Status(status) => inspect::status(status, trust_dir, json).await,
+            Command::Incidents(command) => incidents::run(command, trust_dir, json),
         }
         .map(|()| code::DONE)
     };

@@ -1,17 +1,18 @@
 //! `driftline push` and `driftline pull`.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
-use driftline_extent::TargetState;
+use driftline_extent::{Reason, TargetState};
 use driftline_transport::{
     Connection, Failure, Progress, SharedLimit, Snapshot, SourceJob, Summary, TransportError,
-    answer, dial, receive_request, receive_state, request, serve_source, serve_target,
+    answer, chain, dial, receive_request, receive_state, request, serve_source, serve_target,
 };
+use driftline_trust::Incident;
 use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
 use driftline_zfs::Moment;
 use tokio::{
@@ -21,14 +22,15 @@ use tokio::{
 
 use crate::{
     args,
-    exit::code,
-    job, keyfile,
+    exit::{classify, code, degraded, reason},
+    job, keyfile, metrics,
     place::Place,
     progress::{Show, watch},
     report,
     source::{self, AnySource, Terms},
     target::{AnyTarget, TargetPlace, TargetTerms},
     tree,
+    trust::{Trust, incidents, now_ms},
 };
 
 /// Bytes in flight between the two ends of a local replication.
@@ -54,11 +56,13 @@ pub(crate) enum Direction {
 pub(crate) async fn run(
     arguments: &args::Replicate,
     direction: Direction,
+    trust_dir: &Path,
     json: bool,
     show: Show,
 ) -> anyhow::Result<u8> {
     let mut arguments = arguments.clone();
     job::fill(&mut arguments)?;
+    Trust { dir: trust_dir, audit: &arguments.audit, target: "" }.check()?;
     let place = |said: &Option<String>| said.as_deref().unwrap_or_default().parse::<Place>();
     let (source, target) = (place(&arguments.source)?, place(&arguments.target)?);
     let limit = arguments.limit_rate.as_deref().map(parse_rate).transpose()?;
@@ -75,6 +79,9 @@ pub(crate) async fn run(
             root: None,
         },
         zfs: arguments.zfs.clone(),
+        audit: arguments.audit.clone(),
+        trust_dir: trust_dir.to_owned(),
+        metrics: arguments.metrics.clone(),
         peer: arguments.peer.clone(),
         together: None,
     };
@@ -82,9 +89,12 @@ pub(crate) async fn run(
     if arguments.tree.recursive {
         return tree::run(job, &arguments.tree, &source, &target, json, show).await;
     }
-    let done = job.run(&source, &target, show).await?;
+    let done = job.run(&source, &target, show).await;
+    let exit = done.as_ref().map_or_else(|error| classify(error).1, Done::exit_code);
+    job.tell_metrics(&[(&source, &target, exit, done.as_ref().ok())]);
+    let done = done?;
     println!("{}", if json { report::done_json(&done).to_string() } else { report::done(&done) });
-    Ok(code::DONE)
+    Ok(exit)
 }
 
 /// What is agreed about a replication, whatever it is of.
@@ -96,6 +106,9 @@ pub(crate) struct Job {
     limit: Option<SharedLimit>,
     target: TargetTerms,
     pub(crate) zfs: args::Zfs,
+    audit: args::Audit,
+    trust_dir: PathBuf,
+    metrics: Option<PathBuf>,
     pub(crate) peer: args::Peer,
     /// What it has in common with others, if it is one of several.
     together: Option<Together>,
@@ -115,6 +128,14 @@ pub(crate) struct Done {
     pub(crate) summary: Summary,
     pub(crate) moved: Snapshot,
     pub(crate) took: Duration,
+    /// Why more was done than should have been needed, if so.
+    pub(crate) degraded: Option<Reason>,
+}
+
+impl Done {
+    pub(crate) const fn exit_code(&self) -> u8 {
+        if self.degraded.is_some() { code::DEGRADED } else { code::DONE }
+    }
 }
 
 impl Job {
@@ -139,15 +160,79 @@ impl Job {
     ) -> anyhow::Result<Done> {
         let (started, progress) = (Instant::now(), Arc::new(Progress::default()));
         let summary = tokio::select! {
-            summary = self.replicate(source, target, progress.clone()) => summary,
+            summary = self.replicate_again(source, target, &progress) => summary,
             () = watch(progress.clone(), show) => unreachable!("progress is watched without end"),
         };
+        if let Err(error) = &summary {
+            self.keep_finding(source, target, error);
+        }
         // What failed names itself; this says in which replication.
         let summary = summary.with_context(|| match self.direction {
             Direction::Push => target.to_string(),
             Direction::Pull => source.to_string(),
         })?;
-        Ok(Done { summary, moved: progress.snapshot(), took: started.elapsed() })
+        // What the user has asked for is nothing to point at.
+        let degraded = if self.overwrite { None } else { degraded(&summary) };
+        Ok(Done { summary, moved: progress.snapshot(), took: started.elapsed(), degraded })
+    }
+
+    /// Replicates, and once more where a map turned out not to be what it should: the source
+    /// remembers that, and compares all.
+    async fn replicate_again(
+        &self,
+        source: &Place,
+        target: &Place,
+        progress: &Arc<Progress>,
+    ) -> anyhow::Result<Summary> {
+        let first = self.replicate(source, target, progress.clone()).await;
+        let Err(error) = &first else { return first };
+        // There is no way back in a stream.
+        let ends = matches!(source, Place::Stream(_) | Place::StandardInput);
+        match reason(error) {
+            Some(reason @ (Reason::AuditMismatch | Reason::RootMismatch)) if !ends => {
+                tracing::warn!(
+                    reason = reason.as_str(),
+                    error = format!("{error:#}"),
+                    "nothing was committed; all is compared now"
+                );
+                self.replicate(source, target, progress.clone()).await
+            }
+            _ => first,
+        }
+    }
+
+    /// What is found at a target is kept as well, where this side can.
+    fn keep_finding(&self, source: &Place, target: &Place, error: &anyhow::Error) {
+        let Some(reason @ (Reason::TargetModified | Reason::VerifyFailed)) = reason(error) else {
+            return;
+        };
+        let now_ms = now_ms();
+        let incident = Incident {
+            reason,
+            detail: format!("{error:#}"),
+            source: source.to_string(),
+            target: target.to_string(),
+            base: None,
+            tip: None,
+            extents: Vec::new(),
+            chunks: 0,
+            first_ms: now_ms,
+            last_ms: now_ms,
+            count: 1,
+            mended: None,
+            acknowledged_ms: None,
+        };
+        if let Err(error) = incidents(&self.trust_dir).keep(&incident) {
+            tracing::warn!(error = chain(&error), "what was found cannot be kept");
+        }
+    }
+
+    /// Writes what was done where the user wants it. That it cannot be written fails no run.
+    pub(crate) fn tell_metrics(&self, runs: &[metrics::Run<'_>]) {
+        let Some(path) = &self.metrics else { return };
+        if let Err(error) = metrics::write(path, runs, &incidents(&self.trust_dir), now_ms()) {
+            tracing::warn!(file = %path.display(), "metrics cannot be written: {error:#}");
+        }
     }
 
     async fn replicate(
@@ -190,11 +275,12 @@ impl Job {
     }
 
     fn source(&self, source: &Place, target: &Place) -> anyhow::Result<SourceJob<AnySource>> {
-        let (to, moment) = match &self.together {
-            Some(Together { to, moment }) => (to.clone(), moment.as_ref()),
-            None => (target.to_string(), None),
-        };
-        let terms = Terms { overwrite: self.overwrite, zfs: &self.zfs, to: &to, moment };
+        let target = target.to_string();
+        let to = self.together.as_ref().map_or(&target, |together| &together.to);
+        let trust = Trust { dir: &self.trust_dir, audit: &self.audit, target: &target };
+        let moment = self.together.as_ref().and_then(|together| together.moment.as_ref());
+        let overwrite = self.overwrite;
+        let terms = Terms { overwrite, zfs: &self.zfs, to, moment, trust };
         source::job(source, terms, self.compression)
     }
 
@@ -301,16 +387,7 @@ fn parse_level(text: &str) -> anyhow::Result<Option<i32>> {
 }
 
 fn parse_rate(text: &str) -> anyhow::Result<u64> {
-    let (digits, unit) = match text.trim_end_matches(char::is_alphabetic) {
-        digits if digits.len() == text.len() => (digits, 1),
-        digits => match &text[digits.len()..] {
-            "K" => (digits, 1 << 10),
-            "M" => (digits, 1 << 20),
-            "G" => (digits, 1 << 30),
-            _ => bail!("--limit-rate takes bytes each second, as in 500K, 10M or 1G"),
-        },
-    };
-    match digits.parse::<u64>().ok().and_then(|rate| rate.checked_mul(unit)) {
+    match args::parse_bytes(text) {
         // Slower, a peer would seem to have gone silent.
         Some(rate) if rate >= 1 << 10 => Ok(rate),
         _ => bail!("--limit-rate takes at least 1K, as in 500K, 10M or 1G"),

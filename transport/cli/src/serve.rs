@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, Weak},
     time::Duration,
 };
@@ -25,11 +25,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{Config, Volume},
+    exit::degraded,
     keyfile,
     replicate::COMPRESSION,
     report,
     source::{self, AnySource, Terms},
     target::AnyTarget,
+    trust::Trust,
 };
 
 /// How many connections may be in their handshake, or wait for a free session.
@@ -40,7 +42,7 @@ const WAITING_MAX: usize = 64;
 const SAME_VOLUME_WAIT_MAX: Duration = Duration::from_millis(SILENCE_MS_MAX + 15_000);
 
 /// Runs until it is told to stop.
-pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
+pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::Result<()> {
     let config = Config::read(path)?;
     let key = keyfile::read(&config.key)?;
     if check {
@@ -59,6 +61,7 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         sessions: Semaphore::new(config.sessions_max),
         waiting: Arc::new(Semaphore::new(WAITING_MAX)),
         writers: Writers::default(),
+        trust_dir: config.trust_dir.clone().unwrap_or_else(|| trust_dir.to_owned()),
         config,
         key,
     });
@@ -92,6 +95,8 @@ struct Server {
     sessions: Semaphore,
     waiting: Arc<Semaphore>,
     writers: Writers,
+    /// Where manifests and incidents are.
+    trust_dir: PathBuf,
 }
 
 /// One session at a time writes a volume.
@@ -171,6 +176,13 @@ impl Server {
                     %address, peer, volume, verb, received = moved.received, sent = moved.sent,
                     "session done"
                 );
+                let (degraded, audit) = (degraded(&summary), report::audit(&summary));
+                if let Some(reason) = degraded {
+                    tracing::warn!(peer, volume, reason = reason.as_str(), "done, degraded");
+                }
+                if let Some(audit) = audit {
+                    tracing::info!(peer, volume, "{audit}");
+                }
                 for (_, committed) in &summary.increments {
                     let size = report::bytes(committed.size);
                     tracing::info!(
@@ -209,11 +221,13 @@ impl Server {
 
     async fn grant(&self, key: &PublicKey, verb: Verb, volume: &str) -> Result<Granted, Failure> {
         match self.authorise(key, verb, volume)? {
-            Volume::Source { place, zfs } => {
+            Volume::Source { place, zfs, audit } => {
                 // One volume may be pulled to several places.
                 let to = format!("{volume}@{key}");
+                let dir = self.trust_dir.clone();
                 let open = move || {
-                    let terms = Terms { overwrite: false, zfs: &zfs, to: &to, moment: None };
+                    let trust = Trust { dir: &dir, audit: &audit, target: &to };
+                    let terms = Terms { overwrite: false, zfs: &zfs, to: &to, moment: None, trust };
                     source::job(&place, terms, Some(COMPRESSION))
                 };
                 let job = blocking(open).await?;

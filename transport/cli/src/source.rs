@@ -15,7 +15,7 @@ use driftline_extent::{
     Standing, TargetState, Volume,
 };
 use driftline_target::FileDisk;
-use driftline_transport::SourceJob;
+use driftline_transport::{SourceJob, witness::Witness};
 use driftline_zfs::{
     DatasetName, LiveError, LiveOptions, LiveSource, Moment, Pick, ReadBack, SendStream,
     StreamError,
@@ -27,6 +27,7 @@ use crate::{
     args,
     place::Place,
     plain::{PlainError, PlainVolume},
+    trust::Trust,
 };
 
 /// Read-ahead of a stream.
@@ -88,6 +89,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) to: &'a str,
     /// The instant of the snapshot that is taken, if it is not this volume's alone.
     pub(crate) moment: Option<&'a Moment>,
+    /// How its maps are checked.
+    pub(crate) trust: Trust<'a>,
 }
 
 /// Why a source failed.
@@ -208,6 +211,23 @@ fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
     Ok(LiveSource::new(zfs, name.clone(), options))
 }
 
+impl Terms<'_> {
+    /// What checks the maps of this source. A plain file has none, and each run reads all of it.
+    fn witness(&self, place: &Place, source: &AnySource) -> anyhow::Result<Option<Witness>> {
+        match source {
+            AnySource::Live(_) | AnySource::Drbd { .. } => self.trust.witness(place).map(Some),
+            AnySource::Plain(_) => Ok(None),
+            AnySource::Stream { name, .. } => {
+                tracing::info!(
+                    source = name,
+                    "a stream shows nothing but what it calls changed: the rest is not checked"
+                );
+                Ok(None)
+            }
+        }
+    }
+}
+
 /// Opens a local source for a session.
 pub(crate) fn job(
     place: &Place,
@@ -221,7 +241,8 @@ pub(crate) fn job(
         AnySource::Plain(plain) => Some(plain.volume() as Arc<dyn Volume + Send + Sync>),
         AnySource::Drbd { volume, .. } => Some(volume.volume()),
     };
-    Ok(SourceJob { source, volume, overwrite, compression })
+    let witness = terms.witness(place, &source)?;
+    Ok(SourceJob { source, volume, overwrite, compression, witness })
 }
 
 impl AnySource {
@@ -337,6 +358,14 @@ impl Source for AnySource {
     fn read_back(&mut self) -> Result<Option<Box<dyn Volume>>, SourceError> {
         match self {
             Self::Live(live) => Ok(live.read_back()?),
+            Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } => Ok(None),
+        }
+    }
+
+    fn reader(&mut self) -> Result<Option<Arc<dyn Volume + Send + Sync>>, SourceError> {
+        match self {
+            Self::Live(live) => Ok(live.reader()?),
+            // These have one from the beginning, or none.
             Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } => Ok(None),
         }
     }

@@ -53,6 +53,7 @@ pub(crate) fn command(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_driftline"));
     command.current_dir(dir).args(arguments).stdin(Stdio::null());
     command.env_remove("DRIFTLINE_KEY").env_remove("DRIFTLINE_PEER").env_remove("DRIFTLINE_LOG");
+    command.env("DRIFTLINE_TRUST_DIR", dir.join("trust"));
     command
 }
 
