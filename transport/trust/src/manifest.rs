@@ -156,7 +156,7 @@ impl<S: Storage> Manifest<S> {
         let (slots, found) = Slots::open(state)?;
         let nothing = State::of_nothing(Identity::of(target));
         let (state, mut damage) = match found {
-            Found::State(state) if state.identity == nothing.identity => (state, None),
+            Found::State(state) if state.identity == nothing.identity => (*state, None),
             Found::State(_) => (nothing, None),
             // Without a state nothing was ever relied on, or somebody has removed it.
             Found::Nothing if ids.is_empty()? => (nothing, None),

@@ -168,7 +168,7 @@ pub(crate) struct Slots<S> {
 pub(crate) enum Found {
     Nothing,
     Damaged,
-    State(State),
+    State(Box<State>),
 }
 
 impl<S: Storage> Slots<S> {
@@ -193,7 +193,7 @@ impl<S: Storage> Slots<S> {
             }
         }
         let (sequence, found) = match newest {
-            Some((sequence, state)) => (sequence, Found::State(state)),
+            Some((sequence, state)) => (sequence, Found::State(Box::new(state))),
             None if damaged => (0, Found::Damaged),
             None => (0, Found::Nothing),
         };
