@@ -356,8 +356,8 @@ impl Problem {
             Self::NotTheBase { .. } | Self::WouldOverwrite { .. } => Reason::BaseMismatch,
             Self::OtherSource { .. } => Reason::SourceMismatch,
             Self::TooSmall { .. } => Reason::TargetFull,
+            Self::WrongRoot { .. } => Reason::RootMismatch,
             Self::WrongData { .. }
-            | Self::WrongRoot { .. }
             | Self::ReadBack { .. }
             | Self::Restored { .. }
             | Self::JournalReadBack { .. }

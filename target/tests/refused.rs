@@ -252,7 +252,7 @@ fn what_does_not_fit_its_name_or_root_is_not_committed() {
     replica.mark(1).unwrap();
     let finish = Finish { tip: Generation::Zfs(2), size: None, root: Some(Root([1; 32])) };
     let error = replica.commit(&finish).unwrap_err();
-    assert_eq!(error.reason(), Reason::VerifyFailed);
+    assert_eq!(error.reason(), Reason::RootMismatch);
     drop(replica);
     assert!(fs::read(&place.path).unwrap() == volume);
     let replica = place.open();

@@ -236,8 +236,14 @@ impl<'a, T: Target> Session<'a, T> {
         let Some(key) = self.key.clone() else { return };
         // The session's own progress counts what is packed meanwhile.
         let progress = Progress::default();
-        let delivery =
-            deliver::Delivery { plan, begin, key: &key, outlet: self, progress: &progress };
+        let delivery = deliver::Delivery {
+            plan,
+            begin,
+            key: &key,
+            outlet: self,
+            progress: &progress,
+            witness: None,
+        };
         match deliver::deliver(source, volume, delivery) {
             Ok(finish) if !self.source.is_over() => self.sender.handle_end(finish),
             Ok(_) => {}

@@ -8,19 +8,20 @@ use std::{
 use serde_json::Value;
 
 /// What only the program and the tests may know all of.
-const LIBRARIES: [&str; 8] = [
+const LIBRARIES: [&str; 9] = [
     "driftline-drbd",
     "driftline-extent",
     "driftline-linstor",
     "driftline-manifest",
     "driftline-target",
     "driftline-transport",
+    "driftline-trust",
     "driftline-wire",
     "driftline-zfs",
 ];
 
 /// Each package, and the packages of this workspace that it may depend on.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("driftline-extent", &[]),
     ("driftline-manifest", &["driftline-extent"]),
     ("driftline-drbd", &["driftline-extent"]),
@@ -30,7 +31,11 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("driftline-zfs", &["driftline-extent", "libzetta-zfs-core-sys"]),
     ("driftline-target", &["driftline-extent", "driftline-manifest"]),
     ("driftline-wire", &["driftline-extent", "driftline-manifest"]),
-    ("driftline-transport", &["driftline-extent", "driftline-manifest", "driftline-wire"]),
+    ("driftline-trust", &["driftline-extent", "driftline-manifest"]),
+    (
+        "driftline-transport",
+        &["driftline-extent", "driftline-manifest", "driftline-trust", "driftline-wire"],
+    ),
     ("driftline", &LIBRARIES),
     ("driftline-tests", &LIBRARIES),
     ("driftline-lab", &[]),

@@ -124,7 +124,8 @@ async fn a_stream_of_any_length_fits() {
         let mut noise = vec![0; PART];
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         let source = Noise { noise, given: 0 };
-        let job = SourceJob { source, volume: None, overwrite: false, compression: Some(1) };
+        let (volume, witness) = (None, None);
+        let job = SourceJob { source, volume, overwrite: false, compression: Some(1), witness };
         serve_source(link, job).await
     };
     let receiving = async {

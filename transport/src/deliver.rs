@@ -1,7 +1,7 @@
 //! The source's worker: plans, chunks or scans, and hands over batches. Blocking, on a
 //! thread of its own.
 
-use std::{fmt, mem};
+use std::{fmt, mem, sync::Arc};
 
 use bytes::Bytes;
 use driftline_extent::{
@@ -17,6 +17,7 @@ use driftline_wire::{
 use crate::{
     Failure, Progress,
     scan::{Scanner, root_of},
+    witness::Witness,
 };
 
 /// Spans that are announced before the first is compared: both sides hash at the same time.
@@ -43,6 +44,8 @@ pub struct Delivery<'a> {
     pub outlet: &'a mut dyn Outlet,
     /// What counts them.
     pub progress: &'a Progress,
+    /// What knows the root over the whole volume also of an increment, if anything does.
+    pub witness: Option<&'a mut Witness>,
 }
 
 impl fmt::Debug for Delivery<'_> {
@@ -69,28 +72,51 @@ pub fn plan<S: Source>(
     Ok(Offer { plan, overwrite })
 }
 
+/// Lets a witness hear of the plan, which it may change.
+pub fn prepare<S: Source>(
+    source: &mut S,
+    volume: Option<&Arc<dyn Volume + Send + Sync>>,
+    state: &TargetState,
+    offer: &mut Offer,
+    witness: &mut Witness,
+) -> Result<(), Failure> {
+    if matches!(offer.plan.kind, PlanKind::UpToDate | PlanKind::Stream) {
+        return Ok(());
+    }
+    let reader = source.reader().map_err(|e| Failure::from_error(&e))?;
+    witness.plan(state, &mut offer.plan, reader.or_else(|| volume.cloned()))
+}
+
 /// Delivers the planned increment and says what it led to.
 pub fn deliver<S: Source>(
     source: &mut S,
     volume: Option<&dyn Volume>,
-    delivery: Delivery<'_>,
+    mut delivery: Delivery<'_>,
 ) -> Result<Finish, Failure> {
-    let Delivery { plan, progress, .. } = delivery;
+    let Delivery { plan, begin, progress, .. } = delivery;
     progress.set_expected(plan.bytes_expected);
-    match (plan.kind, volume) {
-        (PlanKind::Scan, Some(volume)) => scan(source, volume, delivery),
-        (PlanKind::Scan, None) => {
+    let witness = delivery.witness.as_deref_mut();
+    let reader =
+        witness.and_then(|witness| witness.begin(begin).map(|()| witness.reader()).transpose());
+    let reader = reader.transpose()?;
+    match (plan.kind, volume, reader) {
+        (PlanKind::Scan, Some(volume), _) => scan(source, volume, delivery, Payload::InVolume),
+        // Nobody else can read what only this increment shows.
+        (PlanKind::Scan, None, Some(reader)) => {
+            scan(source, reader.as_ref(), delivery, Payload::Held(Bytes::new()))
+        }
+        (PlanKind::Scan, None, None) => {
             Err(Failure::new(Reason::Unsupported, "this source cannot be read at random"))
         }
-        (PlanKind::Stream, _) => parts(source, delivery),
-        (PlanKind::UpToDate | PlanKind::Incremental | PlanKind::Full, _) => {
+        (PlanKind::Stream, ..) => parts(source, delivery),
+        (PlanKind::UpToDate | PlanKind::Incremental | PlanKind::Full, ..) => {
             changes(source, delivery)
         }
     }
 }
 
 fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, Failure> {
-    let Delivery { plan, begin, key, outlet, progress } = delivery;
+    let Delivery { plan, begin, key, outlet, progress, witness } = delivery;
     // The root over a whole volume needs all of it, also what an earlier session delivered. A
     // source that need not read that again leaves the root to the target.
     let (scope, from) = match plan.kind {
@@ -100,7 +126,7 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
     };
     let damaged = |error| Failure::new(Reason::StreamDamaged, format!("{error}"));
     let mut chunker = Chunker::new(key, scope, begin.from);
-    let mut batcher = Batcher::new(outlet, progress);
+    let mut batcher = Batcher { witness, ..Batcher::new(outlet, progress) };
     while let Some(change) = source.next_change(from).map_err(|e| Failure::from_error(&e))? {
         progress.set_read(source.bytes_read());
         chunker.push(&change).map_err(damaged)?;
@@ -114,6 +140,7 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
     let mut root = chunker.finish(size).map_err(damaged)?;
     batcher.drain(&mut chunker)?;
     batcher.flush()?;
+    let witness = batcher.witness.take();
     progress.set_read(source.bytes_read());
     if let Some(volume) = source.read_back().map_err(|e| Failure::from_error(&e))? {
         let shown = root_of(volume.as_ref(), key)?;
@@ -133,13 +160,25 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
             return Err(Failure::new(Reason::Failed, "the source does not name its generation"));
         }
     };
+    if let (Some(witness), Some(size)) = (witness, size)
+        && let Some(own) = witness.conclude(tip, size)?
+    {
+        if root.is_some_and(|root| root != own) {
+            return Err(Failure::new(
+                Reason::RootMismatch,
+                "what was delivered is not what the source's storage shows: nothing was committed",
+            ));
+        }
+        root = Some(own);
+    }
     Ok(Finish { tip, size, root })
 }
 
 /// What the source says the increment led to. A volume whose content is its identity says
 /// nothing, and gets its name from the root.
 fn named_by<S: Source>(source: &mut S, plan: &Plan) -> Result<Option<Finish>, Failure> {
-    let names = plan.tip.is_some() || plan.kind == PlanKind::Incremental;
+    // A source that can say from what its tip descends can name that as well.
+    let names = plan.tip.is_some() || plan.base.is_some() || plan.kind == PlanKind::Incremental;
     names.then(|| source.finish().map_err(|e| Failure::from_error(&e))).transpose()
 }
 
@@ -174,14 +213,24 @@ fn scan<S: Source>(
     source: &mut S,
     volume: &dyn Volume,
     delivery: Delivery<'_>,
+    payload: Payload,
 ) -> Result<Finish, Failure> {
-    let Delivery { plan, begin, key, outlet, progress } = delivery;
+    let Delivery { plan, begin, key, outlet, progress, mut witness } = delivery;
     let mut scanner = Scanner::new(volume, key, begin.from);
     let mut batcher = Batcher::new(outlet, progress);
     let mut done = false;
     loop {
         while !done && scanner.open_spans() < OPEN_SPANS_MAX {
-            match scanner.next_span()? {
+            let mut noted: Result<(), Failure> = Ok(());
+            let span = scanner.next_span(&mut |first, ids| {
+                if noted.is_ok()
+                    && let Some(witness) = &mut witness
+                {
+                    noted = witness.note_scanned(first, ids);
+                }
+            })?;
+            noted?;
+            match span {
                 Some(item) => {
                     batcher.push(Announced { item, payload: Payload::Held(Bytes::new()) })?;
                     batcher.flush()?;
@@ -195,26 +244,51 @@ fn scan<S: Source>(
         }
         let (span, differs) = batcher.outlet.compared().ok_or_else(session_over)?;
         for announced in scanner.settle(&span, differs) {
-            batcher.push(announced)?;
+            batcher.push(match payload {
+                Payload::InVolume => announced,
+                Payload::Held(_) => held(volume, key, announced.item)?,
+            })?;
         }
         batcher.flush()?;
     }
     let (size, root) = (volume.size(), scanner.into_root());
     let tip = named_by(source, plan)?.map_or(Generation::Content(root), |finish| finish.tip);
+    if let Some(witness) = witness
+        && witness.conclude(tip, size)?.is_some_and(|own| own != root)
+    {
+        return Err(changed(0));
+    }
     Ok(Finish { tip, size: Some(size), root: Some(root) })
+}
+
+/// An item with its data.
+fn held(volume: &dyn Volume, key: &ChunkKey, item: Item) -> Result<Announced, Failure> {
+    Ok(Announced { item, payload: Payload::Held(read(volume, key, &item, true)?) })
+}
+
+fn changed(offset: u64) -> Failure {
+    Failure::new(
+        Reason::SourceChanged,
+        format!(
+            "the source changed at offset {offset} while it was read: take a snapshot and read \
+             that, or stop what writes to it"
+        ),
+    )
 }
 
 /// Gathers items into batches within the protocol's limits.
 struct Batcher<'a> {
     outlet: &'a mut dyn Outlet,
     progress: &'a Progress,
+    /// Hears of items before anybody else does.
+    witness: Option<&'a mut Witness>,
     items: Vec<Announced>,
     data_len: u64,
 }
 
 impl<'a> Batcher<'a> {
     const fn new(outlet: &'a mut dyn Outlet, progress: &'a Progress) -> Self {
-        Self { outlet, progress, items: Vec::new(), data_len: 0 }
+        Self { outlet, progress, witness: None, items: Vec::new(), data_len: 0 }
     }
 
     fn drain(&mut self, chunker: &mut Chunker) -> Result<(), Failure> {
@@ -237,6 +311,9 @@ impl<'a> Batcher<'a> {
     fn flush(&mut self) -> Result<(), Failure> {
         if self.items.is_empty() {
             return Ok(());
+        }
+        if let Some(witness) = &mut self.witness {
+            witness.note(self.items.iter().map(|announced| &announced.item))?;
         }
         self.progress.add_announced(mem::take(&mut self.data_len));
         if self.outlet.batch(mem::take(&mut self.items)) { Ok(()) } else { Err(session_over()) }
@@ -291,14 +368,5 @@ fn read(volume: &dyn Volume, key: &ChunkKey, item: &Item, named: bool) -> Result
     let len = CHUNK_LEN.min(volume.size().saturating_sub(offset)) as usize;
     let mut bytes = vec![0; CHUNK_LEN as usize];
     volume.read_at(offset, &mut bytes[..len])?;
-    if named && key.id(&bytes) != *id {
-        return Err(Failure::new(
-            Reason::SourceChanged,
-            format!(
-                "the source changed at offset {offset} while it was read: take a snapshot and \
-                 read that, or stop what writes to it"
-            ),
-        ));
-    }
-    Ok(bytes.into())
+    if named && key.id(&bytes) != *id { Err(changed(offset)) } else { Ok(bytes.into()) }
 }

@@ -10,7 +10,7 @@ use driftline_wire::{Announced, Payload};
 /// The root over all of a volume.
 pub fn root_of(volume: &dyn Volume, key: &ChunkKey) -> io::Result<Root> {
     let mut scanner = Scanner::new(volume, key, u64::MAX);
-    while scanner.next_span()?.is_some() {}
+    while scanner.next_span(&mut |_, _| {})?.is_some() {}
     Ok(scanner.into_root())
 }
 
@@ -42,8 +42,9 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// The next span, once all of it was read and hashed; `None` at the end of the volume.
-    pub fn next_span(&mut self) -> io::Result<Option<Item>> {
+    /// The next span, once all of it was read and hashed; `None` at the end of the volume. `seen`
+    /// gets the first chunk and the ids of every span, also of those that are not told again.
+    pub fn next_span(&mut self, seen: &mut dyn FnMut(u64, &[ChunkId])) -> io::Result<Option<Item>> {
         let chunks = chunk_count(self.volume.size());
         loop {
             let index = self.tree.chunks();
@@ -52,6 +53,7 @@ impl<'a> Scanner<'a> {
                 return Ok(None);
             }
             let ids = self.hash(index, count)?;
+            seen(index, &ids);
             let mut span = TreeHasher::new(&self.key);
             for id in &ids {
                 span.push(*id);

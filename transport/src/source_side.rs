@@ -2,13 +2,15 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver as Commands, Sender as CommandSender, channel},
     },
     thread,
 };
 
-use driftline_extent::{Begin, Finish, Item, Offer, Plan, Source, TargetState, Volume};
+use driftline_extent::{
+    Begin, Committed, Finish, Item, Offer, Plan, Reason, Source, TargetState, Volume,
+};
 use driftline_manifest::ChunkKey;
 use driftline_wire::{
     Announced, DataPart, Message, Packed, Packer, Piece, Sender, SenderOutput, SessionError,
@@ -19,6 +21,7 @@ use crate::{
     Failure, Progress, Summary, TransportError,
     deliver::{self, Delivery, Outlet},
     pump::{Outgoing, Side},
+    witness::{Testimony, Witness},
 };
 
 /// Batches that wait for the window, besides the one the source is filling.
@@ -34,6 +37,8 @@ pub struct SourceJob<S> {
     pub overwrite: bool,
     /// The zstd level for data on the way; `None` sends it as it is.
     pub compression: Option<i32>,
+    /// What keeps the source's own manifest, if anything does.
+    pub witness: Option<Witness>,
 }
 
 impl<S> std::fmt::Debug for SourceJob<S> {
@@ -46,6 +51,8 @@ enum SourceCommand {
     Plan(Box<TargetState>),
     Deliver(Box<Plan>, ChunkKey, Begin),
     Compared(Item, bool),
+    Committed(Committed),
+    Refused(Reason, String),
 }
 
 pub(crate) enum Delivered {
@@ -69,6 +76,7 @@ pub(crate) struct SourceSide {
     plan: Option<Plan>,
     key: Option<ChunkKey>,
     summary: Summary,
+    testimony: Option<Arc<Mutex<Testimony>>>,
     failure: Option<Failure>,
 }
 
@@ -85,12 +93,14 @@ impl SourceSide {
         let (packs, packer_commands) = channel();
         let (batches, delivered) = mpsc::channel(BATCHES_WAITING);
         let (events, side_events) = mpsc::unbounded_channel();
-        let SourceJob { source, volume, overwrite, compression } = job;
+        let SourceJob { source, volume, overwrite, compression, witness } = job;
+        let testimony = witness.as_ref().map(Witness::testimony);
         let packer = Packer::new(compression)?;
         let worker = SourceWorker {
             source,
             volume: volume.clone(),
             overwrite,
+            witness,
             commands: worker_commands,
             batches,
             events: events.clone(),
@@ -114,13 +124,17 @@ impl SourceSide {
             plan: None,
             key: None,
             summary: Summary::default(),
+            testimony,
             failure: None,
         };
         Ok((side, ended))
     }
 
     /// Lets the worker go, and says what was done.
-    pub(crate) fn into_summary(self) -> Summary {
+    pub(crate) fn into_summary(mut self) -> Summary {
+        let said = self.testimony.take();
+        let said = said.map(|said| said.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        self.summary.testimony = said;
         self.summary
     }
 
@@ -165,7 +179,11 @@ impl Side for SourceSide {
     }
 
     fn handle_message(&mut self, message: Message) -> Result<(), TransportError> {
-        Ok(self.sender.handle_message(message)?)
+        let handled = self.sender.handle_message(message);
+        if let Err(SessionError::Refused { reason, detail }) = &handled {
+            let _ = self.commands.send(SourceCommand::Refused(*reason, detail.clone()));
+        }
+        Ok(handled?)
     }
 
     fn handle_data(&mut self, _: DataPart) -> Result<(), TransportError> {
@@ -197,6 +215,7 @@ impl Side for SourceSide {
                     self.command(SourceCommand::Compared(span, differs));
                 }
                 SenderOutput::Committed(committed) => {
+                    self.command(SourceCommand::Committed(committed));
                     self.summary.increments.extend(self.plan.take().map(|plan| (plan, committed)));
                 }
                 SenderOutput::Ended => return Some(Outgoing::Ended),
@@ -211,6 +230,8 @@ impl Side for SourceSide {
 }
 
 struct SourceWorker<S> {
+    /// Before the source: a snapshot that is open cannot be destroyed.
+    witness: Option<Witness>,
     source: S,
     volume: Option<Arc<dyn Volume + Send + Sync>>,
     overwrite: bool,
@@ -229,6 +250,21 @@ impl<S: Source> SourceWorker<S> {
                 SourceCommand::Deliver(plan, key, begin) => self.deliver(&plan, &key, begin),
                 // An answer that came after its delivery had failed.
                 SourceCommand::Compared(..) => Ok(()),
+                SourceCommand::Committed(committed) => {
+                    if let Some(witness) = &mut self.witness {
+                        witness.committed(&committed);
+                    }
+                    Ok(())
+                }
+                SourceCommand::Refused(reason, detail) => {
+                    let witness = self.witness.as_mut();
+                    let noted = witness.map_or(Ok(()), |w| w.refused(reason, &detail));
+                    // The session is over: nobody else hears of it.
+                    if let Err(failure) = noted {
+                        tracing::error!(%failure, "what was found cannot be kept");
+                    }
+                    return;
+                }
             };
             if let Err(failure) = done {
                 // Nobody listens any more if the session ended first.
@@ -239,7 +275,10 @@ impl<S: Source> SourceWorker<S> {
     }
 
     fn plan(&mut self, state: &TargetState) -> Result<(), Failure> {
-        let offer = deliver::plan(&mut self.source, state, self.overwrite)?;
+        let mut offer = deliver::plan(&mut self.source, state, self.overwrite)?;
+        if let Some(witness) = &mut self.witness {
+            deliver::prepare(&mut self.source, self.volume.as_ref(), state, &mut offer, witness)?;
+        }
         let _ = self.events.send(SourceEvent::Planned(offer));
         Ok(())
     }
@@ -248,7 +287,8 @@ impl<S: Source> SourceWorker<S> {
         let mut outlet = ChannelOutlet { batches: &self.batches, commands: &self.commands };
         let volume = self.volume.as_deref().map(|volume| volume as &dyn Volume);
         let progress = &self.progress;
-        let delivery = Delivery { plan, begin, key, outlet: &mut outlet, progress };
+        let witness = self.witness.as_mut();
+        let delivery = Delivery { plan, begin, key, outlet: &mut outlet, progress, witness };
         let finish = deliver::deliver(&mut self.source, volume, delivery)?;
         let _ = self.batches.blocking_send(Delivered::End(finish));
         Ok(())

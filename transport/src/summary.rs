@@ -2,11 +2,15 @@
 
 use driftline_extent::{Committed, Plan, TargetState};
 
+use crate::witness::Testimony;
+
 /// What a session did.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Summary {
     /// Each increment that was committed: how it was planned, and what it led to.
     pub increments: Vec<(Plan, Committed)>,
     /// What the target held when the session began.
     pub before: Option<Box<TargetState>>,
+    /// What the source's witness has seen, where this side has one.
+    pub testimony: Option<Testimony>,
 }

@@ -61,7 +61,7 @@ impl TargetSide {
             events: side_events,
             plan: None,
             progress,
-            summary: Summary { increments: Vec::new(), before: Some(Box::new(state)) },
+            summary: Summary { before: Some(Box::new(state)), ..Summary::default() },
             failure: None,
             ended: false,
         };

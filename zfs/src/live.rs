@@ -9,7 +9,7 @@
 mod error;
 mod moment;
 
-use std::{fmt, num::NonZeroU64};
+use std::{fmt, num::NonZeroU64, sync::Arc};
 
 use driftline_extent::{
     Change, Finish, Generation, Plan, PlanKind, Source, Takes, TargetState, Volume,
@@ -95,6 +95,8 @@ pub struct LiveSource {
     bytes_before: u64,
     /// Whether what is known to be wrong with this ZFS was said.
     warned: bool,
+    /// Whether it was said that the device cannot be read.
+    blind: bool,
 }
 
 /// What is being sent.
@@ -107,6 +109,8 @@ struct Increment {
     shape: Option<Shape>,
     stream: Option<SendStream<Sending>>,
     device: Option<SnapshotDevice>,
+    /// Whether the snapshot's device was handed out for reading.
+    shown: bool,
     /// What it led to, once it was sent whole.
     finish: Option<Finish>,
     /// Nobody destroys the snapshot before it has arrived.
@@ -149,6 +153,7 @@ impl LiveSource {
             bytes_read: 0,
             bytes_before: 0,
             warned: false,
+            blind: false,
         }
     }
 
@@ -416,6 +421,7 @@ impl Source for LiveSource {
             shape,
             stream: None,
             device,
+            shown: false,
             finish: None,
             _hold: hold,
         };
@@ -480,8 +486,46 @@ impl Source for LiveSource {
     }
 
     fn finish(&mut self) -> Result<Finish, LiveError> {
-        let finish = self.increment.as_ref().and_then(|increment| increment.finish.clone());
-        finish.ok_or(LiveError::Unplanned)
+        let increment = self.increment.as_ref().ok_or(LiveError::Unplanned)?;
+        match (&increment.finish, increment.shape) {
+            (Some(finish), _) => Ok(finish.clone()),
+            // What was read is the snapshot, which does not change.
+            (None, Some(shape)) if increment.shown && increment.stream.is_none() => {
+                self.needed |= self.options.pick.is_new(&increment.tip.name);
+                let tip = Generation::Zfs(increment.tip.guid);
+                Ok(Finish { tip, size: Some(shape.size), root: None })
+            }
+            _ => Err(LiveError::Unplanned),
+        }
+    }
+
+    fn reader(&mut self) -> Result<Option<Arc<dyn Volume + Send + Sync>>, LiveError> {
+        let Some(increment) = &mut self.increment else { return Ok(None) };
+        let Some(shape) = increment.shape else { return Ok(None) };
+        let opened = match self.zfs.property(self.name.clone(), "snapdev") {
+            Ok(shows) if shows == "visible" => {
+                SnapshotDevice::open(&increment.tip.name, shape.size).map_err(|e| e.to_string())
+            }
+            Ok(_) => Err("its snapshots have no devices".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        match opened {
+            Ok(device) => {
+                increment.shown = true;
+                Ok(Some(Arc::new(device)))
+            }
+            Err(why) => {
+                if !std::mem::replace(&mut self.blind, true) {
+                    let dataset = &self.name;
+                    tracing::info!(
+                        %dataset, why,
+                        "what ZFS calls unchanged is not checked: after `zfs set \
+                         snapdev=visible {dataset}`, and with read access to its devices, it is"
+                    );
+                }
+                Ok(None)
+            }
+        }
     }
 
     fn read_back(&mut self) -> Result<Option<Box<dyn Volume>>, LiveError> {

@@ -19,6 +19,15 @@ pub(crate) struct Arguments {
     /// Say more; twice for every message of the protocol.
     #[arg(long, short, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,
+    /// Folder for what is remembered of sources and their targets: manifests and incidents.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "DRIFTLINE_TRUST_DIR",
+        default_value = "/var/lib/driftline"
+    )]
+    pub(crate) trust_dir: PathBuf,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -34,6 +43,8 @@ Exit codes:
   5  the connection failed: run again to go on where it stopped
   6  the replica is not what was committed to it, or could not be verified
   7  the target is full or too small
+  8  done, degraded: the replica is at the new generation, but all had to be read although a map
+     was there, or something was found (see `driftline incidents`)
 130  interrupted: run again to go on";
 
 #[derive(Debug, Subcommand)]
@@ -101,6 +112,10 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Show which generation a replica holds.
     Status(Status),
+    /// Show what was found and is not acknowledged yet.
+    ///
+    /// REASONS.md says of each reason what it means, what was done, and what to check.
+    Incidents(IncidentsCommand),
     /// DRBD as what records changes.
     #[command(subcommand)]
     Drbd(DrbdCommand),
@@ -168,6 +183,24 @@ pub(crate) struct IndexRebuild {
     /// The configuration of `driftline serve` that names the index and the replicas.
     #[arg(long, value_name = "FILE", default_value = "/etc/driftline/driftline.toml")]
     pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IncidentsCommand {
+    /// Also those that are acknowledged.
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(subcommand)]
+    pub(crate) action: Option<IncidentsAction>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IncidentsAction {
+    /// Acknowledge an incident: it is not shown any more, until the same is found again.
+    Ack {
+        /// The name that `driftline incidents` shows.
+        id: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -240,9 +273,42 @@ pub(crate) struct Replicate {
     #[command(flatten)]
     pub(crate) receive: Receive,
     #[command(flatten)]
+    pub(crate) audit: Audit,
+    /// Write what the run did to this file, for node_exporter's textfile collector. It is put in
+    /// its place at once.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metrics: Option<PathBuf>,
+    #[command(flatten)]
     pub(crate) peer: Peer,
     #[command(flatten)]
     pub(crate) state: StateDir,
+}
+
+/// How much of what a source's map calls unchanged is read again.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Args)]
+pub(crate) struct Audit {
+    /// Of a source whose snapshots can be read at any offset: within so many days (30d) or hours
+    /// (12h), all that its maps call unchanged is read again and compared with the manifest, a
+    /// part in each run [default: 30d].
+    #[arg(long, value_name = "AGE")]
+    pub(crate) audit_age: Option<String>,
+    /// Besides, so many bytes drawn at random in each run, as in 64M or 0 [default: auto, enough
+    /// to find a map that misses 1 % of the changes with a chance of 99 %, 1G at most].
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) audit_sample: Option<String>,
+}
+
+/// A number of bytes, with K, M or G for powers of 1024.
+pub(crate) fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(char::is_alphabetic);
+    let unit = match &text[digits.len()..] {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 /// Which data sets of a tree are replicated, and how many at once.

@@ -14,6 +14,7 @@ use crate::{
     args,
     place::Place,
     target::{TargetPlace, TargetTerms},
+    trust::Trust,
 };
 
 /// The configuration as it is written. Unknown keys are errors: a misspelt one would
@@ -29,6 +30,7 @@ struct Written {
     index: Option<PathBuf>,
     #[serde(default)]
     linstor: args::Linstor,
+    trust_dir: Option<PathBuf>,
     #[serde(default)]
     peer: Vec<WrittenPeer>,
     #[serde(default)]
@@ -63,6 +65,8 @@ struct WrittenVolume {
     tree: bool,
     zfs: Option<args::Zfs>,
     receive: Option<args::Receive>,
+    audit_age: Option<String>,
+    audit_sample: Option<String>,
 }
 
 /// A configuration that makes sense.
@@ -78,6 +82,8 @@ pub(crate) struct Config {
     pub(crate) linstor: args::Linstor,
     /// Where chunks are looked for that other replicas have.
     pub(crate) index: Option<PathBuf>,
+    /// Where manifests and incidents are, if not at their usual place.
+    pub(crate) trust_dir: Option<PathBuf>,
     peers: Vec<Peer>,
     volumes: BTreeMap<String, Volume>,
 }
@@ -100,6 +106,8 @@ pub(crate) enum Volume {
         place: Place,
         /// How it is replicated, if it is ZFS's.
         zfs: args::Zfs,
+        /// How much of what its maps call unchanged is read again.
+        audit: args::Audit,
     },
     /// Peers push it to here.
     Target { place: TargetPlace, terms: TargetTerms },
@@ -150,8 +158,8 @@ impl Config {
             }
             peers.push(peer);
         }
-        let Written { listen, key, sessions_max, index, linstor, .. } = written;
-        Ok(Self { listen, key, sessions_max, index, linstor, peers, volumes })
+        let Written { listen, key, sessions_max, index, linstor, trust_dir, .. } = written;
+        Ok(Self { listen, key, sessions_max, index, linstor, trust_dir, peers, volumes })
     }
 
     /// The keys that may connect at all.
@@ -217,8 +225,16 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
             {
                 bail!("zfs is said of zfs: and linstor: sources, and it is {source}")
             }
-            place => Ok(Volume::Source { place, zfs: volume.zfs.unwrap_or_default() }),
+            place => {
+                let WrittenVolume { zfs, audit_age, audit_sample, .. } = volume;
+                let audit = args::Audit { audit_age, audit_sample };
+                Trust { dir: Path::new(""), audit: &audit, target: "" }.check()?;
+                Ok(Volume::Source { place, zfs: zfs.unwrap_or_default(), audit })
+            }
         },
+        (None, Some(_)) if volume.audit_age.is_some() || volume.audit_sample.is_some() => {
+            bail!("audit_age and audit_sample are said of sources, and it is a target")
+        }
         (None, Some(_)) if volume.zfs.is_some() => {
             bail!("zfs is said of sources, and it is a target")
         }

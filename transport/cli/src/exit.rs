@@ -3,9 +3,9 @@
 use std::error::Error;
 
 use driftline_drbd::tracker::TrackerError;
-use driftline_extent::{Explained, Reason};
+use driftline_extent::{Explained, PlanKind, Reason};
 use driftline_target::TargetError;
-use driftline_transport::{Failure, TransportError};
+use driftline_transport::{Failure, Summary, TransportError};
 
 use crate::{plain::PlainError, source::SourceError, target::AnyTargetError};
 
@@ -18,6 +18,7 @@ pub(crate) mod code {
     pub(crate) const CONNECTION: u8 = 5;
     pub(crate) const REPLICA: u8 = 6;
     pub(crate) const FULL: u8 = 7;
+    pub(crate) const DEGRADED: u8 = 8;
     pub(crate) const INTERRUPTED: u8 = 130;
 }
 
@@ -36,7 +37,8 @@ fn is_connection(cause: &(dyn Error + 'static)) -> bool {
         || cause.downcast_ref::<SourceError>().is_some_and(SourceError::is_connection)
 }
 
-fn reason(error: &anyhow::Error) -> Option<Reason> {
+/// What an error says about the data.
+pub(crate) fn reason(error: &anyhow::Error) -> Option<Reason> {
     error.chain().find_map(|cause| {
         if let Some(error) = cause.downcast_ref::<TransportError>() {
             return error.reason();
@@ -54,6 +56,17 @@ fn reason(error: &anyhow::Error) -> Option<Reason> {
     })
 }
 
+/// Why a run that was done did more than it should have had to: all was read although a base was
+/// there, or something was found. What has no map of its own, and what the user has asked for, is
+/// nothing to point at.
+pub(crate) fn degraded(summary: &Summary) -> Option<Reason> {
+    let scanned = summary.increments.iter().find_map(|(plan, _)| match plan.kind {
+        PlanKind::Scan => plan.standing.reason().filter(|reason| *reason != Reason::MapMissing),
+        _ => None,
+    });
+    scanned.or_else(|| summary.testimony.as_ref()?.rebuilt)
+}
+
 fn of_reason(reason: Reason) -> u8 {
     match reason {
         Reason::BaseMismatch
@@ -65,7 +78,10 @@ fn of_reason(reason: Reason) -> u8 {
         | Reason::NotConsistent
         | Reason::Denied => code::REFUSED,
         Reason::StreamDamaged | Reason::MetadataDamaged | Reason::SourceChanged => code::SOURCE,
-        Reason::TargetModified | Reason::VerifyFailed => code::REPLICA,
+        Reason::TargetModified
+        | Reason::VerifyFailed
+        | Reason::AuditMismatch
+        | Reason::RootMismatch => code::REPLICA,
         Reason::TargetFull => code::FULL,
         // Reasons that a later version may add are failures to this one.
         _ => code::FAILED,
@@ -116,7 +132,17 @@ mod tests {
             ("just-created", 3),
             ("not-consistent", 3),
             ("metadata-damaged", 4),
+            ("audit-mismatch", 6),
+            ("root-mismatch", 6),
+            ("manifest-missing", 1),
+            ("manifest-damaged", 1),
         ];
         assert_eq!(codes, documented);
+        // And by the document as well.
+        let text = include_str!("../../../REASONS.md");
+        for (word, code) in codes {
+            let section = format!("\n## {word}\n\nExit {code}. ");
+            assert!(text.contains(&section), "REASONS.md has no {section:?}");
+        }
     }
 }

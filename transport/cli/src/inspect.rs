@@ -11,12 +11,13 @@ use driftline_manifest::ChunkKey;
 use driftline_transport::{Failure, scan::root_of};
 
 use crate::{
-    args,
+    args, incidents,
     place::Place,
     plain::PlainVolume,
     replicate, report,
     source::{self, Terms},
     target::{TargetPlace, TargetTerms},
+    trust::Trust,
 };
 
 /// Prints the change maps of a source.
@@ -27,7 +28,8 @@ pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
     let mode = Some(args::DrbdMode::Cumulative);
     let (zfs, drbd) = (&args::Zfs::default(), &args::Drbd { mode, ..args::Drbd::default() });
     let linstor = &arguments.linstor;
-    let terms = Terms { overwrite: true, zfs, drbd, linstor, to: "", moment: None };
+    let trust = Trust { dir: Path::new(""), audit: &args::Audit::default(), target: "" };
+    let terms = Terms { overwrite: true, zfs, drbd, linstor, to: "", moment: None, trust };
     source::open(&place, terms)?.maps(&mut |map| {
         if json {
             report::write_map_json(&map, &mut out)?;
@@ -75,7 +77,11 @@ fn compare(source: &Path, state: &TargetState) -> anyhow::Result<()> {
 }
 
 /// Shows what a replica holds.
-pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Result<()> {
+pub(crate) async fn status(
+    arguments: &args::Status,
+    trust_dir: &Path,
+    json: bool,
+) -> anyhow::Result<()> {
     let place: Place = arguments.target.parse()?;
     let state = match &place {
         Place::Remote { volume, address } => {
@@ -83,10 +89,14 @@ pub(crate) async fn status(arguments: &args::Status, json: bool) -> anyhow::Resu
         }
         _ => TargetPlace::of(&place)?.state(&TargetTerms::looking(&arguments.state))?,
     };
+    let open = incidents::open_of(trust_dir, &arguments.target)?;
     if json {
-        println!("{}", report::state_json(&state));
+        let mut told = report::state_json(&state);
+        told["incidents"] = open.iter().map(incidents::json).collect();
+        println!("{told}");
     } else {
         println!("{}", report::state(&state));
+        open.iter().for_each(|incident| println!("incident   {}", incidents::line(incident)));
     }
     Ok(())
 }

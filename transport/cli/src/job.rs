@@ -30,6 +30,9 @@ struct Written {
     like: Option<String>,
     compress: Option<String>,
     limit_rate: Option<String>,
+    audit_age: Option<String>,
+    audit_sample: Option<String>,
+    metrics: Option<PathBuf>,
     #[serde(default)]
     recursive: bool,
     #[serde(default)]
@@ -87,6 +90,8 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
         drbd,
         linstor,
         receive,
+        audit,
+        metrics,
         peer,
         state,
         ..
@@ -98,6 +103,9 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     *index = index.take().or(written.index);
     or(compress, written.compress);
     or(limit_rate, written.limit_rate);
+    or(&mut audit.audit_age, written.audit_age);
+    or(&mut audit.audit_sample, written.audit_sample);
+    *metrics = metrics.take().or(written.metrics);
     or(&mut peer.peer, written.peer);
     peer.key = peer.key.take().or(written.key);
     state.state_dir = state.state_dir.take().or(written.state_dir);

@@ -183,6 +183,11 @@ impl LinstorSource {
         }
     }
 
+    /// Whether what it is stored on says what has changed.
+    pub(crate) const fn has_maps(&self) -> bool {
+        matches!(self.store, Store::Zfs { .. })
+    }
+
     /// What a snapshot that is taken for that says has changed.
     pub(crate) fn maps(&mut self) -> Result<Vec<Told>, LinstorSourceError> {
         let Store::Thin { .. } = self.store else { return Err(LinstorSourceError::NoMap) };
@@ -417,7 +422,12 @@ impl Source for LinstorSource {
 
     fn finish(&mut self) -> Result<Finish, LinstorSourceError> {
         match &mut self.current {
-            Some(Current { reader: Reader::Zfs(live), .. }) => Ok(live.finish()?),
+            Some(Current { reader: Reader::Zfs(live), planned, begun, .. }) => {
+                let finish = live.finish()?;
+                // Of a scan no change was asked for.
+                *begun |= *planned;
+                Ok(finish)
+            }
             Some(Current { reader: Reader::Thin(plain), .. }) => Ok(plain.finish()?),
             None => Err(LinstorSourceError::Unplanned),
         }
@@ -430,6 +440,13 @@ impl Source for LinstorSource {
     fn read_back(&mut self) -> Result<Option<Box<dyn Volume>>, LinstorSourceError> {
         match &mut self.current {
             Some(Current { reader: Reader::Zfs(live), .. }) => Ok(live.read_back()?),
+            _ => Ok(None),
+        }
+    }
+
+    fn reader(&mut self) -> Result<Option<Arc<dyn Volume + Send + Sync>>, LinstorSourceError> {
+        match &mut self.current {
+            Some(Current { reader: Reader::Zfs(live), .. }) => Ok(live.reader()?),
             _ => Ok(None),
         }
     }

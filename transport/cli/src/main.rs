@@ -5,11 +5,13 @@ mod args;
 mod config;
 mod drbd;
 mod exit;
+mod incidents;
 mod index;
 mod inspect;
 mod job;
 mod keyfile;
 mod linstor;
+mod metrics;
 mod place;
 mod plain;
 mod progress;
@@ -21,6 +23,7 @@ mod serve;
 mod source;
 mod target;
 mod tree;
+mod trust;
 mod zvol;
 
 use std::{
@@ -69,22 +72,28 @@ fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> anyhow::Result<u8> {
     let json = arguments.json;
     let show = if arguments.quiet || json { Show::Nothing } else { Show::Fitting };
+    let trust_dir = arguments.trust_dir.as_path();
     let work = async {
         match &arguments.command {
-            Command::Push(job) => return replicate::run(job, Direction::Push, json, show).await,
-            Command::Pull(job) => return replicate::run(job, Direction::Pull, json, show).await,
+            Command::Push(job) => {
+                return replicate::run(job, Direction::Push, trust_dir, json, show).await;
+            }
+            Command::Pull(job) => {
+                return replicate::run(job, Direction::Pull, trust_dir, json, show).await;
+            }
             Command::Restore(restore) => restore::run(restore, json, show).await,
             Command::Keygen(keygen) => make_key(keygen),
-            Command::Serve(serve) => serve::run(&serve.config, serve.check).await,
+            Command::Serve(serve) => serve::run(&serve.config, serve.check, trust_dir).await,
             Command::Map(map) => inspect::map(map, json),
             Command::Verify(verify) => inspect::verify(verify, json),
-            Command::Index(args::Index { command: args::IndexCommand::Rebuild(arguments) }) => {
-                index::rebuild(arguments)
-            }
-            Command::Status(status) => inspect::status(status, json).await,
+            Command::Status(status) => inspect::status(status, trust_dir, json).await,
+            Command::Incidents(command) => incidents::run(command, trust_dir, json),
             Command::Drbd(DrbdCommand::InitTracker(tracker)) => drbd::init_tracker(tracker),
             Command::Drbd(DrbdCommand::Guard { minor, limit_ms }) => {
                 drbd::guard(*minor, *limit_ms).await
+            }
+            Command::Index(args::Index { command: args::IndexCommand::Rebuild(arguments) }) => {
+                index::rebuild(arguments)
             }
         }
         .map(|()| code::DONE)

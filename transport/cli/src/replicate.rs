@@ -7,11 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use driftline_extent::TargetState;
+use driftline_extent::{Reason, TargetState};
 use driftline_transport::{
     Connection, Failure, Progress, SharedLimit, Snapshot, SourceJob, Summary, TransportError,
-    answer, dial, receive_request, receive_state, request, serve_source, serve_target,
+    answer, chain, dial, receive_request, receive_state, request, serve_source, serve_target,
 };
+use driftline_trust::Incident;
 use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
 use driftline_zfs::Moment;
 use tokio::{
@@ -21,14 +22,15 @@ use tokio::{
 
 use crate::{
     args,
-    exit::code,
-    index, job, keyfile,
+    exit::{classify, code, degraded, reason},
+    index, job, keyfile, metrics,
     place::Place,
     progress::{Show, watch},
     report,
     source::{self, AnySource, Terms},
     target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
     tree,
+    trust::{Trust, incidents, now_ms},
 };
 
 /// Bytes in flight between the two ends of a local replication.
@@ -54,11 +56,13 @@ pub(crate) enum Direction {
 pub(crate) async fn run(
     arguments: &args::Replicate,
     direction: Direction,
+    trust_dir: &Path,
     json: bool,
     show: Show,
 ) -> anyhow::Result<u8> {
     let mut arguments = arguments.clone();
     job::fill(&mut arguments)?;
+    Trust { dir: trust_dir, audit: &arguments.audit, target: "" }.check()?;
     let place = |said: &Option<String>| said.as_deref().unwrap_or_default().parse::<Place>();
     let (source, target) = (place(&arguments.source)?, place(&arguments.target)?);
     let limit = arguments.limit_rate.as_deref().map(parse_rate).transpose()?;
@@ -80,6 +84,9 @@ pub(crate) async fn run(
         zfs: arguments.zfs.clone(),
         drbd: arguments.drbd.clone(),
         linstor: arguments.linstor.clone(),
+        audit: arguments.audit.clone(),
+        trust_dir: trust_dir.to_owned(),
+        metrics: arguments.metrics.clone(),
         peer: arguments.peer.clone(),
         together: None,
     };
@@ -87,9 +94,12 @@ pub(crate) async fn run(
     if arguments.tree.recursive {
         return tree::run(job, &arguments.tree, &source, &target, json, show).await;
     }
-    let done = job.run(&source, &target, show).await?;
+    let done = job.run(&source, &target, show).await;
+    let exit = done.as_ref().map_or_else(|error| classify(error).1, Done::exit_code);
+    job.tell_metrics(&[(&source, &target, exit, done.as_ref().ok())]);
+    let done = done?;
     println!("{}", if json { report::done_json(&done).to_string() } else { report::done(&done) });
-    Ok(code::DONE)
+    Ok(exit)
 }
 
 /// What is agreed about a replication, whatever it is of.
@@ -107,6 +117,9 @@ pub(crate) struct Job {
     pub(crate) zfs: args::Zfs,
     drbd: args::Drbd,
     linstor: args::Linstor,
+    audit: args::Audit,
+    trust_dir: PathBuf,
+    metrics: Option<PathBuf>,
     pub(crate) peer: args::Peer,
     /// What it has in common with others, if it is one of several.
     together: Option<Together>,
@@ -126,6 +139,14 @@ pub(crate) struct Done {
     pub(crate) summary: Summary,
     pub(crate) moved: Snapshot,
     pub(crate) took: Duration,
+    /// Why more was done than should have been needed, if so.
+    pub(crate) degraded: Option<Reason>,
+}
+
+impl Done {
+    pub(crate) const fn exit_code(&self) -> u8 {
+        if self.degraded.is_some() { code::DEGRADED } else { code::DONE }
+    }
 }
 
 impl Job {
@@ -149,12 +170,19 @@ impl Job {
         show: Show,
     ) -> anyhow::Result<Done> {
         let progress = Arc::new(Progress::default());
-        let work = self.replicate(source, target, progress.clone());
+        let work = self.replicate_again(source, target, &progress);
+        let done = shown(progress.clone(), show, work).await;
+        if let Err(error) = &done {
+            self.keep_finding(source, target, error);
+        }
         // What failed names itself; this says in which replication.
-        shown(progress, show, work).await.with_context(|| match self.direction {
+        let done = done.with_context(|| match self.direction {
             Direction::Push => target.to_string(),
             Direction::Pull => source.to_string(),
-        })
+        })?;
+        // What the user has asked for is nothing to point at.
+        let degraded = if self.overwrite { None } else { degraded(&done.summary) };
+        Ok(Done { degraded, ..done })
     }
 
     /// As with [`Default`] options, for whoever brings a target of its own.
@@ -170,6 +198,9 @@ impl Job {
             zfs: args::Zfs::default(),
             drbd: args::Drbd::default(),
             linstor: args::Linstor::default(),
+            audit: args::Audit::default(),
+            trust_dir: PathBuf::new(),
+            metrics: None,
             peer,
             together: None,
         }
@@ -186,6 +217,65 @@ impl Job {
         let mut connection = self.dial(address, progress).await?;
         request(&mut connection, Verb::Pull, volume, None).await?;
         Ok(serve_target(connection, target).await.0?)
+    }
+
+    /// Replicates, and once more where a map turned out not to be what it should: the source
+    /// remembers that, and compares all.
+    async fn replicate_again(
+        &self,
+        source: &Place,
+        target: &Place,
+        progress: &Arc<Progress>,
+    ) -> anyhow::Result<Summary> {
+        let first = self.replicate(source, target, progress.clone()).await;
+        let Err(error) = &first else { return first };
+        // There is no way back in a stream.
+        let ends = matches!(source, Place::Stream(_) | Place::StandardInput);
+        match reason(error) {
+            Some(reason @ (Reason::AuditMismatch | Reason::RootMismatch)) if !ends => {
+                tracing::warn!(
+                    reason = reason.as_str(),
+                    error = format!("{error:#}"),
+                    "nothing was committed; all is compared now"
+                );
+                self.replicate(source, target, progress.clone()).await
+            }
+            _ => first,
+        }
+    }
+
+    /// What is found at a target is kept as well, where this side can.
+    fn keep_finding(&self, source: &Place, target: &Place, error: &anyhow::Error) {
+        let Some(reason @ (Reason::TargetModified | Reason::VerifyFailed)) = reason(error) else {
+            return;
+        };
+        let now_ms = now_ms();
+        let incident = Incident {
+            reason,
+            detail: format!("{error:#}"),
+            source: source.to_string(),
+            target: target.to_string(),
+            base: None,
+            tip: None,
+            extents: Vec::new(),
+            chunks: 0,
+            first_ms: now_ms,
+            last_ms: now_ms,
+            count: 1,
+            mended: None,
+            acknowledged_ms: None,
+        };
+        if let Err(error) = incidents(&self.trust_dir).keep(&incident) {
+            tracing::warn!(error = chain(&error), "what was found cannot be kept");
+        }
+    }
+
+    /// Writes what was done where the user wants it. That it cannot be written fails no run.
+    pub(crate) fn tell_metrics(&self, runs: &[metrics::Run<'_>]) {
+        let Some(path) = &self.metrics else { return };
+        if let Err(error) = metrics::write(path, runs, &incidents(&self.trust_dir), now_ms()) {
+            tracing::warn!(file = %path.display(), "metrics cannot be written: {error:#}");
+        }
     }
 
     async fn replicate(
@@ -230,12 +320,12 @@ impl Job {
         source: &Place,
         target: &Place,
     ) -> anyhow::Result<SourceJob<AnySource>> {
-        let (to, moment) = match &self.together {
-            Some(Together { to, moment }) => (to.clone(), moment.as_ref()),
-            None => (target.to_string(), None),
-        };
+        let target = target.to_string();
+        let to = self.together.as_ref().map_or(&target, |together| &together.to);
+        let trust = Trust { dir: &self.trust_dir, audit: &self.audit, target: &target };
+        let moment = self.together.as_ref().and_then(|together| together.moment.as_ref());
         let Self { overwrite, zfs, drbd, linstor, .. } = self;
-        let terms = Terms { overwrite: *overwrite, zfs, drbd, linstor, to: &to, moment };
+        let terms = Terms { overwrite: *overwrite, zfs, drbd, linstor, to, moment, trust };
         source::job(source, terms, self.compression)
     }
 
@@ -322,7 +412,7 @@ pub(crate) async fn shown(
         summary = work => summary?,
         () = watch(progress.clone(), show) => unreachable!("progress is watched without end"),
     };
-    Ok(Done { summary, moved: progress.snapshot(), took: started.elapsed() })
+    Ok(Done { summary, moved: progress.snapshot(), took: started.elapsed(), degraded: None })
 }
 
 /// What a remote replica says of itself.
@@ -368,16 +458,7 @@ fn parse_level(text: &str) -> anyhow::Result<Option<i32>> {
 }
 
 fn parse_rate(text: &str) -> anyhow::Result<u64> {
-    let (digits, unit) = match text.trim_end_matches(char::is_alphabetic) {
-        digits if digits.len() == text.len() => (digits, 1),
-        digits => match &text[digits.len()..] {
-            "K" => (digits, 1 << 10),
-            "M" => (digits, 1 << 20),
-            "G" => (digits, 1 << 30),
-            _ => bail!("--limit-rate takes bytes each second, as in 500K, 10M or 1G"),
-        },
-    };
-    match digits.parse::<u64>().ok().and_then(|rate| rate.checked_mul(unit)) {
+    match args::parse_bytes(text) {
         // Slower, a peer would seem to have gone silent.
         Some(rate) if rate >= 1 << 10 => Ok(rate),
         _ => bail!("--limit-rate takes at least 1K, as in 500K, 10M or 1G"),

@@ -7,10 +7,11 @@ use std::{
 };
 
 use driftline_extent::{
-    Committed, Extent, ExtentSet, Generation, Plan, PlanKind, Point, Reason, Standing, Takes,
-    TargetState,
+    CHUNK_LEN, Committed, Extent, ExtentSet, Generation, Plan, PlanKind, Point, Reason, Root,
+    Standing, Takes, TargetState,
 };
 use driftline_target::VerifyReport;
+use driftline_transport::Summary;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -50,7 +51,13 @@ fn doubt(standing: &Standing) -> String {
 /// A replication, done.
 pub(crate) fn done(done: &Done) -> String {
     let moved = &done.moved;
+    let audit = audit(&done.summary).map(|audit| audit + "\n").unwrap_or_default();
+    let degraded = done
+        .degraded
+        .map(|reason| format!("degraded: {reason}: see REASONS.md, and `driftline incidents`\n"));
     increments(done)
+        + &audit
+        + &degraded.unwrap_or_default()
         + &format!(
             "{} changed, {} lacking, {} sent, {} received, {:.2} s",
             bytes(moved.announced),
@@ -59,6 +66,66 @@ pub(crate) fn done(done: &Done) -> String {
             bytes(moved.received),
             done.took.as_secs_f64()
         )
+}
+
+/// What was read again of the space that a map calls unchanged, and what that could have missed.
+pub(crate) fn audit(summary: &Summary) -> Option<String> {
+    let audit = summary.testimony.as_ref()?.audit.as_ref()?;
+    let found = match audit.stale {
+        0 => "all as recorded".to_owned(),
+        stale => format!("{stale} chunks are not as recorded"),
+    };
+    let missed = match audit.stale_bound {
+        0 => "Nothing could have been missed".to_owned(),
+        _ if audit.sampled == 0 => {
+            "None were drawn, so only the pass finds what is stale".to_owned()
+        }
+        bound => format!(
+            "Fewer than {bound} stale chunks ({}) could have been missed by the draw, with 99 % \
+             confidence",
+            bytes(bound.saturating_mul(CHUNK_LEN))
+        ),
+    };
+    let of_changes = match audit.changed / 100 {
+        0 => String::new(),
+        _ => format!(
+            "; a map without 1 % of these changes would have been found with a chance of {:.1} %",
+            audit.find_chance * 100.0
+        ),
+    };
+    Some(format!(
+        "audit: {} of {} chunks drawn (seed {}) and the next {} of the rolling pass, {} read: \
+         {found}. {missed}{of_changes}. Nothing was last read longer ago than {} (limit {})",
+        audit.sampled,
+        audit.chunks,
+        Root(audit.seed),
+        audit.rolled,
+        bytes(audit.bytes_read),
+        days(audit.oldest_ms),
+        days(audit.age_ms),
+    ))
+}
+
+fn days(ms: u64) -> String {
+    format!("{:.1} days", ms as f64 / 86_400_000.0)
+}
+
+fn audit_json(summary: &Summary) -> Value {
+    let audit = summary.testimony.as_ref().and_then(|testimony| testimony.audit.as_ref());
+    let Some(audit) = audit else { return Value::Null };
+    json!({
+        "chunks": audit.chunks,
+        "changed": audit.changed,
+        "sampled": audit.sampled,
+        "rolled": audit.rolled,
+        "bytes_read": audit.bytes_read,
+        "seed": Root(audit.seed).to_string(),
+        "stale": audit.stale,
+        "stale_bound": audit.stale_bound,
+        "find_chance": audit.find_chance,
+        "oldest_seconds": audit.oldest_ms / 1000,
+        "limit_seconds": audit.age_ms / 1000,
+    })
 }
 
 /// What was committed, a line for each.
@@ -104,7 +171,9 @@ pub(crate) fn done_json(done: &Done) -> Value {
         .collect();
     json!({
         "result": if increments.is_empty() { "up-to-date" } else { "committed" },
+        "degraded": done.degraded.map(Reason::as_str),
         "increments": increments,
+        "audit": audit_json(summary),
         "bytes": {
             "read": moved.read,
             "changed": moved.announced,
@@ -149,7 +218,12 @@ pub(crate) fn restored_json(restored: &Restored, to: &Place) -> Value {
 
 /// One member of a tree, done.
 pub(crate) fn member(source: &Place, done: &Done) -> String {
-    format!("{source}: {}", increments(done).trim_end().replace('\n', "\n  "))
+    let mut told = increments(done);
+    told += &audit(&done.summary).unwrap_or_default();
+    if let Some(reason) = done.degraded {
+        told += &format!("\ndegraded: {reason}");
+    }
+    format!("{source}: {}", told.trim_end().replace('\n', "\n  "))
 }
 
 /// A tree, done: how many of its members.

@@ -112,7 +112,9 @@ async fn restore(
 
 fn open_source(job: &Job, from: &Place, to: &Place, terms: &TargetTerms) -> anyhow::Result<Opened> {
     if let Place::Drbd { .. } = from {
-        return Ok(Opened { source: job.source(from, to)?, of: None, verified: false });
+        // What is remembered of targets is of those that are replicas.
+        let source = SourceJob { witness: None, ..job.source(from, to)? };
+        return Ok(Opened { source, of: None, verified: false });
     }
     let place = match from {
         Place::File(_) | Place::Zvol(_) => TargetPlace::of(from)?,

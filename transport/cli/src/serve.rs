@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, Weak},
     time::Duration,
 };
@@ -27,11 +27,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     args::Drbd,
     config::{Config, Volume},
+    exit::degraded,
     index, keyfile, linstor,
     replicate::COMPRESSION,
     report,
     source::{self, AnySource, Terms},
     target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
+    trust::Trust,
 };
 
 /// How many connections may be in their handshake, or wait for a free session.
@@ -42,7 +44,7 @@ const WAITING_MAX: usize = 64;
 const SAME_VOLUME_WAIT_MAX: Duration = Duration::from_millis(SILENCE_MS_MAX + 15_000);
 
 /// Runs until it is told to stop.
-pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
+pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::Result<()> {
     let config = Config::read(path)?;
     let key = keyfile::read(&config.key)?;
     if config.has_linstor() {
@@ -75,6 +77,7 @@ pub(crate) async fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         waiting: Arc::new(Semaphore::new(WAITING_MAX)),
         writers: Writers::default(),
         index,
+        trust_dir: config.trust_dir.clone().unwrap_or_else(|| trust_dir.to_owned()),
         config,
         key,
     });
@@ -108,6 +111,8 @@ struct Server {
     writers: Writers,
     /// What all replicas have, by chunk.
     index: Option<Arc<Index>>,
+    /// Where manifests and incidents are.
+    trust_dir: PathBuf,
 }
 
 /// One session at a time writes a volume.
@@ -187,6 +192,13 @@ impl Server {
                     %address, peer, volume, verb, received = moved.received, sent = moved.sent,
                     "session done"
                 );
+                let (degraded, audit) = (degraded(&summary), report::audit(&summary));
+                if let Some(reason) = degraded {
+                    tracing::warn!(peer, volume, reason = reason.as_str(), "done, degraded");
+                }
+                if let Some(audit) = audit {
+                    tracing::info!(peer, volume, "{audit}");
+                }
                 for (_, committed) in &summary.increments {
                     let size = report::bytes(committed.size);
                     tracing::info!(
@@ -232,14 +244,15 @@ impl Server {
         like: Option<&str>,
     ) -> Result<Granted, Failure> {
         match self.authorise(key, verb, volume)? {
-            Volume::Source { place, zfs } => {
+            Volume::Source { place, zfs, audit } => {
                 // One volume may be pulled to several places.
                 let to = format!("{volume}@{key}");
-                let linstor = self.config.linstor.clone();
+                let (dir, linstor) = (self.trust_dir.clone(), self.config.linstor.clone());
                 let open = move || {
-                    let drbd = Drbd::default();
-                    let (zfs, drbd, linstor, to) = (&zfs, &drbd, &linstor, to.as_str());
-                    let terms = Terms { overwrite: false, zfs, drbd, linstor, to, moment: None };
+                    let (overwrite, drbd, moment) = (false, &Drbd::default(), None);
+                    let (zfs, linstor, to) = (&zfs, &linstor, to.as_str());
+                    let trust = Trust { dir: &dir, audit: &audit, target: to };
+                    let terms = Terms { overwrite, zfs, drbd, linstor, to, moment, trust };
                     source::job(&place, terms, Some(COMPRESSION))
                 };
                 let job = blocking(open).await?;

@@ -18,7 +18,7 @@ use driftline_extent::{
     Source, Standing, TargetState, Volume,
 };
 use driftline_target::FileDisk;
-use driftline_transport::SourceJob;
+use driftline_transport::{SourceJob, witness::Witness};
 use driftline_zfs::{
     DatasetName, LiveError, LiveOptions, LiveSource, Moment, Pick, ReadBack, SendStream,
     StreamError,
@@ -31,6 +31,7 @@ use crate::{
     linstor::{LinstorSource, LinstorSourceError},
     place::Place,
     plain::{PlainError, PlainVolume, volume_id},
+    trust::Trust,
 };
 
 /// Read-ahead of a stream.
@@ -105,6 +106,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) to: &'a str,
     /// The instant of the snapshot that is taken, if it is not this volume's alone.
     pub(crate) moment: Option<&'a Moment>,
+    /// How its maps are checked.
+    pub(crate) trust: Trust<'a>,
 }
 
 /// Why a source failed.
@@ -285,16 +288,41 @@ fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> 
     })
 }
 
+impl Terms<'_> {
+    /// What checks the maps of this source. A plain file has none, nor has a thin volume of
+    /// LINSTOR, and each run reads all of it.
+    fn witness(&self, place: &Place, source: &AnySource) -> anyhow::Result<Option<Witness>> {
+        match source {
+            AnySource::Live(_) | AnySource::Drbd { .. } | AnySource::DrbdLive(_) => {
+                self.trust.witness(place).map(Some)
+            }
+            AnySource::Linstor(linstor) if linstor.has_maps() => {
+                self.trust.witness(place).map(Some)
+            }
+            AnySource::Plain(_) | AnySource::Linstor(_) => Ok(None),
+            AnySource::Stream { name, .. } => {
+                tracing::info!(
+                    source = name,
+                    "a stream shows nothing but what it calls changed: the rest is not checked"
+                );
+                Ok(None)
+            }
+        }
+    }
+}
+
 /// Opens a local source for a session.
 pub(crate) fn job(
     place: &Place,
     terms: Terms<'_>,
     compression: Option<i32>,
 ) -> anyhow::Result<SourceJob<AnySource>> {
-    Ok(job_of(open(place, terms)?, terms.overwrite, compression))
+    let source = open(place, terms)?;
+    let witness = terms.witness(place, &source)?;
+    Ok(SourceJob { witness, ..job_of(source, terms.overwrite, compression) })
 }
 
-/// An open source, for a session.
+/// An open source, for a session in which nothing checks its maps.
 pub(crate) fn job_of(
     source: AnySource,
     overwrite: bool,
@@ -307,7 +335,7 @@ pub(crate) fn job_of(
         AnySource::DrbdLive(live) => Some(live.volume()),
         AnySource::Linstor(linstor) => linstor.volume(),
     };
-    SourceJob { source, volume, overwrite, compression }
+    SourceJob { source, volume, overwrite, compression, witness: None }
 }
 
 impl AnySource {
@@ -442,6 +470,17 @@ impl Source for AnySource {
         match self {
             Self::Live(live) => Ok(live.read_back()?),
             Self::Linstor(linstor) => Ok(linstor.read_back()?),
+            Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } | Self::DrbdLive(_) => {
+                Ok(None)
+            }
+        }
+    }
+
+    fn reader(&mut self) -> Result<Option<Arc<dyn Volume + Send + Sync>>, SourceError> {
+        match self {
+            Self::Live(live) => Ok(live.reader()?),
+            Self::Linstor(linstor) => Ok(linstor.reader()?),
+            // These have one from the beginning, or none.
             Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } | Self::DrbdLive(_) => {
                 Ok(None)
             }

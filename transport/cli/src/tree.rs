@@ -97,7 +97,8 @@ pub(crate) async fn run(
     let job = job.of_members(Together { to, moment }, place);
     let at_once = tree.at_once.unwrap_or(AT_ONCE);
     let show = if show == Show::Fitting { Show::Lines } else { show };
-    let outcomes = replicate(job, members, at_once, show, &|(member, result)| match result {
+    let job = Arc::new(job);
+    let outcomes = replicate(&job, members, at_once, show, &|(member, result)| match result {
         Ok(done) if !json => println!("{}", report::member(&member.source(), done)),
         Ok(_) => {}
         Err(error) => {
@@ -105,6 +106,12 @@ pub(crate) async fn run(
         }
     })
     .await?;
+    let sources: Vec<Place> = outcomes.iter().map(|(member, _)| member.source()).collect();
+    let runs = sources.iter().zip(&outcomes).map(|(source, (member, done))| {
+        let exit = done.as_ref().map_or_else(|error| classify(error).1, Done::exit_code);
+        (source, &member.target, exit, done.as_ref().ok())
+    });
+    job.tell_metrics(&runs.collect::<Vec<_>>());
     if json {
         println!("{}", report::tree_json(&outcomes, started.elapsed()));
     } else {
@@ -113,11 +120,14 @@ pub(crate) async fn run(
     Ok(exit_code(&outcomes))
 }
 
-/// What failed in all that failed, or that they failed for several reasons.
+/// What failed in all that failed, or that they failed for several reasons. If none did, whether
+/// one is degraded.
 fn exit_code(outcomes: &[Outcome]) -> u8 {
+    let done = outcomes.iter().filter_map(|(_, result)| result.as_ref().ok());
+    let done = done.map(Done::exit_code).max().unwrap_or(code::DONE);
     let failed = outcomes.iter().filter_map(|(_, result)| result.as_ref().err());
     let codes = failed.filter(|error| !error.is::<NotTried>()).map(|error| classify(error).1);
-    codes.reduce(|a, b| if a == b { a } else { code::FAILED }).unwrap_or(code::DONE)
+    codes.reduce(|a, b| if a == b { a } else { code::FAILED }).unwrap_or(done)
 }
 
 /// The member that it is in failed.
@@ -181,13 +191,12 @@ fn members(
 
 /// Replicates all members, so many at once, and tells of each when it is done.
 async fn replicate(
-    job: Job,
+    job: &Arc<Job>,
     members: Vec<Member>,
     at_once: usize,
     show: Show,
     tell: &dyn Fn(&Outcome),
 ) -> anyhow::Result<Vec<Outcome>> {
-    let job = Arc::new(job);
     let mut schedule = Schedule::new(members.iter().map(|member| member.parent).collect());
     let mut results: Vec<Option<Outcome>> = members.iter().map(|_| None).collect();
     let mut running = JoinSet::new();

@@ -62,7 +62,8 @@ fn a_rotated_snapshot_is_an_increment() {
     assert_eq!(json(dir, 0, &["status", "file:out.img"])["generation"], TIPS[1]);
     assert_eq!(json(dir, 0, &["verify", "file:out.img"])["result"], "clean");
     // The same name is not the same snapshot, so that is compared, and found equal.
-    let again = push(SOURCES[1]);
+    let again = json(dir, 8, &["push", SOURCES[1], "file:out.img"]);
+    assert_eq!(again["degraded"], "uuid-unchanged");
     assert_eq!(increment(&again), ["scan", TIPS[1], "uuid-unchanged"]);
     assert_eq!(again["bytes"]["lacking"], 0);
     // An older snapshot is of no history that has what the target holds.
@@ -118,7 +119,8 @@ fn a_map_that_is_not_proven_becomes_a_scan() {
         let output = driftline(dir, &["push", SOURCES[1], "file:out.img"]);
         let out = String::from_utf8_lossy(&output.stdout);
         let log = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{log}");
+        assert_eq!(output.status.code(), Some(8), "{log}");
+        assert!(out.contains(&format!("degraded: {reason}")), "{out}");
         assert!(out.starts_with(&format!("scan ({reason}): {}", TIPS[1])), "{out}");
         assert!(log.contains("WARN") && log.contains(reason), "{log}");
         let replica = fs::read(dir.join("out.img")).unwrap();
@@ -203,7 +205,7 @@ fn the_network_makes_no_difference() {
         assert_eq!(increment(&done)[0], kind);
     }
     assert_holds(pair.path(), "vm.img", "s1.img");
-    let done = json(pair.path(), 0, &pair.push(SOURCES[1], &target));
+    let done = json(pair.path(), 8, &pair.push(SOURCES[1], &target));
     assert_eq!(increment(&done)[2], "uuid-unchanged");
 }
 

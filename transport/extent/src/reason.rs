@@ -57,6 +57,14 @@ pub enum Reason {
     NotConsistent,
     /// The metadata beside the volume is missing, damaged or contradicts itself.
     MetadataDamaged,
+    /// Space that the map calls unchanged is not what it was.
+    AuditMismatch,
+    /// The roots over the whole volume differ between source and target.
+    RootMismatch,
+    /// The source's manifest of what the target holds is not there, or of something else.
+    ManifestMissing,
+    /// The source's manifest is not what was written.
+    ManifestDamaged,
 }
 
 /// Every reason with its wire code and its word. Codes are never reused.
@@ -86,6 +94,10 @@ const TABLE: &[(Reason, u16, &str)] = &[
     (Reason::JustCreated, 23, "just-created"),
     (Reason::NotConsistent, 24, "not-consistent"),
     (Reason::MetadataDamaged, 25, "metadata-damaged"),
+    (Reason::AuditMismatch, 26, "audit-mismatch"),
+    (Reason::RootMismatch, 27, "root-mismatch"),
+    (Reason::ManifestMissing, 28, "manifest-missing"),
+    (Reason::ManifestDamaged, 29, "manifest-damaged"),
 ];
 
 impl Reason {
@@ -137,12 +149,14 @@ mod tests {
                 Reason::FullSyncFlag | Reason::AlDisabled | Reason::AlDamaged => {}
                 Reason::AlAlreadyApplied | Reason::NotTracked | Reason::UuidUnchanged => {}
                 Reason::JustCreated | Reason::NotConsistent | Reason::MetadataDamaged => {}
+                Reason::AuditMismatch | Reason::RootMismatch => {}
+                Reason::ManifestMissing | Reason::ManifestDamaged => {}
             }
             assert_eq!(Reason::from_code(reason.code()), Some(reason));
         }
-        assert_eq!(TABLE.len(), 25);
+        assert_eq!(TABLE.len(), 29);
         let codes: Vec<u16> = Reason::all().map(Reason::code).collect();
-        assert_eq!(codes, (1..=25).collect::<Vec<_>>());
+        assert_eq!(codes, (1..=29).collect::<Vec<_>>());
         assert_eq!(Reason::from_code(0), None);
         assert_eq!(Reason::BaseMismatch.to_string(), "base-mismatch");
     }

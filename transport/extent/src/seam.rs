@@ -4,7 +4,7 @@
 //! started again from an offset, a target can be given the same item twice, and `commit` is
 //! called only after an increment was received whole.
 
-use std::{error::Error, io};
+use std::{error::Error, io, sync::Arc};
 
 use crate::{
     Change, Extent, Generation, GrainHash, GrainMask, Item, Reason, Root, Standing, VolumeId,
@@ -110,6 +110,17 @@ pub trait Source {
     /// The volume at the tip as its storage shows it, where the user wants the root over all of
     /// it compared with the target's. Valid as [`finish`](Self::finish) is.
     fn read_back(&mut self) -> Result<Option<Box<dyn Volume>>, Self::Error> {
+        Ok(None)
+    }
+
+    /// The volume at the tip, for reading at any offset while the increment is delivered: what
+    /// the source's own manifest is made of, what audits read, and what is scanned where a map
+    /// turned out not to be trusted. Valid once an increment is planned; `None` where the storage
+    /// shows the tip only as a stream.
+    ///
+    /// If all of the volume is read through it and no change is asked for,
+    /// [`finish`](Self::finish) is valid as well.
+    fn reader(&mut self) -> Result<Option<Arc<dyn Volume + Send + Sync>>, Self::Error> {
         Ok(None)
     }
 

@@ -48,6 +48,19 @@ impl TreeHasher {
         self.push_zero_nodes(0, count);
     }
 
+    /// Takes the node over the next [`SPAN_CHUNKS`] chunks, or over all that are left at the end
+    /// of the volume. What went by before must be whole spans, and the volume has several.
+    pub fn push_span(&mut self, node: ChunkId, chunks: u64) {
+        debug_assert!(
+            self.chunks.is_multiple_of(SPAN_CHUNKS) && (1..=SPAN_CHUNKS).contains(&chunks)
+        );
+        self.chunks += chunks;
+        let level = SPAN_LEVEL as usize;
+        let levels = self.pending.len().max(level);
+        self.pending.resize(levels, Vec::new());
+        self.push_node(level, node);
+    }
+
     fn push_node(&mut self, level: usize, node: ChunkId) {
         if self.pending.len() == level {
             self.pending.push(Vec::new());
@@ -175,6 +188,34 @@ mod tests {
             })
             .collect();
         assert_eq!(naive_top(&key(), &ids), key().node(&spans));
+    }
+
+    #[test]
+    fn a_root_is_the_same_from_spans_as_from_chunks() {
+        let span = SPAN_CHUNKS as u16;
+        for runs in [
+            &[(false, span + 1)][..],
+            &[(false, span), (false, span), (false, 17)],
+            &[(true, span), (true, span), (true, span), (false, 3)],
+            &[(false, 1), (true, 9 * span), (true, 8 * span), (false, 9)],
+        ] {
+            let ids = ids(runs);
+            let size = ids.len() as u64 * CHUNK_LEN;
+            let (mut whole, mut folded) = (TreeHasher::new(&key()), TreeHasher::new(&key()));
+            ids.iter().for_each(|id| whole.push(*id));
+            for chunks in ids.chunks(SPAN_CHUNKS as usize) {
+                let mut tree = TreeHasher::new(&key());
+                chunks.iter().for_each(|id| tree.push(*id));
+                match tree.into_span() {
+                    // As a hole in a list of spans is passed over.
+                    ChunkId::ZERO if chunks.len() as u64 == SPAN_CHUNKS => {
+                        folded.push_zeros(SPAN_CHUNKS);
+                    }
+                    node => folded.push_span(node, chunks.len() as u64),
+                }
+            }
+            assert_eq!(whole.into_root(size), folded.into_root(size), "{runs:?}");
+        }
     }
 
     #[test]

@@ -146,6 +146,12 @@
 //! hashed on both sides; `finish` comes when all are applied. A target that is asked to begin
 //! where an earlier session was cut off says from which chunk on it needs items.
 //!
+//! `finish` has the root over the whole volume wherever the source knows it: of whole copies and
+//! scans always, and of an increment if the source keeps a manifest of what the target holds. A
+//! target that comes to another root refuses as `root-mismatch` and commits nothing. A source whose
+//! map turns out to miss changes refuses as `audit-mismatch` before `finish`; the next session
+//! then is a scan.
+//!
 //! # Streams
 //!
 //! Only ZFS can apply a `zfs send` stream of a file system, or a raw one. Such a stream is

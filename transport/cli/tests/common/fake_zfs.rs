@@ -41,6 +41,7 @@ case "$*" in
 "bookmark "*) awk -F '\t' -v OFS='\t' -v name="$2" -v mark="$3" '$1 == name { print mark, $2, $3, $4, "-" }' points > new; cat new >> points ;;
 "destroy "*) grep -v "^$last$tab" points > rest; mv rest points ;;
 hold*|release*) ;;
+"get -Hp -o value snapdev "*) echo hidden ;;
 "get -Hp -o value volsize "*) cat "size.$(guid_of "$last")" ;;
 version) cat version ;;
 "send -nvP"*) printf 'full\t%s\t1000000\nsize\t1000000\n' "$last" ;;

@@ -56,6 +56,7 @@ pub(crate) fn command(dir: &Path, arguments: &[&str]) -> Command {
     for variable in ["DRIFTLINE_KEY", "DRIFTLINE_PEER", "DRIFTLINE_LOG", "LS_CONTROLLERS"] {
         command.env_remove(variable);
     }
+    command.env("DRIFTLINE_TRUST_DIR", dir.join("trust"));
     command
 }
 

@@ -1,0 +1,382 @@
+//! What the source's side finds by itself: how surely, and after how long.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use driftline_extent::{
+    Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Extent, Generation, Item, Plan, PlanKind,
+    Reason, ReplicaId, Root, Standing, TargetState, Volume, chunk_count,
+};
+use driftline_manifest::{ChunkKey, TreeHasher};
+use driftline_tests::disk::Rng;
+use driftline_transport::{
+    Failure,
+    witness::{Reader, Terms, Testimony, Witness},
+};
+use driftline_trust::{CONFIDENCE, Incidents, SAMPLE_MAX, draw, find_probability, sample_size};
+use tempfile::TempDir;
+
+const HOUR: u64 = 3_600_000;
+const DAY: u64 = 24 * HOUR;
+const AGE: u64 = 30 * DAY;
+
+/// A volume that is a hole but for some chunks, each of one byte over and over.
+struct Sparse {
+    size: u64,
+    chunks: Mutex<BTreeMap<u64, u8>>,
+}
+
+impl Sparse {
+    fn new(size: u64) -> Arc<Self> {
+        Arc::new(Self { size, chunks: Mutex::default() })
+    }
+
+    fn write(&self, chunk: u64, byte: u8) {
+        self.chunks.lock().unwrap().insert(chunk, byte);
+    }
+
+    fn id(&self, chunk: u64) -> ChunkId {
+        let mut bytes = vec![0; CHUNK_LEN as usize];
+        self.read_at(chunk * CHUNK_LEN, &mut bytes).unwrap();
+        key().id(&bytes)
+    }
+
+    /// The root over it, while it is a hole.
+    fn empty_root(&self) -> Root {
+        let mut tree = TreeHasher::new(&key());
+        tree.push_zeros(chunk_count(self.size));
+        tree.into_root(self.size)
+    }
+}
+
+impl Volume for Sparse {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let chunks = self.chunks.lock().unwrap();
+        for (at, byte) in (offset..).zip(buf) {
+            *byte = chunks.get(&(at / CHUNK_LEN)).copied().unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
+        let chunks = self.chunks.lock().unwrap();
+        let next = chunks.range(from / CHUNK_LEN..).next();
+        Ok(next.and_then(|(chunk, _)| {
+            Extent::from_bounds(from.max(chunk * CHUNK_LEN), (chunk + 1) * CHUNK_LEN)
+        }))
+    }
+}
+
+fn key() -> ChunkKey {
+    ChunkKey::new(&[2; 32])
+}
+
+/// A source's side that runs again and again, beside a target that does what it is told.
+struct Side {
+    dir: TempDir,
+    volume: Arc<Sparse>,
+    state: TargetState,
+    now_ms: u64,
+    sample: Option<u64>,
+    seed: u64,
+}
+
+impl Side {
+    /// A first copy was made of an empty volume.
+    fn new(size: u64) -> Self {
+        let state = TargetState {
+            replica: ReplicaId([1; 16]),
+            chunk_key: [2; 32],
+            ..TargetState::nothing()
+        };
+        let (dir, volume) = (TempDir::new().unwrap(), Sparse::new(size));
+        let mut side = Self { dir, volume, state, now_ms: 1 << 40, sample: None, seed: 0 };
+        let expected = side.volume.empty_root();
+        let root = side.run(PlanKind::Full, &[]).unwrap().0;
+        assert_eq!(root, expected);
+        side
+    }
+
+    fn terms(&self) -> Terms {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.seed.to_le_bytes());
+        Terms {
+            dir: self.dir.path().join("manifest"),
+            incidents: Incidents::new(self.dir.path().join("incidents")),
+            source: "source".into(),
+            target: "target".into(),
+            age_ms: AGE,
+            sample: self.sample,
+            now_ms: self.now_ms,
+            seed,
+        }
+    }
+
+    /// One run, with what the map says.
+    fn run(&mut self, kind: PlanKind, items: &[Item]) -> Result<(Root, Testimony), Failure> {
+        self.seed += 1;
+        let tip = Generation::Zfs(self.seed);
+        let size = self.volume.size;
+        let mut plan = Plan {
+            kind,
+            volume: None,
+            base: self.state.generation,
+            tip: Some(tip),
+            size: Some(size),
+            standing: Standing::Proven,
+            bytes_expected: 0,
+        };
+        let mut witness = Witness::new(self.terms());
+        let told = witness.testimony();
+        let reader: Reader = self.volume.clone();
+        witness.plan(&self.state, &mut plan, Some(reader))?;
+        assert_eq!(plan.kind, kind, "the plan was changed to {plan:?}");
+        witness.begin(Begin { from: 0 })?;
+        witness.note(items.iter())?;
+        let root = witness.conclude(tip, size)?.expect("there is a manifest");
+        let committed = Committed { generation: tip, root, size };
+        witness.committed(&committed);
+        self.state.advance(&committed);
+        let told = told.lock().unwrap().clone();
+        Ok((root, told))
+    }
+
+    /// One run of a map that says that some chunks have changed, and nothing of others.
+    fn increment(&mut self, changed: &[u64]) -> Result<(Root, Testimony), Failure> {
+        let items = changed.iter().map(|index| Item::Chunk {
+            index: *index,
+            // In part, so that the rest is read.
+            data: BlockMask::covering(0, 4096),
+            zero: BlockMask::NONE,
+            id: self.volume.id(*index),
+        });
+        let items: Vec<Item> = items.collect();
+        self.run(PlanKind::Incremental, &items)
+    }
+
+    fn incidents(&self) -> Vec<Reason> {
+        let all = Incidents::new(self.dir.path().join("incidents")).all().unwrap();
+        all.into_iter().map(|(_, incident)| incident.reason).collect()
+    }
+}
+
+/// Runs every `every`, until one finds what is stale; says after how long.
+fn time_to_find(seed: u64, every: u64) -> u64 {
+    let mut rng = Rng(seed);
+    let mut side = Side::new(1 << 40);
+    side.sample = Some(0);
+    let chunks = chunk_count(1 << 40);
+    // The pass is anywhere when the map misses a write of 4 KiB.
+    for _ in 0..rng.below(AGE / every) {
+        side.now_ms += every;
+        side.increment(&[]).unwrap();
+    }
+    let (stale, missed_ms) = (rng.below(chunks), side.now_ms + rng.below(every));
+    side.volume.write(stale, 7);
+    loop {
+        side.now_ms += every;
+        match side.increment(&[]) {
+            Ok(_) => assert!(side.now_ms - missed_ms <= AGE, "seed {seed}: not found"),
+            Err(failure) => {
+                assert_eq!(failure.reason, Reason::AuditMismatch, "{failure}");
+                assert_eq!(side.incidents(), [Reason::AuditMismatch]);
+                return side.now_ms - missed_ms;
+            }
+        }
+    }
+}
+
+#[test]
+fn one_stale_block_in_a_tebibyte_is_found_within_the_age() {
+    for (every, times) in [(6 * HOUR, 32), (14 * DAY, 16)] {
+        let found: Vec<u64> = (0..times).map(|seed| time_to_find(seed, every)).collect();
+        let mean = found.iter().sum::<u64>() / times;
+        println!(
+            "1 TiB, one stale block, by the rolling pass alone, a run every {} hours, {times} \
+             places: found after {:.1} days on average ({:.1} expected), {:.1} at most, and the \
+             limit is {} days",
+            every / HOUR,
+            mean as f64 / DAY as f64,
+            // Half of a pass, which takes half of the age.
+            (AGE / 4) as f64 / DAY as f64,
+            found.iter().copied().max().unwrap_or(0) as f64 / DAY as f64,
+            AGE / DAY,
+        );
+        assert!(found.iter().all(|ms| *ms <= AGE / 2 + every), "{found:?}");
+    }
+}
+
+/// How many of `histories` are found in their first run by the sample alone: a volume of which 1 %
+/// of all blocks change, scattered, and a map that misses 1 % of these.
+fn found_by_the_sample(chunks: u64, histories: u64, seed: u64) -> (u64, u64, f64) {
+    let mut rng = Rng(seed);
+    let blocks = chunks * 16;
+    let changed = blocks / 100;
+    let (mut found, mut sampled, mut least) = (0, 0, 1.0_f64);
+    for _ in 0..histories {
+        let mut missed = Vec::new();
+        let mut touched = HashSet::new();
+        for _ in 0..changed {
+            let chunk = rng.below(blocks) / 16;
+            if rng.below(100) == 0 {
+                missed.push(chunk);
+            } else {
+                touched.insert(chunk);
+            }
+        }
+        // What is missed in a chunk that is touched is not even counted: roots would differ.
+        let stale: HashSet<u64> = missed.into_iter().filter(|c| !touched.contains(c)).collect();
+        let count = sample_size(chunks, touched.len() as u64, SAMPLE_MAX);
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&rng.next_u64().to_le_bytes());
+        let drawn = draw(&key, chunks, count);
+        found += u64::from(drawn.iter().any(|chunk| stale.contains(chunk)));
+        sampled = sampled.max(count);
+        least = least.min(find_probability(chunks, stale.len() as u64, count));
+    }
+    (found, sampled, least)
+}
+
+#[test]
+fn a_map_that_misses_a_hundredth_of_the_changes_is_found_in_the_first_run() {
+    for (gib, histories) in [(1, 2000), (10, 300)] {
+        let chunks = chunk_count(gib << 30);
+        let seed = 0x5eed + gib;
+        let (found, sampled, least) = found_by_the_sample(chunks, histories, seed);
+        println!(
+            "{gib} GiB, 1 % of 4 KiB blocks changed, 1 % of these missed, seed {seed}: found in \
+             the first run by the sample alone in {found} of {histories} histories; at most \
+             {sampled} of {chunks} chunks were read, and the least chance was {least:.4}"
+        );
+        assert!(found as f64 > CONFIDENCE * histories as f64, "{found} of {histories}");
+    }
+}
+
+#[test]
+fn a_stale_chunk_fails_the_run_and_turns_the_next_into_a_scan() {
+    let mut side = Side::new(64 << 20);
+    side.volume.write(3, 1);
+    side.volume.write(900, 1);
+    let before = side.state.clone();
+    // The map tells of one of both, and there are fewer chunks than are drawn at least.
+    side.sample = Some(1024);
+    let failure = side.increment(&[3]).unwrap_err();
+    assert_eq!(failure.reason, Reason::AuditMismatch);
+    assert!(failure.detail.contains(&(900 * CHUNK_LEN).to_string()), "{failure}");
+    let mut plan = Plan {
+        kind: PlanKind::Incremental,
+        volume: None,
+        base: before.generation,
+        tip: Some(Generation::Zfs(50)),
+        size: Some(64 << 20),
+        standing: Standing::Proven,
+        bytes_expected: 0,
+    };
+    let mut witness = Witness::new(side.terms());
+    let reader: Reader = side.volume.clone();
+    witness.plan(&before, &mut plan, Some(reader)).unwrap();
+    assert_eq!(plan.kind, PlanKind::Scan);
+    assert_eq!(plan.standing, Standing::Suspect(Reason::AuditMismatch));
+    witness.begin(Begin { from: 0 }).unwrap();
+    let ids: Vec<ChunkId> = (0..1024).map(|index| side.volume.id(index)).collect();
+    witness.note_scanned(0, &ids).unwrap();
+    let root = witness.conclude(Generation::Zfs(50), 64 << 20).unwrap().unwrap();
+    let committed = Committed { generation: Generation::Zfs(50), root, size: 64 << 20 };
+    witness.committed(&committed);
+    side.state.advance(&committed);
+    // It is mended, and maps are believed again.
+    side.seed = 60;
+    let (again, told) = side.increment(&[]).unwrap();
+    assert_eq!((again, told.rebuilt), (root, None));
+    assert_eq!(told.audit.map(|audit| audit.stale), Some(0));
+}
+
+#[test]
+fn a_target_with_another_root_is_compared() {
+    let mut side = Side::new(64 << 20);
+    side.state.root = Some(Root([9; 32]));
+    let mut plan = Plan {
+        kind: PlanKind::Incremental,
+        volume: None,
+        base: side.state.generation,
+        tip: Some(Generation::Zfs(50)),
+        size: Some(64 << 20),
+        standing: Standing::Proven,
+        bytes_expected: 0,
+    };
+    let mut witness = Witness::new(side.terms());
+    let reader: Reader = side.volume.clone();
+    witness.plan(&side.state, &mut plan, Some(reader)).unwrap();
+    assert_eq!(plan.standing, Standing::Suspect(Reason::RootMismatch));
+    assert_eq!((plan.kind, side.incidents()), (PlanKind::Scan, vec![Reason::RootMismatch]));
+}
+
+/// What a map says is zero is looked at like what it does not speak of.
+#[test]
+fn a_hole_that_is_none_is_found() {
+    let mut side = Side::new(64 << 20);
+    side.sample = Some(1024);
+    side.volume.write(5, 1);
+    let failure = side.run(PlanKind::Incremental, &[Item::Zero { index: 0, count: 1024 }]);
+    assert_eq!(failure.unwrap_err().reason, Reason::AuditMismatch);
+}
+
+/// What was begun in another session is known from the log, and read again where it is gone.
+#[test]
+fn an_increment_that_was_cut_off_has_the_same_root() {
+    for lost in [false, true] {
+        let side = Side::new(64 << 20);
+        let changed = [3, 70, 900];
+        changed.iter().for_each(|chunk| side.volume.write(*chunk, 1));
+        let state = side.state.clone();
+        let plan = Plan {
+            kind: PlanKind::Incremental,
+            volume: None,
+            base: state.generation,
+            tip: Some(Generation::Zfs(50)),
+            size: Some(64 << 20),
+            standing: Standing::Proven,
+            bytes_expected: 0,
+        };
+        let item = |index: u64| Item::Chunk {
+            index,
+            data: BlockMask::covering(512, 1024),
+            zero: BlockMask::NONE,
+            id: ChunkId([1; 32]),
+        };
+        let session = |from: u64, chunks: &[u64]| {
+            let mut witness = Witness::new(side.terms());
+            let told = witness.testimony();
+            let reader: Reader = side.volume.clone();
+            witness.plan(&state, &mut plan.clone(), Some(reader)).unwrap();
+            witness.begin(Begin { from }).unwrap();
+            let items: Vec<Item> = chunks.iter().map(|index| item(*index)).collect();
+            witness.note(items.iter()).unwrap();
+            (witness, told)
+        };
+        drop(session(0, &changed[..2]));
+        if lost {
+            remove(&side.dir.path().join("manifest/log"));
+        }
+        let (mut witness, told) = session(71, &changed[2..]);
+        let root = witness.conclude(Generation::Zfs(50), 64 << 20).unwrap();
+        let rebuilt = told.lock().unwrap().rebuilt;
+        assert_eq!(rebuilt, lost.then_some(Reason::ManifestMissing));
+        let ids: Vec<ChunkId> = (0..1024).map(|index| side.volume.id(index)).collect();
+        let mut tree = TreeHasher::new(&key());
+        ids.iter().for_each(|id| tree.push(*id));
+        assert_eq!(root, Some(tree.into_root(64 << 20)));
+    }
+}
+
+fn remove(path: &Path) {
+    std::fs::remove_file(path).unwrap();
+}

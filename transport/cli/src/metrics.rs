@@ -1,0 +1,177 @@
+//! What a run did, as node_exporter's textfile collector reads it.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    fs::{self, File},
+    io::Write as _,
+    path::Path,
+};
+
+use anyhow::Context;
+use driftline_trust::Incidents;
+
+use crate::{place::Place, replicate::Done};
+
+/// A run: from where, to where, its exit code, and what it did unless it failed.
+pub(crate) type Run<'a> = (&'a Place, &'a Place, u8, Option<&'a Done>);
+
+/// Each metric and what it says. The names are an interface, and in the README.
+const METRICS: [(&str, &str); 10] = [
+    (LAST_RUN, "When the last run ended, in seconds since 1970."),
+    (LAST_SUCCESS, "When the last run ended that was done, degraded or not."),
+    (GENERATION, "When the run began that brought the replica to its generation."),
+    ("driftline_exit_code", "Exit code of the last run."),
+    ("driftline_run_seconds", "How long the last run took, unless it failed."),
+    ("driftline_bytes", "Bytes of the last run, unless it failed."),
+    ("driftline_degraded", "1 if the last run was done, degraded, by the reason."),
+    (AUDIT_OLDEST, "When that was last read which was not for the longest time."),
+    ("driftline_audit_stale_bound_chunks", "Stale chunks that the last draw may have missed."),
+    ("driftline_incidents_open", "Incidents of the target that nobody has acknowledged."),
+];
+
+const LAST_RUN: &str = "driftline_last_run_timestamp_seconds";
+const LAST_SUCCESS: &str = "driftline_last_success_timestamp_seconds";
+const GENERATION: &str = "driftline_generation_timestamp_seconds";
+const AUDIT_OLDEST: &str = "driftline_audit_oldest_timestamp_seconds";
+
+/// What lasts until a later run says something else.
+const LASTING: [&str; 3] = [LAST_SUCCESS, GENERATION, AUDIT_OLDEST];
+
+/// Writes the metrics of these runs, with what lasts of those that are in the file.
+pub(crate) fn write(
+    path: &Path,
+    runs: &[Run<'_>],
+    incidents: &Incidents,
+    now_ms: u64,
+) -> anyhow::Result<()> {
+    let before = fs::read_to_string(path).unwrap_or_default();
+    let incidents = incidents.all()?;
+    let open = |target: &str| {
+        incidents.iter().filter(|(_, one)| one.is_open() && one.target == target).count()
+    };
+    let text = text(&before, runs, &open, now_ms);
+    let new = path.with_extension(format!("new-{}", std::process::id()));
+    let written = File::create(&new).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.with_context(|| new.display().to_string())?;
+    fs::rename(&new, path).with_context(|| path.display().to_string())
+}
+
+fn text(before: &str, runs: &[Run<'_>], open: &dyn Fn(&str) -> usize, now_ms: u64) -> String {
+    let lasting: HashMap<&str, &str> = before
+        .lines()
+        .filter(|line| LASTING.iter().any(|name| line.starts_with(&format!("{name}{{"))))
+        .filter_map(|line| line.rsplit_once(' '))
+        .collect();
+    let mut lines: HashMap<&str, Vec<(String, String)>> = HashMap::new();
+    let now = (now_ms / 1000).to_string();
+    for (source, target, exit, done) in runs {
+        let (source, target) = (source.to_string(), target.to_string());
+        let labels = format!("source=\"{}\",target=\"{}\"", escaped(&source), escaped(&target));
+        let mut say = |name: &'static str, more: &str, value: String| {
+            lines.entry(name).or_default().push((format!("{name}{{{labels}{more}}}"), value));
+        };
+        say(LAST_RUN, "", now.clone());
+        say("driftline_exit_code", "", exit.to_string());
+        say("driftline_incidents_open", "", open(&target).to_string());
+        let audit = done.and_then(|done| done.summary.testimony.as_ref()?.audit.as_ref());
+        let began = done.map(|done| now_ms.saturating_sub(done.took.as_millis() as u64) / 1000);
+        let fresh = [
+            done.map(|_| now.clone()),
+            began.map(|began| began.to_string()),
+            audit.map(|audit| (now_ms.saturating_sub(audit.oldest_ms) / 1000).to_string()),
+        ];
+        for (name, fresh) in LASTING.into_iter().zip(fresh) {
+            let kept =
+                || lasting.get(&*format!("{name}{{{labels}}}")).map(|kept| (*kept).to_owned());
+            if let Some(value) = fresh.or_else(kept) {
+                say(name, "", value);
+            }
+        }
+        let Some(done) = done else { continue };
+        say("driftline_run_seconds", "", done.took.as_secs_f64().to_string());
+        let moved = &done.moved;
+        for (kind, bytes) in [
+            ("read", moved.read),
+            ("changed", moved.announced),
+            ("lacking", moved.data),
+            ("sent", moved.sent),
+            ("received", moved.received),
+        ] {
+            say("driftline_bytes", &format!(",kind=\"{kind}\""), bytes.to_string());
+        }
+        let (reason, degraded) = done.degraded.map_or(("", 0), |reason| (reason.as_str(), 1));
+        say("driftline_degraded", &format!(",reason=\"{reason}\""), degraded.to_string());
+        if let Some(audit) = audit {
+            say("driftline_audit_stale_bound_chunks", "", audit.stale_bound.to_string());
+        }
+    }
+    let mut text = String::new();
+    for (name, help) in METRICS {
+        let Some(lines) = lines.get(name) else { continue };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+        for (key, value) in lines {
+            let _ = writeln!(text, "{key} {value}");
+        }
+    }
+    text
+}
+
+/// A value of a label.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use driftline_extent::Reason;
+    use driftline_transport::{Snapshot, Summary};
+
+    use super::*;
+
+    #[test]
+    fn a_failure_leaves_what_was_true_before() {
+        let source: Place = "zfs:tank/vm \"1\"".parse().unwrap();
+        let target: Place = "vm@host:1".parse().unwrap();
+        let done = Done {
+            summary: Summary::default(),
+            moved: Snapshot { sent: 7, ..Snapshot::default() },
+            took: Duration::from_secs(30),
+            degraded: Some(Reason::SlotCleared),
+        };
+        let open = |_: &str| 2;
+        let first = text("", &[(&source, &target, 8, Some(&done))], &open, 1_000_000);
+        let labels = "source=\"zfs:tank/vm \\\"1\\\"\",target=\"vm@host:1\"";
+        for line in [
+            format!("driftline_last_success_timestamp_seconds{{{labels}}} 1000"),
+            format!("driftline_generation_timestamp_seconds{{{labels}}} 970"),
+            format!("driftline_degraded{{{labels},reason=\"slot-cleared\"}} 1"),
+            format!("driftline_bytes{{{labels},kind=\"sent\"}} 7"),
+            format!("driftline_incidents_open{{{labels}}} 2"),
+            "# TYPE driftline_exit_code gauge".to_owned(),
+        ] {
+            assert!(first.lines().any(|found| found == line), "{line} is not in\n{first}");
+        }
+        let second = text(&first, &[(&source, &target, 5, None)], &open, 2_000_000);
+        for line in [
+            format!("driftline_last_run_timestamp_seconds{{{labels}}} 2000"),
+            format!("driftline_last_success_timestamp_seconds{{{labels}}} 1000"),
+            format!("driftline_generation_timestamp_seconds{{{labels}}} 970"),
+            format!("driftline_exit_code{{{labels}}} 5"),
+        ] {
+            assert!(second.lines().any(|found| found == line), "{line} is not in\n{second}");
+        }
+        assert!(!second.contains("driftline_bytes"), "{second}");
+    }
+
+    #[test]
+    fn every_metric_is_documented() {
+        let readme = include_str!("../../../README.md");
+        for (name, _) in METRICS {
+            assert!(readme.contains(&format!("`{name}")), "the README lacks {name}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! How the maps of a source are checked: where its manifest is, how much is audited, and what was
+//! found.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, bail};
+use driftline_extent::CHUNK_LEN;
+use driftline_transport::witness::{self, Witness};
+use driftline_trust::Incidents;
+
+use crate::{args, place::Place};
+
+/// How long ago anything may have been read again at most, if nothing is said.
+const AGE_DAYS: u64 = 30;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What is agreed about checking.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trust<'a> {
+    /// The folder of manifests and incidents.
+    pub(crate) dir: &'a Path,
+    /// How much is read again.
+    pub(crate) audit: &'a args::Audit,
+    /// Where it goes, in words that are the same for each run and no other.
+    pub(crate) target: &'a str,
+}
+
+impl Trust<'_> {
+    /// What checks the maps of this source. What it remembers is named after the target alone, as
+    /// a source may be another snapshot each time.
+    pub(crate) fn witness(&self, source: &Place) -> anyhow::Result<Witness> {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).context("no randomness from the operating system")?;
+        let name = blake3::hash(self.target.as_bytes()).to_hex();
+        let terms = witness::Terms {
+            dir: self.dir.join("manifests").join(&name[..16]),
+            incidents: incidents(self.dir),
+            source: source.to_string(),
+            target: self.target.to_owned(),
+            age_ms: self.age()?.as_millis() as u64,
+            sample: self.sample()?,
+            now_ms: now_ms(),
+            seed,
+        };
+        Ok(Witness::new(terms))
+    }
+
+    /// Checks what was said, without using it.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.age()?;
+        self.sample().map(drop)
+    }
+
+    fn age(&self) -> anyhow::Result<Duration> {
+        let Some(text) = &self.audit.audit_age else { return Ok(DAY * AGE_DAYS as u32) };
+        let parsed = match (text.strip_suffix('d'), text.strip_suffix('h')) {
+            (Some(days), _) => days.parse::<u32>().ok().and_then(|days| DAY.checked_mul(days)),
+            (_, Some(hours)) => hours.parse::<u32>().ok().and_then(|h| (DAY / 24).checked_mul(h)),
+            _ => None,
+        };
+        match parsed {
+            Some(age) if age >= DAY / 24 && age <= DAY * 3660 => Ok(age),
+            _ => bail!("--audit-age takes days or hours, as in 30d or 12h, from 1h to 3660d"),
+        }
+    }
+
+    /// How many chunks are drawn; `None`: as many as it takes.
+    fn sample(&self) -> anyhow::Result<Option<u64>> {
+        match self.audit.audit_sample.as_deref() {
+            None | Some("auto") => Ok(None),
+            Some(text) => {
+                let bytes = args::parse_bytes(text);
+                let bytes = bytes.context("--audit-sample takes auto, or bytes, as in 64M or 0")?;
+                Ok(Some(bytes.div_ceil(CHUNK_LEN)))
+            }
+        }
+    }
+}
+
+/// The incidents of this machine.
+pub(crate) fn incidents(dir: &Path) -> Incidents {
+    Incidents::new(PathBuf::from(dir).join("incidents"))
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trust(age: &str, sample: &str) -> anyhow::Result<(Duration, Option<u64>)> {
+        let audit =
+            args::Audit { audit_age: Some(age.to_owned()), audit_sample: Some(sample.to_owned()) };
+        let trust = Trust { dir: Path::new("/"), audit: &audit, target: "x" };
+        trust.check()?;
+        Ok((trust.age()?, trust.sample()?))
+    }
+
+    #[test]
+    fn ages_and_samples() {
+        assert_eq!(trust("7d", "auto").unwrap(), (DAY * 7, None));
+        assert_eq!(trust("1h", "0").unwrap(), (DAY / 24, Some(0)));
+        assert_eq!(trust("3660d", "65M").unwrap(), (DAY * 3660, Some(1040)));
+        for (age, sample) in [("0d", "auto"), ("7", "auto"), ("d", "0"), ("9d", "x"), ("-1h", "0")]
+        {
+            assert!(trust(age, sample).is_err(), "{age} {sample}");
+        }
+        let none = args::Audit::default();
+        let usual = Trust { dir: Path::new("/"), audit: &none, target: "x" };
+        assert_eq!((usual.age().unwrap(), usual.sample().unwrap()), (DAY * 30, None));
+    }
+}

@@ -1,0 +1,494 @@
+//! What the source side knows by itself: its manifest of what the target holds, and an audit of
+//! what a map calls unchanged.
+//!
+//! A witness stands beside the worker that delivers. Of an increment it names the chunks that are
+//! touched, as the storage shows them, so that it has the root over the whole volume at the tip
+//! before the target is told to finish. It reads a share of the space again that the map calls
+//! unchanged ([`driftline_trust`] says how much), and if anything there is not what it was, the
+//! increment is given up: what comes instead compares all.
+
+mod session;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use driftline_extent::{
+    Begin, ChunkId, Committed, Extent, Generation, Item, Plan, PlanKind, Reason, Root, Standing,
+    Takes, TargetState, Volume, chunk_count,
+};
+use driftline_manifest::{ChunkKey, SPAN_CHUNKS};
+use driftline_trust::{
+    Base, Entry, Held, Incident, Incidents, ManifestError, Pass, SAMPLE_MAX, Touched, draw,
+    find_probability, sample_size, stale_bound,
+};
+
+use self::session::{Checked, Finding, Mode, Session, in_manifest, open};
+use crate::Failure;
+
+/// The volume as its storage shows it at the tip.
+pub type Reader = Arc<dyn Volume + Send + Sync>;
+
+/// What a witness is told beforehand.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The folder of the manifest, of this source and this target and no other.
+    pub dir: PathBuf,
+    /// Where incidents are kept.
+    pub incidents: Incidents,
+    /// What the source is called in them.
+    pub source: String,
+    /// What the target is called in them.
+    pub target: String,
+    /// How long ago anything may have been read again at most, in milliseconds.
+    pub age_ms: u64,
+    /// How many chunks are drawn; `None`: as many as it takes, up to [`SAMPLE_MAX`].
+    pub sample: Option<u64>,
+    /// When the run began, in milliseconds since 1970.
+    pub now_ms: u64,
+    /// What is drawn follows from it: fresh random bytes.
+    pub seed: [u8; 32],
+}
+
+/// What a witness has to say of a session.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Testimony {
+    /// Whether there was a manifest that roots were compared by.
+    pub witnessed: bool,
+    /// Why the source was read in full although its manifest should have made that needless.
+    pub rebuilt: Option<Reason>,
+    /// The last audit.
+    pub audit: Option<Audit>,
+}
+
+/// What was read again of the space that a map calls unchanged.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Audit {
+    /// Chunks of the volume.
+    pub chunks: u64,
+    /// Chunks that the increment touches.
+    pub changed: u64,
+    /// Chunks that were drawn.
+    pub sampled: u64,
+    /// Chunks of the rolling pass.
+    pub rolled: u64,
+    /// Bytes that were read for it: holes cost nothing.
+    pub bytes_read: u64,
+    /// What the draw follows from.
+    pub seed: [u8; 32],
+    /// Chunks that were not what they were.
+    pub stale: u64,
+    /// How many stale chunks there could be without one of them being likely to be drawn.
+    pub stale_bound: u64,
+    /// The chance that a map is found that misses a hundredth of these changes.
+    pub find_chance: f64,
+    /// How long ago that was read again which was not for the longest time, in milliseconds.
+    pub oldest_ms: u64,
+    /// How long ago that may be, in milliseconds.
+    pub age_ms: u64,
+}
+
+/// Chunks of a sample that are read together.
+const SAMPLE_BATCH: usize = 512;
+
+/// Watches one session.
+#[derive(Debug)]
+pub struct Witness {
+    terms: Terms,
+    told: Arc<Mutex<Testimony>>,
+    session: Option<Session>,
+}
+
+impl Witness {
+    /// One that knows nothing of its session yet.
+    pub fn new(terms: Terms) -> Self {
+        Self { terms, told: Arc::default(), session: None }
+    }
+
+    /// Where it says what it has seen, also once it is gone.
+    pub fn testimony(&self) -> Arc<Mutex<Testimony>> {
+        self.told.clone()
+    }
+
+    fn tell(&self, tell: impl FnOnce(&mut Testimony)) {
+        tell(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Hears what the target holds and how the source would bring it further, and turns an
+    /// increment into a scan if its map is not to be relied on.
+    ///
+    /// # Errors
+    /// That incidents cannot be kept. A manifest that cannot be opened is warned of.
+    pub fn plan(
+        &mut self,
+        state: &TargetState,
+        plan: &mut Plan,
+        reader: Option<Reader>,
+    ) -> Result<(), Failure> {
+        self.session = None;
+        let kinds = [PlanKind::Incremental, PlanKind::Full, PlanKind::Scan];
+        if state.takes != Takes::Volume || !kinds.contains(&plan.kind) {
+            return Ok(());
+        }
+        let Some(reader) = reader else { return Ok(()) };
+        let (mut manifest, damage) = match open(&self.terms.dir, state) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let dir = self.terms.dir.display().to_string();
+                tracing::warn!(
+                    dir,
+                    error = crate::chain(&error),
+                    "the manifest cannot be used: what the map calls unchanged is not checked"
+                );
+                return Ok(());
+            }
+        };
+        let mut rebuilt = Reason::ManifestMissing;
+        if let Some(what) = damage {
+            rebuilt = Reason::ManifestDamaged;
+            self.found(rebuilt, format!("{what}: it is made again from data"), state, plan, &[])?;
+        }
+        let base = manifest.base(state);
+        if let Base::Differs(ours) = base {
+            let detail = format!(
+                "the target says that {} has another content than this source recorded when it \
+                 was committed (root {}): all is compared",
+                ours.generation, ours.root
+            );
+            self.found(Reason::RootMismatch, detail, state, plan, &[])?;
+            manifest.set_suspect(Reason::RootMismatch).map_err(|e| in_manifest(&e))?;
+        }
+        if plan.kind == PlanKind::Incremental
+            && let (Some(reason), Some(size)) = (manifest.suspect(), plan.size)
+        {
+            plan.kind = PlanKind::Scan;
+            plan.standing = Standing::Suspect(reason);
+            plan.bytes_expected = size;
+            tracing::warn!(
+                source = self.terms.source,
+                reason = reason.as_str(),
+                "the map of this increment is not relied on: all is compared"
+            );
+        }
+        let is_held = matches!(base, Base::Held(_));
+        let mode = match plan.kind {
+            PlanKind::Incremental if !is_held => {
+                self.read_all(rebuilt);
+                Mode::Reading
+            }
+            PlanKind::Incremental => Mode::Following,
+            PlanKind::Scan if is_held => Mode::Following,
+            // Everything goes by, and what was listed does not matter any more.
+            _ => {
+                manifest.clear().map_err(|e| in_manifest(&e))?;
+                Mode::Following
+            }
+        };
+        let key = ChunkKey::new(&state.chunk_key);
+        let (base, touched) = (Held::of(state), Touched::default());
+        let plan = plan.clone();
+        self.session = Some(Session { manifest, reader, key, plan, base, mode, touched });
+        self.tell(|told| told.witnessed = true);
+        Ok(())
+    }
+
+    /// Says that all of the source is read, and why.
+    fn read_all(&self, reason: Reason) {
+        tracing::warn!(
+            source = self.terms.source,
+            target = self.terms.target,
+            reason = reason.as_str(),
+            "there is no manifest to check this increment by: all of the source is read once"
+        );
+        self.tell(|told| told.rebuilt = Some(reason));
+    }
+
+    /// The volume at the tip.
+    pub fn reader(&self) -> Option<Reader> {
+        self.session.as_ref().map(|session| session.reader.clone())
+    }
+
+    /// The increment begins, at some chunk. `kind` is what the plan came to be.
+    ///
+    /// # Errors
+    /// What the storage of the manifest says.
+    pub fn begin(&mut self, begin: Begin) -> Result<(), Failure> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        if session.mode == Mode::Reading {
+            return Ok(());
+        }
+        // A scan goes over all of it, also over what was delivered before.
+        let from = if session.plan.kind == PlanKind::Scan { 0 } else { begin.from };
+        let Session { manifest, plan, touched, .. } = session;
+        let mut told = |entry: &Entry| touched.note(entry);
+        match manifest.begin(plan.tip.as_ref(), from, &mut told) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                session.mode = Mode::Reading;
+                if session.plan.kind == PlanKind::Incremental {
+                    self.read_all(Reason::ManifestMissing);
+                }
+                Ok(())
+            }
+            Err(error) => self.lost(error),
+        }
+    }
+
+    /// Hears of items that are about to be announced.
+    ///
+    /// # Errors
+    /// That the source cannot be read, or the manifest not be written.
+    pub fn note<'a>(&mut self, items: impl Iterator<Item = &'a Item>) -> Result<(), Failure> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        if session.mode == Mode::Reading {
+            return Ok(());
+        }
+        let entries = session.entries(items)?;
+        match session.note(&entries) {
+            Ok(()) => Ok(()),
+            Err(error) => self.lost(error),
+        }
+    }
+
+    /// Hears of the ids of chunks that were scanned, ascending.
+    ///
+    /// # Errors
+    /// That the manifest cannot be written.
+    pub fn note_scanned(&mut self, first: u64, ids: &[ChunkId]) -> Result<(), Failure> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        match session.note_scanned(first, ids) {
+            Ok(()) => Ok(()),
+            Err(error) => self.lost(error),
+        }
+    }
+
+    /// All of the increment has gone by: checks what its map calls unchanged, and says which root
+    /// the target must come to, if that is known.
+    ///
+    /// # Errors
+    /// [`Reason::AuditMismatch`], or that the source cannot be read.
+    pub fn conclude(&mut self, tip: Generation, size: u64) -> Result<Option<Root>, Failure> {
+        let Some(session) = &mut self.session else { return Ok(None) };
+        session.check_cut(size);
+        let mut pass = Pass::covering(chunk_count(size), self.terms.now_ms);
+        if session.plan.kind == PlanKind::Incremental && session.mode == Mode::Following {
+            match self.audit(tip, size) {
+                Ok(advanced) => pass = advanced,
+                Err(Finding::Failure(failure)) => return Err(failure),
+                Err(Finding::Manifest(error)) => self.lost(error)?,
+            }
+        }
+        // Once more if what is listed turns out not to be what was written.
+        for _ in 0..2 {
+            let Some(session) = &mut self.session else { return Ok(None) };
+            if session.mode == Mode::Reading {
+                pass = Pass::covering(chunk_count(size), self.terms.now_ms);
+            }
+            match session.conclude(tip, size, &pass) {
+                Ok(root) => return Ok(Some(root)),
+                Err(Finding::Failure(failure)) => return Err(failure),
+                Err(Finding::Manifest(error)) => self.lost(error)?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// The target holds the tip. Nothing that goes wrong here changes that: it is warned of, and
+    /// the manifest is made again from data.
+    pub fn committed(&mut self, committed: &Committed) {
+        let Some(mut session) = self.session.take() else { return };
+        let trusted = session.plan.kind != PlanKind::Incremental;
+        if let Err(error) = session.manifest.commit(trusted) {
+            tracing::warn!(
+                source = self.terms.source,
+                error = crate::chain(&error),
+                "the manifest cannot follow: the next run makes it again from data"
+            );
+        }
+        let Terms { incidents, source, target, now_ms, .. } = &self.terms;
+        if trusted && let Err(error) = incidents.mend(source, target, *now_ms, committed.generation)
+        {
+            tracing::warn!(error = crate::chain(&error), "that it is mended cannot be noted");
+        }
+    }
+
+    /// The target has refused to commit what it came to.
+    ///
+    /// # Errors
+    /// That the finding cannot be kept.
+    pub fn refused(&mut self, reason: Reason, detail: &str) -> Result<(), Failure> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        if reason != Reason::RootMismatch {
+            return Ok(());
+        }
+        session.manifest.set_suspect(reason).map_err(|e| in_manifest(&e))?;
+        let (plan, base) = (session.plan.clone(), session.base);
+        self.keep(reason, detail.to_owned(), base.map(|held| held.generation), plan.tip, &[])
+    }
+
+    /// The manifest cannot be used any more: what is damaged is made again from data, and what
+    /// cannot be written is left.
+    fn lost(&mut self, error: ManifestError) -> Result<(), Failure> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        match error {
+            ManifestError::Damaged(what) if session.mode == Mode::Following => {
+                session.mode = Mode::Reading;
+                let (tip, base) = (session.plan.tip, session.base.map(|held| held.generation));
+                let detail = format!("{what}: it is made again from data");
+                self.keep(Reason::ManifestDamaged, detail, base, tip, &[])?;
+                self.read_all(Reason::ManifestDamaged);
+            }
+            error => {
+                self.session = None;
+                tracing::warn!(
+                    source = self.terms.source,
+                    error = crate::chain(&error),
+                    "the manifest cannot be used: what the map calls unchanged is not checked"
+                );
+                self.tell(|told| told.witnessed = false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a share of what the map calls unchanged.
+    fn audit(&mut self, tip: Generation, size: u64) -> Result<Pass, Finding> {
+        let Some(session) = &mut self.session else {
+            return Ok(Pass::covering(chunk_count(size), self.terms.now_ms));
+        };
+        let Terms { age_ms, now_ms, seed, sample, .. } = self.terms;
+        let chunks = chunk_count(size);
+        let changed = session.touched.count();
+        let before = match session.manifest.pass() {
+            Some(pass) => pass.resized(chunks),
+            None => Pass::covering(chunks, 0),
+        };
+        let rolled = before.share(now_ms, age_ms);
+        let sampled = match sample {
+            Some(count) => count.min(chunks),
+            None => sample_size(chunks, changed, SAMPLE_MAX),
+        };
+        let mut checked = Checked::default();
+        for range in before.ranges(rolled) {
+            let mut next = session.next_to_check(range.start)?;
+            while next < range.end {
+                let end = range.end.min(next + SPAN_CHUNKS);
+                session.check(&(next..end).collect::<Vec<_>>(), size, &mut checked)?;
+                next = session.next_to_check(end)?;
+            }
+        }
+        for indices in draw(&seed, chunks, sampled).chunks(SAMPLE_BATCH) {
+            session.check(indices, size, &mut checked)?;
+        }
+        let pass = before.advanced(rolled, now_ms);
+        let audit = Audit {
+            chunks,
+            changed,
+            sampled,
+            rolled,
+            bytes_read: checked.bytes_read,
+            seed,
+            stale: checked.stale,
+            stale_bound: stale_bound(chunks, sampled),
+            find_chance: find_probability(chunks, changed / 100, sampled),
+            oldest_ms: now_ms.saturating_sub(pass.oldest_ms()),
+            age_ms,
+        };
+        self.tell(|told| told.audit = Some(audit));
+        if checked.stale == 0 {
+            return Ok(pass);
+        }
+        Err(Finding::Failure(self.mismatch(tip, &checked)?))
+    }
+
+    /// What was found is kept, and the next increment compares all.
+    fn mismatch(&mut self, tip: Generation, checked: &Checked) -> Result<Failure, Finding> {
+        let Some(session) = &mut self.session else {
+            return Err(Finding::Failure(Failure::worker_gone()));
+        };
+        session.manifest.set_suspect(Reason::AuditMismatch).map_err(Finding::Manifest)?;
+        let base = session.base.map(|held| held.generation);
+        let first = checked.extents.first().map_or(0, |extent| extent.offset());
+        let detail = format!(
+            "{} of the chunks that were read again are not what they were at the last generation, \
+             although the map calls them unchanged, the first at offset {first}: nothing of this \
+             increment was committed, and all is compared instead",
+            checked.stale
+        );
+        tracing::error!(
+            source = self.terms.source,
+            target = self.terms.target,
+            reason = Reason::AuditMismatch.as_str(),
+            "{detail}"
+        );
+        let extents = checked.extents.as_slice();
+        self.keep_chunks(
+            checked.stale,
+            Reason::AuditMismatch,
+            detail.clone(),
+            base,
+            Some(tip),
+            extents,
+        )
+        .map_err(Finding::Failure)?;
+        Ok(Failure::new(Reason::AuditMismatch, detail))
+    }
+
+    fn found(
+        &self,
+        reason: Reason,
+        detail: String,
+        state: &TargetState,
+        plan: &Plan,
+        extents: &[Extent],
+    ) -> Result<(), Failure> {
+        self.keep(reason, detail, state.generation, plan.tip, extents)
+    }
+
+    fn keep(
+        &self,
+        reason: Reason,
+        detail: String,
+        base: Option<Generation>,
+        tip: Option<Generation>,
+        extents: &[Extent],
+    ) -> Result<(), Failure> {
+        tracing::error!(
+            source = self.terms.source,
+            target = self.terms.target,
+            reason = reason.as_str(),
+            "{detail}"
+        );
+        self.keep_chunks(0, reason, detail, base, tip, extents)
+    }
+
+    fn keep_chunks(
+        &self,
+        chunks: u64,
+        reason: Reason,
+        detail: String,
+        base: Option<Generation>,
+        tip: Option<Generation>,
+        extents: &[Extent],
+    ) -> Result<(), Failure> {
+        let now_ms = self.terms.now_ms;
+        let incident = Incident {
+            reason,
+            detail,
+            source: self.terms.source.clone(),
+            target: self.terms.target.clone(),
+            base,
+            tip,
+            extents: extents.to_vec(),
+            chunks,
+            first_ms: now_ms,
+            last_ms: now_ms,
+            count: 1,
+            mended: None,
+            acknowledged_ms: None,
+        };
+        let kept = self.terms.incidents.keep(&incident);
+        kept.map(drop).map_err(|error| Failure::new(Reason::Failed, crate::chain(&error)))
+    }
+}

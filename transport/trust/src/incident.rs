@@ -1,0 +1,356 @@
+//! What was found, kept until a person has acknowledged it.
+//!
+//! Each incident is a file `NAME.incident` in a folder, where the name is its number in
+//! hexadecimal: a record of text, see [`crate::record`]. The same finding, of the same volume and
+//! from the same generation, is the same incident again, and counts up. A file is written anew
+//! and put in its place at once.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use driftline_extent::{Extent, Generation, Reason};
+
+use crate::record::{Lines, Record};
+
+const TITLE: &str = "driftline incident 1";
+const END: &str = "incident";
+
+/// Where the damage is, as far as an incident says it.
+pub const EXTENTS_MAX: usize = 64;
+
+/// Longest file that is read: a whole one is much shorter.
+const FILE_LEN_MAX: u64 = 64 << 10;
+
+/// Something was found that a person should look at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Incident {
+    /// What, in a word.
+    pub reason: Reason,
+    /// What, for a person.
+    pub detail: String,
+    /// Of which source, as it is written on the command line or in the configuration.
+    pub source: String,
+    /// On the way to where.
+    pub target: String,
+    /// What the target held.
+    pub base: Option<Generation>,
+    /// What it was to be brought to.
+    pub tip: Option<Generation>,
+    /// Where; the first ones, at most [`EXTENTS_MAX`].
+    pub extents: Vec<Extent>,
+    /// How many chunks were found so, of those that were read.
+    pub chunks: u64,
+    /// When it was found first, in milliseconds since 1970.
+    pub first_ms: u64,
+    /// When it was found last.
+    pub last_ms: u64,
+    /// How often.
+    pub count: u64,
+    /// When, and by which generation, the target was made equal to its source again.
+    pub mended: Option<(u64, Generation)>,
+    /// When a person has acknowledged it.
+    pub acknowledged_ms: Option<u64>,
+}
+
+/// Why incidents cannot be kept or read.
+#[derive(Debug, thiserror::Error)]
+pub enum IncidentError {
+    /// The storage failed.
+    #[error("incidents cannot be kept or read: {path}: {source}")]
+    Io {
+        /// Which file or folder.
+        path: String,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// A file is no incident.
+    #[error("{path} is not what was written as an incident; look at it and remove it")]
+    Damaged {
+        /// Which.
+        path: String,
+    },
+    /// There is none of this name.
+    #[error("there is no incident {0}: see `driftline incidents --all`")]
+    None(String),
+}
+
+impl Incident {
+    /// Its name: the same finding of the same volume has the same.
+    pub fn name(&self) -> String {
+        let mut hasher = blake3::Hasher::new_derive_key("driftline incident v1");
+        let base = self.base.map(|base| base.to_string()).unwrap_or_default();
+        for part in [self.reason.as_str(), &self.source, &self.target, &base] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        hasher.finalize().to_hex()[..8].to_owned()
+    }
+
+    /// Whether nobody has acknowledged it since it was found last.
+    pub const fn is_open(&self) -> bool {
+        self.acknowledged_ms.is_none()
+    }
+
+    fn encode(&self) -> String {
+        let record = Record::new(TITLE)
+            .line("reason", self.reason)
+            .line("detail", &self.detail)
+            .line("source", &self.source)
+            .line("target", &self.target)
+            .option("base", self.base)
+            .option("tip", self.tip)
+            .line("chunks", self.chunks)
+            .line("first", self.first_ms)
+            .line("last", self.last_ms)
+            .line("count", self.count)
+            .option("mended", self.mended.map(|(ms, tip)| format!("{ms} {tip}")))
+            .option("acknowledged", self.acknowledged_ms);
+        let extents = self.extents.iter().take(EXTENTS_MAX);
+        let record = extents.fold(record, |record, extent| {
+            record.line("extent", format_args!("{} {}", extent.offset(), extent.len()))
+        });
+        record.finish()
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let lines = Lines::parse(text, TITLE)?;
+        let word = lines.get("reason")?;
+        let generation = |key| match lines.get(key) {
+            Some(text) => text.parse().map(Some).ok(),
+            None => Some(None),
+        };
+        let extents = lines.all("extent").take(EXTENTS_MAX).map(|extent| {
+            let (offset, len) = extent.split_once(' ')?;
+            Extent::new(offset.parse().ok()?, len.parse().ok()?)
+        });
+        let mended = match lines.get("mended") {
+            Some(text) => {
+                let (ms, tip) = text.split_once(' ')?;
+                Some((ms.parse().ok()?, tip.parse().ok()?))
+            }
+            None => None,
+        };
+        Some(Self {
+            reason: Reason::all().find(|reason| reason.as_str() == word)?,
+            detail: lines.get("detail")?.to_owned(),
+            source: lines.get("source")?.to_owned(),
+            target: lines.get("target")?.to_owned(),
+            base: generation("base")?,
+            tip: generation("tip")?,
+            extents: extents.collect::<Option<_>>()?,
+            chunks: lines.number("chunks")?,
+            first_ms: lines.number("first")?,
+            last_ms: lines.number("last")?,
+            count: lines.number("count")?,
+            mended,
+            acknowledged_ms: lines.number("acknowledged"),
+        })
+    }
+}
+
+/// The incidents of this machine.
+#[derive(Clone, Debug)]
+pub struct Incidents {
+    dir: PathBuf,
+}
+
+impl Incidents {
+    /// Those in this folder, which need not exist yet.
+    pub const fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Keeps one, and returns its name. One that was found before is open again.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn keep(&self, incident: &Incident) -> Result<String, IncidentError> {
+        let name = incident.name();
+        let kept = match self.read(&self.path(&name)) {
+            Ok(Some(before)) => Incident {
+                first_ms: before.first_ms,
+                count: before.count.saturating_add(1),
+                mended: None,
+                acknowledged_ms: None,
+                ..incident.clone()
+            },
+            // One that cannot be read is overwritten by what is known.
+            Ok(None) | Err(_) => incident.clone(),
+        };
+        self.write(&name, &kept)?;
+        Ok(name)
+    }
+
+    /// Notes on all incidents of this source and target that the target was made equal to its
+    /// source again.
+    ///
+    /// # Errors
+    /// As of [`all`](Self::all), or what the operating system says.
+    pub fn mend(
+        &self,
+        source: &str,
+        target: &str,
+        now_ms: u64,
+        tip: Generation,
+    ) -> Result<(), IncidentError> {
+        for (name, incident) in self.all()? {
+            if incident.source == source && incident.target == target && incident.mended.is_none() {
+                self.write(&name, &Incident { mended: Some((now_ms, tip)), ..incident })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a person has seen one.
+    ///
+    /// # Errors
+    /// That there is none of this name, or what the operating system says.
+    pub fn acknowledge(&self, name: &str, now_ms: u64) -> Result<Incident, IncidentError> {
+        let is_name = name.len() == 8 && name.bytes().all(|c| c.is_ascii_hexdigit());
+        let incident = if is_name { self.read(&self.path(name))? } else { None };
+        let Some(incident) = incident else { return Err(IncidentError::None(name.to_owned())) };
+        let seen =
+            Incident { acknowledged_ms: incident.acknowledged_ms.or(Some(now_ms)), ..incident };
+        self.write(name, &seen)?;
+        Ok(seen)
+    }
+
+    /// All of them, with their names, the oldest first.
+    ///
+    /// # Errors
+    /// What the operating system says, or that a file is no incident.
+    pub fn all(&self) -> Result<Vec<(String, Incident)>, IncidentError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(&self.dir, error)),
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|error| failed(&self.dir, error))?.path();
+            let name = path.file_stem().and_then(|name| name.to_str()).map(str::to_owned);
+            let is_one = path.extension().is_some_and(|end| end == END);
+            if let (true, Some(name)) = (is_one, name)
+                && let Some(incident) = self.read(&path)?
+            {
+                all.push((name, incident));
+            }
+        }
+        all.sort_by(|a, b| (a.1.first_ms, &a.0).cmp(&(b.1.first_ms, &b.0)));
+        Ok(all)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.{END}"))
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<Incident>, IncidentError> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(path, error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(FILE_LEN_MAX).read_to_end(&mut bytes).map_err(|error| failed(path, error))?;
+        let incident = str::from_utf8(&bytes).ok().and_then(Incident::decode);
+        let damaged = || IncidentError::Damaged { path: path.display().to_string() };
+        incident.map(Some).ok_or_else(damaged)
+    }
+
+    fn write(&self, name: &str, incident: &Incident) -> Result<(), IncidentError> {
+        let path = self.path(name);
+        replace(&self.dir, &path, incident.encode().as_bytes()).map_err(|e| failed(&path, e))
+    }
+}
+
+fn failed(path: &Path, source: io::Error) -> IncidentError {
+    IncidentError::Io { path: path.display().to_string(), source }
+}
+
+/// Puts a whole file in the place of another, durably.
+fn replace(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let new = path.with_extension(format!("new-{}", std::process::id()));
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn incident(source: &str) -> Incident {
+        Incident {
+            reason: Reason::AuditMismatch,
+            detail: "two\nlines".into(),
+            source: source.into(),
+            target: "vm@host:1".into(),
+            base: Some(Generation::Zfs(1)),
+            tip: None,
+            extents: Extent::new(65536, 65536).into_iter().collect(),
+            chunks: 7,
+            first_ms: 1000,
+            last_ms: 1000,
+            count: 1,
+            mended: None,
+            acknowledged_ms: None,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_there_until_it_is_acknowledged_and_again_when_it_comes_again() {
+        let dir = TempDir::new().unwrap();
+        let incidents = Incidents::new(dir.path().join("a/b"));
+        assert_eq!(incidents.all().unwrap(), []);
+        let name = incidents.keep(&incident("zfs:tank/vm")).unwrap();
+        let other = incidents.keep(&incident("zfs:tank/other")).unwrap();
+        let all = incidents.all().unwrap();
+        let detail = "two\u{fffd}lines".to_owned();
+        assert_eq!(all.len(), 2);
+        let kept = Incident { detail, ..incident("zfs:tank/vm") };
+        assert!(all.contains(&(name.clone(), kept)));
+        assert!(incidents.acknowledge(&name, 2000).unwrap().acknowledged_ms == Some(2000));
+        // Again, it is when it was seen first.
+        assert!(incidents.acknowledge(&name, 3000).unwrap().acknowledged_ms == Some(2000));
+        incidents.mend("zfs:tank/vm", "vm@host:1", 4000, Generation::Zfs(2)).unwrap();
+        let later = Incident { first_ms: 5000, last_ms: 5000, ..incident("zfs:tank/vm") };
+        let find = |wanted: &str| {
+            let all = incidents.all().unwrap().into_iter();
+            all.filter(|(name, _)| name == wanted).map(|(_, found)| found).next().unwrap()
+        };
+        assert_eq!(find(&name).mended, Some((4000, Generation::Zfs(2))));
+        assert_eq!(find(&other).mended, None);
+        assert_eq!(incidents.keep(&later).unwrap(), name);
+        let again = find(&name);
+        assert!(again.is_open() && again.mended.is_none());
+        assert_eq!((again.first_ms, again.last_ms, again.count), (1000, 5000, 2));
+        for bad in ["", "00000000", "../../x", "0123456g"] {
+            assert!(incidents.acknowledge(bad, 1).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_named() {
+        let dir = TempDir::new().unwrap();
+        let incidents = Incidents::new(dir.path().to_owned());
+        let name = incidents.keep(&incident("a")).unwrap();
+        let path = dir.path().join(format!("{name}.incident"));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[30] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let error = incidents.all().unwrap_err().to_string();
+        assert!(error.contains(&name), "{error}");
+        // What is found again is worth more than what cannot be read.
+        incidents.keep(&incident("a")).unwrap();
+        assert_eq!(incidents.all().unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,246 @@
+//! The state file of a manifest: of which replica it is, which generation it lists, and which one
+//! its log leads to.
+//!
+//! Two slots of 8192 bytes, written in turn (slot = sequence number mod 2), each synced before
+//! anything relies on it. A slot is a record of text, see [`crate::record`], padded with zeros.
+//! Of two whole ones the one with the higher sequence number counts.
+
+use std::io;
+
+use driftline_extent::{
+    Generation, Reason, ReplicaId, Root, TargetState, VOLUME_LEN_MAX, chunk_count,
+};
+
+use crate::{
+    Pass, Storage,
+    log::Position,
+    record::{Lines, Record, unhex},
+};
+
+const TITLE: &str = "driftline manifest 1";
+const SLOT_LEN: usize = 8192;
+
+/// A generation whose content is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// Which.
+    pub generation: Generation,
+    /// Size of the volume in bytes.
+    pub size: u64,
+    /// The root over it.
+    pub root: Root,
+}
+
+impl Held {
+    /// What a target says that it holds.
+    pub const fn of(state: &TargetState) -> Option<Self> {
+        match (state.generation, state.root) {
+            (Some(generation), Some(root)) => Some(Self { generation, size: state.size, root }),
+            _ => None,
+        }
+    }
+
+    /// How many chunks it has.
+    pub const fn chunks(&self) -> u64 {
+        chunk_count(self.size)
+    }
+}
+
+/// Of which replica a manifest is, without the secret under which it names chunks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Identity {
+    replica: ReplicaId,
+    key_check: [u8; 32],
+}
+
+impl Identity {
+    pub(crate) fn of(state: &TargetState) -> Self {
+        let key_check = blake3::derive_key("driftline manifest v1 check", &state.chunk_key);
+        Self { replica: state.replica, key_check }
+    }
+}
+
+/// What the log leads to, once it is complete.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Sealed {
+    pub(crate) tip: Held,
+    pub(crate) context: [u8; 32],
+    pub(crate) end: Position,
+    pub(crate) pass: Pass,
+    /// Whether the target has committed it: the lists are somewhere between base and tip.
+    pub(crate) applying: bool,
+}
+
+/// What the state file says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct State {
+    pub(crate) identity: Identity,
+    pub(crate) held: Option<(Held, Pass)>,
+    pub(crate) sealed: Option<Sealed>,
+    /// Why the next increment is not to rely on a map.
+    pub(crate) suspect: Option<Reason>,
+}
+
+impl State {
+    pub(crate) const fn of_nothing(identity: Identity) -> Self {
+        Self { identity, held: None, sealed: None, suspect: None }
+    }
+
+    fn encode(&self, sequence: u64) -> String {
+        let mut record = Record::new(TITLE)
+            .line("sequence", sequence)
+            .line("replica", self.identity.replica)
+            .line("key", Root(self.identity.key_check))
+            .option("suspect", self.suspect);
+        if let Some((held, pass)) = &self.held {
+            record = encode_held(record, "held", held, pass);
+        }
+        if let Some(Sealed { tip, context, end, pass, applying }) = &self.sealed {
+            record = encode_held(record, "tip", tip, pass)
+                .line("context", Root(*context))
+                .line("log", end.at)
+                .line("check", Root(end.check))
+                .line("applying", u8::from(*applying));
+        }
+        record.finish()
+    }
+
+    fn decode(lines: &Lines<'_>) -> Option<(u64, Self)> {
+        let replica = ReplicaId(lines.bytes("replica")?);
+        let identity = Identity { replica, key_check: lines.bytes("key")? };
+        let reason = |word: &str| Reason::all().find(|reason| reason.as_str() == word);
+        let suspect = match lines.get("suspect") {
+            Some(word) => Some(reason(word)?),
+            None => None,
+        };
+        let held = match lines.get("held") {
+            Some(_) => Some(decode_held(lines, "held")?),
+            None => None,
+        };
+        let sealed = match lines.get("tip") {
+            Some(_) => {
+                let (tip, pass) = decode_held(lines, "tip")?;
+                let end = Position { at: lines.number("log")?, check: lines.bytes("check")? };
+                let applying = lines.number("applying")? == 1;
+                Some(Sealed { tip, context: lines.bytes("context")?, end, pass, applying })
+            }
+            None => None,
+        };
+        Some((lines.number("sequence")?, Self { identity, held, sealed, suspect }))
+    }
+}
+
+/// A line for what is held, and one for each mark of its pass.
+fn encode_held(record: Record, key: &str, held: &Held, pass: &Pass) -> Record {
+    let Held { generation, size, root } = held;
+    let record = record.line(key, format_args!("{size} {root} {generation}"));
+    let record = record.line(&format!("{key}-audited"), pass.last_ms());
+    let marks = pass.marks().iter();
+    marks.fold(record, |record, (end, ms)| {
+        record.line(&format!("{key}-mark"), format_args!("{end} {ms}"))
+    })
+}
+
+fn decode_held(lines: &Lines<'_>, key: &str) -> Option<(Held, Pass)> {
+    let mut fields = lines.get(key)?.splitn(3, ' ');
+    let size = fields.next()?.parse().ok().filter(|size| *size <= VOLUME_LEN_MAX)?;
+    let root = Root(unhex(fields.next()?)?);
+    let generation = fields.next()?.parse().ok()?;
+    let held = Held { generation, size, root };
+    let mark_key = format!("{key}-mark");
+    let marks = lines.all(&mark_key).map(|mark| {
+        let (end, ms) = mark.split_once(' ')?;
+        Some((end.parse().ok()?, ms.parse().ok()?))
+    });
+    let last_ms = lines.number(&format!("{key}-audited"))?;
+    let pass = Pass::from_parts(held.chunks(), last_ms, marks.collect::<Option<_>>()?)?;
+    Some((held, pass))
+}
+
+/// The two slots.
+#[derive(Debug)]
+pub(crate) struct Slots<S> {
+    storage: S,
+    sequence: u64,
+}
+
+/// What was found in them.
+pub(crate) enum Found {
+    Nothing,
+    Damaged,
+    State(Box<State>),
+}
+
+impl<S: Storage> Slots<S> {
+    pub(crate) fn open(storage: S) -> io::Result<(Self, Found)> {
+        let (mut damaged, mut newest) = (false, None);
+        for slot in 0..2 {
+            let mut bytes = [0; SLOT_LEN];
+            storage.read_below(slot * SLOT_LEN as u64, &mut bytes)?;
+            let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            if end == 0 {
+                continue;
+            }
+            let lines = str::from_utf8(&bytes[..end]).ok();
+            let lines = lines.and_then(|text| Lines::parse(text, TITLE));
+            match lines.and_then(|lines| State::decode(&lines)) {
+                Some((sequence, state)) => {
+                    if newest.as_ref().is_none_or(|(newest, _)| *newest < sequence) {
+                        newest = Some((sequence, state));
+                    }
+                }
+                None => damaged = true,
+            }
+        }
+        let (sequence, found) = match newest {
+            Some((sequence, state)) => (sequence, Found::State(Box::new(state))),
+            None if damaged => (0, Found::Damaged),
+            None => (0, Found::Nothing),
+        };
+        Ok((Self { storage, sequence }, found))
+    }
+
+    /// Makes `state` what the next open finds: entirely or not at all.
+    pub(crate) fn commit(&mut self, state: &State) -> io::Result<()> {
+        let sequence = self.sequence + 1;
+        let mut bytes = state.encode(sequence).into_bytes();
+        if bytes.len() > SLOT_LEN {
+            return Err(io::Error::other("the state of a manifest does not fit its slot"));
+        }
+        bytes.resize(SLOT_LEN, 0);
+        self.storage.write_at(sequence % 2 * SLOT_LEN as u64, &bytes)?;
+        self.storage.sync()?;
+        self.sequence = sequence;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let target = TargetState { replica: ReplicaId([7; 16]), ..TargetState::nothing() };
+        let held = Held { generation: Generation::Zfs(9), size: 1 << 30, root: Root([3; 32]) };
+        let pass = Pass::covering(held.chunks(), 5).advanced(100, 77);
+        let sealed = Sealed {
+            tip: Held { generation: Generation::Content(Root([4; 32])), ..held },
+            context: [5; 32],
+            end: Position { at: 6, check: [7; 32] },
+            pass: pass.advanced(3, 99),
+            applying: true,
+        };
+        let state = State {
+            identity: Identity::of(&target),
+            held: Some((held, pass)),
+            sealed: Some(sealed),
+            suspect: Some(Reason::AuditMismatch),
+        };
+        let nothing = State::of_nothing(Identity::of(&target));
+        for state in [state, nothing] {
+            let text = state.encode(8);
+            assert_eq!(State::decode(&Lines::parse(&text, TITLE).unwrap()), Some((8, state)));
+        }
+    }
+}
