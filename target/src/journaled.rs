@@ -156,7 +156,9 @@ impl<D: Disk> Replica<D> {
         unsealed: Option<Unsealed>,
     ) -> Result<u64, Problem> {
         self.overlay.clear()?;
-        if let Some(Unsealed { header, .. }) = unsealed
+        // A volume without snapshots may have become shorter than what came of it.
+        let fits = |cut: &Unsealed| plan.size.is_none_or(|size| cut.watermark <= chunk_count(size));
+        if let Some(Unsealed { header, .. }) = unsealed.filter(fits)
             && let Some((watermark, session)) = self.take_up(header, plan.size)?
         {
             self.session = Session::Journaled(Box::new(session));

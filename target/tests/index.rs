@@ -237,6 +237,68 @@ fn a_damaged_index_costs_time_and_no_byte() {
     assert!(aside > 10, "{aside} were noticed");
 }
 
+/// Some blocks of a file as they were, and the others as they were to become: what power loss makes
+/// of it. `luck` draws which.
+fn torn(older: &[u8], newer: &[u8], luck: &mut u64) -> Vec<u8> {
+    let mut draw = || {
+        *luck = luck.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (*luck >> 33).is_multiple_of(2)
+    };
+    let mut bytes =
+        if draw() { newer.to_vec() } else { newer[..older.len().min(newer.len())].to_vec() };
+    for (new, old) in bytes.chunks_mut(4096).zip(older.chunks(4096)) {
+        if draw() {
+            let len = new.len().min(old.len());
+            new[..len].copy_from_slice(&old[..len]);
+        }
+    }
+    bytes
+}
+
+/// The file as a crash leaves it within any transaction, or as a backup puts it back: it is opened
+/// or made anew, and what it leads to is read and hashed.
+#[test]
+fn an_index_that_is_torn_or_old_costs_time_and_no_byte() {
+    let shop = Shop::new();
+    let index = shop.index(&[]);
+    let mut images = Vec::new();
+    let look = |images: &mut Vec<Vec<u8>>| images.push(fs::read(shop.path("index")).unwrap());
+    look(&mut images);
+    shop.copy("one", &index, &content(1));
+    look(&mut images);
+    shop.copy("two", &index, &content(100));
+    look(&mut images);
+    for generation in 2..5 {
+        let new = content(generation as u8 * 7);
+        shop.change("one", &index, generation, &[chunk_at(0, &new[..8 * CHUNK])]);
+        look(&mut images);
+    }
+    drop(index);
+    look(&mut images);
+    let [one, two] = ["one", "two"].map(|name| fs::read(shop.path(name)).unwrap());
+    let three = [&one[..6 * CHUNK], &two[6 * CHUNK..]].concat();
+    let mut luck = 1;
+    let mut cases = images.clone();
+    for pair in images.windows(2) {
+        cases.extend((0..8).map(|_| torn(&pair[0], &pair[1], &mut luck)));
+    }
+    let (mut found_all, mut was_stale) = (0, 0);
+    for (number, bytes) in cases.iter().enumerate() {
+        fs::write(shop.path("index"), bytes).unwrap();
+        let index = shop.index(&["one", "two"]);
+        let name = format!("three{number}");
+        let moved = shop.copy(&name, &index, &three);
+        found_all += u32::from(moved == 0);
+        was_stale += u32::from(moved > 0);
+        shop.change(&name, &index, 2, &[chunk_at(0, &two[..3 * CHUNK])]);
+        drop(index);
+        let _ = fs::remove_file(shop.path("index.damaged"));
+        fs::remove_file(shop.path("index")).unwrap();
+        remove(&shop.path(&name));
+    }
+    assert!(found_all > 0 && was_stale > 0, "{found_all} found all, {was_stale} were stale");
+}
+
 fn remove(path: &Path) {
     fs::remove_file(path).unwrap();
     fs::remove_dir_all(state_dir_of(path)).unwrap();

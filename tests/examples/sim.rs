@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p driftline-tests --example sim -- --histories 100000 [--seed N]
-//!     [--threads N] [--bug NAME] [--audit] [--whole]
+//!     [--threads N] [--bug NAME] [--no-audit] [--whole]
 //! ```
 //! Without `--seed` it draws one and prints it. `--histories 1 --seed N` tells one again. What
 //! fails is told with as few steps as it takes, or as it was with `--whole`.
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         let found = Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name);
         found.unwrap_or_else(|| panic!("there is no such bug: {:?}", Bug::ALL))
     });
-    let audit = arguments.iter().any(|argument| argument == "--audit");
+    let audit = !arguments.iter().any(|argument| argument == "--no-audit");
     let options = Options { bug, audit, links: sim_support::links };
     println!("seeds from {first} on");
     let started = Instant::now();
@@ -80,6 +80,7 @@ fn main() -> ExitCode {
         println!("{count:>9}  {fault}: {:?}", fault.rung());
     }
     println!("{:>9}  commits that only an audit would have found wrong", stats.unseen);
+    println!("{:>9}  sessions that an audit ended", stats.found);
     match told.into_iter().filter_map(|row| row.1).min_by_key(|row| row.0) {
         None => ExitCode::SUCCESS,
         Some((at, finding)) => {

@@ -6,12 +6,13 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use driftline_extent::{Begin, Committed, Item, Plan, Source, Target, TargetState, Volume};
+use driftline_extent::{Begin, Committed, Item, Offer, Plan, Source, Target, TargetState, Volume};
 use driftline_manifest::ChunkKey;
 use driftline_transport::{
     Failure, Progress, TransportError,
     deliver::{self, Outlet},
     receive::Worker,
+    witness::Witness,
 };
 use driftline_wire::{
     Announced, Link, LinkEvent, Message, Packer, Piece, Receiver, ReceiverOutput, Sender,
@@ -65,6 +66,8 @@ pub struct Outcome<T> {
     pub target: Result<(), TransportError>,
     /// The target itself, as the session left it.
     pub replica: T,
+    /// The increments that were offered, as the target was told of them.
+    pub offered: Vec<Plan>,
     /// The commits that the source heard of.
     pub committed: Vec<Committed>,
     /// Data bytes that the source packed, before compression.
@@ -93,12 +96,29 @@ pub fn run<S: Source, T: Target>(
     target: T,
     script: &Script,
 ) -> Outcome<T> {
+    run_witnessed(links, source, volume, target, script, None)
+}
+
+/// As [`run`], with what checks the source's maps.
+///
+/// # Panics
+/// If the session neither ends nor fails.
+pub fn run_witnessed<S: Source, T: Target>(
+    links: (Link, Link),
+    source: &mut S,
+    volume: Option<&dyn Volume>,
+    target: T,
+    script: &Script,
+    witness: Option<&mut Witness>,
+) -> Outcome<T> {
     let mut session = Session::new(links, volume, target, script);
+    session.witness = witness;
     while !session.is_over() {
         match session.work.take() {
             None => session.step(),
-            Some(Work::Plan(state)) => match deliver::plan(source, &state, script.overwrite) {
+            Some(Work::Plan(state)) => match session.plan(source, &state, script.overwrite) {
                 Ok(offer) => {
+                    session.offered.push(offer.plan.clone());
                     session.plan = Some(offer.plan.clone());
                     session.sender.handle_plan(offer);
                 }
@@ -148,6 +168,8 @@ struct Session<'a, T> {
     work: Option<Work>,
     compared: VecDeque<(Item, bool)>,
     progress: Progress,
+    witness: Option<&'a mut Witness>,
+    offered: Vec<Plan>,
     committed: Vec<Committed>,
 
     target: End,
@@ -189,6 +211,8 @@ impl<'a, T: Target> Session<'a, T> {
             work: None,
             compared: VecDeque::new(),
             progress: Progress::default(),
+            witness: None,
+            offered: Vec::new(),
             committed: Vec::new(),
             target: End::new(links.1),
             receiver: None,
@@ -211,11 +235,21 @@ impl<'a, T: Target> Session<'a, T> {
         self.source.is_over() && self.target.is_over()
     }
 
-    fn into_outcome(self) -> Outcome<T> {
+    fn into_outcome(mut self) -> Outcome<T> {
+        // It hears of it once nothing is delivered any more.
+        if let (
+            Some(Err(TransportError::Session(SessionError::Refused { reason, detail }))),
+            Some(witness),
+        ) = (&self.source.result, &mut self.witness)
+            && let Err(failure) = witness.refused(*reason, detail)
+        {
+            self.source.result = Some(Err(failure.into()));
+        }
         Outcome {
             source: self.source.result.unwrap_or(Ok(())),
             target: self.target.result.unwrap_or(Ok(())),
             replica: self.worker.into_target(),
+            offered: self.offered,
             committed: self.committed,
             data_packed: self.progress.snapshot().data,
             data_applied: self.data_applied,
@@ -224,6 +258,19 @@ impl<'a, T: Target> Session<'a, T> {
             to_source: self.to_source.into_sent(),
             elapsed_ms: self.now_ms,
         }
+    }
+
+    fn plan<S: Source>(
+        &mut self,
+        source: &mut S,
+        state: &TargetState,
+        overwrite: bool,
+    ) -> Result<Offer, Failure> {
+        let mut offer = deliver::plan(source, state, overwrite)?;
+        if let Some(witness) = &mut self.witness {
+            deliver::prepare(source, None, state, &mut offer, witness)?;
+        }
+        Ok(offer)
     }
 
     fn deliver<S: Source>(
@@ -236,15 +283,18 @@ impl<'a, T: Target> Session<'a, T> {
         let Some(key) = self.key.clone() else { return };
         // The session's own progress counts what is packed meanwhile.
         let progress = Progress::default();
+        let mut witness = self.witness.take();
         let delivery = deliver::Delivery {
             plan,
             begin,
             key: &key,
             outlet: self,
             progress: &progress,
-            witness: None,
+            witness: witness.as_deref_mut(),
         };
-        match deliver::deliver(source, volume, delivery) {
+        let delivered = deliver::deliver(source, volume, delivery);
+        self.witness = witness;
+        match delivered {
             Ok(finish) if !self.source.is_over() => self.sender.handle_end(finish),
             Ok(_) => {}
             Err(failure) => self.fail_source(failure),
@@ -383,6 +433,9 @@ impl<'a, T: Target> Session<'a, T> {
                     Ok(())
                 }
                 SenderOutput::Committed(committed) => {
+                    if let Some(witness) = &mut self.witness {
+                        witness.committed(&committed);
+                    }
                     self.committed.push(committed);
                     Ok(())
                 }

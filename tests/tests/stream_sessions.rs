@@ -37,6 +37,7 @@ fn push<S: Source>(source: &mut S, data_set: &Shared, seed: u64, script: &Script
         source: went.source,
         target: went.target,
         replica: (),
+        offered: went.offered,
         committed: went.committed,
         data_packed: went.data_packed,
         data_applied: went.data_applied,

@@ -269,6 +269,7 @@ impl History<'_> {
                 if run.undisturbed && !legitimate {
                     return Err(format!("was refused for no reason: {reason}: {detail}"));
                 }
+                self.stats.found += u64::from(*reason == Reason::AuditMismatch);
                 self.was_cut = !run.undisturbed && (self.was_cut || !run.planned.is_empty());
             }
         }
@@ -290,9 +291,13 @@ impl History<'_> {
             }
             // What was cut off is gone on with, and root or size say that it was of another time: the
             // next run starts over.
-            Reason::VerifyFailed | Reason::StreamDamaged => {
-                self.was_cut && (self.storage.kind == Kind::Plain || self.lied)
+            Reason::VerifyFailed | Reason::RootMismatch | Reason::StreamDamaged
+                if self.was_cut && (self.storage.kind == Kind::Plain || self.lied) =>
+            {
+                true
             }
+            // The next run compares all.
+            Reason::AuditMismatch | Reason::RootMismatch => self.options.audit && self.lied,
             _ => false,
         }
     }

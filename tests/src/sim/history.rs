@@ -1,6 +1,9 @@
 //! One history: its state, and the steps that are no replication.
 
+use std::path::Path;
+
 use driftline_extent::{BLOCK_LEN, CHUNK_LEN, Extent, Generation, Reason};
+use tempfile::TempDir;
 
 use super::{
     Fault, Finding, Options, Rung, Stats,
@@ -55,8 +58,18 @@ pub(super) struct History<'a> {
     /// Whether the replica does not open any more.
     pub(super) broken: bool,
     backup: Option<Backup>,
+    /// Where the source's manifest and incidents are, if its maps are checked.
+    pub(super) trust: Option<TempDir>,
     pub(super) stats: Stats,
     trace: Vec<String>,
+}
+
+/// A folder that is gone with the history; in memory where the system has such, as nothing of it
+/// has to outlast anything.
+fn memory_dir() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
+    made.unwrap_or_else(|error| panic!("no folder can be made: {error}"))
 }
 
 /// The random numbers of one step.
@@ -134,6 +147,7 @@ impl<'a> History<'a> {
             was_cut: false,
             broken: false,
             backup: None,
+            trust: options.audit.then(memory_dir),
             stats: Stats::default(),
             trace: Vec::new(),
         };

@@ -88,6 +88,8 @@ pub struct Stats {
     pub commits: u64,
     /// Of these, how many a lying map made differ from the source, unseen without an audit.
     pub unseen: u64,
+    /// Sessions that an audit ended because a map had lied.
+    pub found: u64,
     /// How often each fault befell them.
     pub faults: std::collections::BTreeMap<Fault, u64>,
 }
@@ -100,6 +102,7 @@ impl Stats {
         self.sessions += other.sessions;
         self.commits += other.commits;
         self.unseen += other.unseen;
+        self.found += other.found;
         for (fault, count) in &other.faults {
             *self.faults.entry(*fault).or_default() += count;
         }

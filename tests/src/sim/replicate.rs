@@ -2,8 +2,12 @@
 
 use std::io;
 
-use driftline_extent::{Explained, Reason};
-use driftline_transport::TransportError;
+use driftline_extent::{Explained, PlanKind, Reason};
+use driftline_transport::{
+    TransportError,
+    witness::{self, Witness},
+};
+use driftline_trust::Incidents;
 use driftline_wire::{SessionError, Verb};
 
 use super::{
@@ -18,6 +22,8 @@ use crate::{
     link::{self, Damage, Delivery, Random},
     session::{self, Script},
 };
+
+const DAY_MS: u64 = 86_400_000;
 
 /// What goes wrong in a run. At most one thing does.
 #[derive(Clone, Debug)]
@@ -156,6 +162,22 @@ impl History<'_> {
         Ok(ok)
     }
 
+    /// What checks the source's maps: in the simulation, all that they call unchanged.
+    fn witness(&self) -> Option<Witness> {
+        let dir = self.trust.as_ref()?.path();
+        let terms = witness::Terms {
+            dir: dir.join("manifest"),
+            incidents: Incidents::new(dir.join("incidents")),
+            source: "the source".to_owned(),
+            target: "the replica".to_owned(),
+            age_ms: 30 * DAY_MS,
+            sample: Some(u64::MAX),
+            now_ms: DAY_MS * (20_000 + self.stats.sessions),
+            seed: [7; 32],
+        };
+        Some(Witness::new(terms))
+    }
+
     fn session(
         &mut self,
         consent: bool,
@@ -200,9 +222,14 @@ impl History<'_> {
         let links = (self.options.links)(rng.next_u64(), script.verb);
         let volume = source.volume();
         let volume = volume.as_deref().map(|volume| volume as &dyn driftline_extent::Volume);
-        let outcome = session::run(links, &mut source, volume, replica, &script);
+        let mut witness = self.witness();
+        let witness = witness.as_mut();
+        let outcome = session::run_witnessed(links, &mut source, volume, replica, &script, witness);
         drop(outcome.replica);
-        let planned = std::mem::take(&mut source.planned);
+        let mut planned = std::mem::take(&mut source.planned);
+        // What was planned as an increment may have been offered as a scan.
+        let offered = outcome.offered.iter().filter(|plan| plan.kind != PlanKind::UpToDate);
+        planned.iter_mut().zip(offered).for_each(|(planned, offered)| planned.kind = offered.kind);
         let ended = match (&outcome.source, &outcome.target) {
             (Ok(()), _) => Ended::Well,
             // The side that failed knows why.

@@ -3,7 +3,7 @@
 
 use std::{io::Cursor, sync::Arc};
 
-use driftline_drbd::{DrbdError, DrbdVolume, Layout};
+use driftline_drbd::{DrbdError, DrbdVolume, Layout, SharedVolume};
 use driftline_extent::{
     BLOCK_LEN, CHUNK_LEN, Change, Explained, Extent, Finish, Generation, Plan, PlanKind, Reason,
     Source, Standing, TargetState, Volume, VolumeId,
@@ -72,7 +72,8 @@ pub(super) struct Planned {
 /// The adapter at work.
 enum Inner {
     Stream(Box<ZvolStream<Cursor<Vec<u8>>>>),
-    Drbd(Box<DrbdVolume>),
+    /// As a live one: what reads the snapshot at random is let go of with it.
+    Drbd(Box<DrbdVolume>, Arc<SharedVolume>),
     Plain(Plain),
     Nothing,
 }
@@ -83,6 +84,8 @@ pub(super) struct SimSource<'a> {
     manner: &'a Manner,
     inner: Inner,
     told: TargetState,
+    /// Whether the tip was shown for reading, and nothing else was asked of it.
+    shown: bool,
     /// What was planned so far, in order.
     pub(super) planned: Vec<Planned>,
     changes: u64,
@@ -97,7 +100,9 @@ impl<'a> SimSource<'a> {
                 let meta = Storage::metadata(newest, log);
                 let data = Arc::new(newest.image.clone());
                 let volume = DrbdVolume::open(data, Some((meta, Layout::External)))?;
-                Inner::Drbd(Box::new(volume.allow_full(manner.consent)))
+                let shared = Arc::<SharedVolume>::default();
+                shared.set(Some(volume.volume()));
+                Inner::Drbd(Box::new(volume.allow_full(manner.consent)), shared)
             }
             (Kind::Plain, Some(newest)) => Inner::Plain(Plain {
                 image: newest.image.clone(),
@@ -107,13 +112,13 @@ impl<'a> SimSource<'a> {
             }),
         };
         let told = TargetState::nothing();
-        Ok(Self { storage, manner, inner, told, planned: Vec::new(), changes: 0 })
+        Ok(Self { storage, manner, inner, told, shown: false, planned: Vec::new(), changes: 0 })
     }
 
     /// The volume for reading at random.
     pub(super) fn volume(&self) -> Option<Arc<dyn Volume + Send + Sync>> {
         match &self.inner {
-            Inner::Drbd(volume) => Some(volume.volume()),
+            Inner::Drbd(_, shared) => Some(shared.clone()),
             Inner::Plain(plain) => Some(Arc::new(plain.image.clone())),
             Inner::Stream(_) | Inner::Nothing => None,
         }
@@ -173,7 +178,8 @@ impl<'a> SimSource<'a> {
             _ => stream.plan(base)?,
         };
         self.inner = Inner::Stream(Box::new(stream));
-        Ok(plan)
+        // The live adapter has asked for it.
+        Ok(Plan { size: Some(tip.image.len), ..plan })
     }
 
     fn note(&mut self, plan: &Plan) {
@@ -206,14 +212,20 @@ impl Source for SimSource<'_> {
 
     fn learn(&mut self, target: &TargetState) {
         self.told = target.clone();
-        if let Inner::Drbd(volume) = &mut self.inner {
+        if let Inner::Drbd(volume, _) = &mut self.inner {
             volume.learn(target);
         }
     }
 
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, SourceError> {
         let plan = match &mut self.inner {
-            Inner::Drbd(volume) => volume.plan(base)?,
+            Inner::Drbd(volume, shared) => {
+                let plan = volume.plan(base)?;
+                if plan.kind == PlanKind::UpToDate {
+                    shared.set(None);
+                }
+                plan
+            }
             Inner::Plain(plain) => plain.plan(base)?,
             Inner::Stream(_) | Inner::Nothing if self.storage.kind == Kind::Zfs => {
                 if matches!(self.inner, Inner::Stream(_)) {
@@ -223,11 +235,13 @@ impl Source for SimSource<'_> {
             }
             _ => return Err(SourceError::Said(Reason::Failed, "there is no snapshot")),
         };
+        self.shown = false;
         self.note(&plan);
         Ok(plan)
     }
 
     fn next_change(&mut self, from: u64) -> Result<Option<Change>, SourceError> {
+        self.shown = false;
         loop {
             self.changes += 1;
             if self.manner.fails_after.is_some_and(|after| self.changes > after) {
@@ -235,7 +249,7 @@ impl Source for SimSource<'_> {
             }
             let change = match &mut self.inner {
                 Inner::Stream(stream) => stream.next_change(from)?,
-                Inner::Drbd(volume) => volume.next_change(from)?,
+                Inner::Drbd(volume, _) => volume.next_change(from)?,
                 Inner::Plain(plain) => plain.next_change(from),
                 Inner::Nothing => None,
             };
@@ -249,12 +263,31 @@ impl Source for SimSource<'_> {
     }
 
     fn finish(&mut self) -> Result<Finish, SourceError> {
+        // What was read is the snapshot, which does not change.
+        if let (true, Inner::Stream(_), Some(Planned { tip: Some(tip), image, .. })) =
+            (self.shown, &self.inner, self.planned.last())
+        {
+            return Ok(Finish { tip: *tip, size: Some(image.len), root: None });
+        }
         Ok(match &mut self.inner {
             Inner::Stream(stream) => stream.finish()?,
-            Inner::Drbd(volume) => volume.finish()?,
+            Inner::Drbd(volume, _) => volume.finish()?,
             Inner::Plain(_) | Inner::Nothing => {
                 return Err(SourceError::Said(Reason::Failed, "it ends with its root"));
             }
+        })
+    }
+
+    /// What stands at the tip, as the storage shows it: a plain volume has no map that could be
+    /// checked by it.
+    fn reader(&mut self) -> Result<Option<Arc<dyn Volume + Send + Sync>>, SourceError> {
+        self.shown = true;
+        Ok(match &self.inner {
+            Inner::Stream(_) => {
+                self.planned.last().map(|planned| Arc::new(planned.image.clone()) as _)
+            }
+            Inner::Drbd(_, shared) => Some(shared.clone()),
+            Inner::Plain(_) | Inner::Nothing => None,
         })
     }
 

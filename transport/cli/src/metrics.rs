@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_failure_leaves_what_was_true_before() {
-        let source: Place = "zfs:tank/vm \"1\"".parse().unwrap();
+        let source: Place = "file:/srv/vm \"1\"".parse().unwrap();
         let target: Place = "vm@host:1".parse().unwrap();
         let done = Done {
             summary: Summary::default(),
@@ -144,7 +144,7 @@ mod tests {
         };
         let open = |_: &str| 2;
         let first = text("", &[(&source, &target, 8, Some(&done))], &open, 1_000_000);
-        let labels = "source=\"zfs:tank/vm \\\"1\\\"\",target=\"vm@host:1\"";
+        let labels = "source=\"file:/srv/vm \\\"1\\\"\",target=\"vm@host:1\"";
         for line in [
             format!("driftline_last_success_timestamp_seconds{{{labels}}} 1000"),
             format!("driftline_generation_timestamp_seconds{{{labels}}} 970"),

@@ -130,6 +130,18 @@ fn on_zfs_each_run_sends_an_increment_and_leaves_its_base() {
     }
 }
 
+/// As of a volume of ZFS that is named itself: where nothing shows the snapshot for reading, that
+/// is said.
+#[test]
+fn on_zfs_the_snapshot_that_linstor_took_is_what_is_audited() {
+    let site = Site::new();
+    let output = site.push(&[]);
+    let log = text(&output);
+    assert_eq!(output.status.code(), Some(0), "{log}");
+    assert!(log.contains("what ZFS calls unchanged is not checked"), "{log}");
+    assert!(log.contains("zfs set snapdev=visible tank/web_00000"), "{log}");
+}
+
 #[test]
 fn what_a_killed_run_has_left_is_deleted_by_the_next() {
     let site = Site::new();

@@ -140,7 +140,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    fn start(dir: &Path) -> Self {
+    /// Starts a server by `serve.toml`.
+    pub(crate) fn start(dir: &Path) -> Self {
         let mut child = command(dir, &["-v", "serve", "--config", "serve.toml"])
             .stderr(Stdio::piped())
             .spawn()
