@@ -392,7 +392,7 @@ impl Tables<'_> {
     /// Takes in a run that ascends by place: what it replaces and what it adds go to `chunks`
     /// in the order of names.
     fn take_run(&mut self, run: &[(u64, ChunkId)]) -> Result<(), redb::Error> {
-        let (mut gone, mut new): (Vec<(Prefix, Place)>, Vec<(Prefix, Place)>) = Default::default();
+        let (mut gone, mut new) = (Vec::<(Prefix, Place)>::new(), Vec::<(Prefix, Place)>::new());
         for (chunk, id) in run {
             let place = (self.number, *chunk);
             let before = if id.is_zero() {

@@ -163,8 +163,8 @@ fn a_plain_file_is_scanned_and_only_what_differs_moves() {
     assert_eq!(second["increments"][0]["kind"], "scan");
     assert_eq!(second["increments"][0]["reason"], "map-missing");
     assert_eq!(fs::read(dir.path().join("b.img")).unwrap(), content);
-    // One chunk has one changed byte, one has the new end.
-    assert_eq!(second["bytes"]["lacking"], 2 * 65536);
+    // Of one chunk a grain has a changed byte; one has the new end, and nothing of what it had.
+    assert_eq!(second["bytes"]["lacking"], 4096 + 65536);
 
     let third = push();
     assert_eq!(third["bytes"]["lacking"], 0);

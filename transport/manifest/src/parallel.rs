@@ -99,18 +99,18 @@ mod tests {
         let mut padded = volume.clone();
         padded.resize(64 * CHUNK, 0);
         let expected: Vec<ChunkId> = padded.chunks(CHUNK).map(|chunk| key.id(chunk)).collect();
-        for runs in [vec![0..64], vec![0..1, 3..30, 61..64], vec![62..63], vec![]] {
+        for runs in [&[(0, 64)][..], &[(0, 1), (3, 30), (61, 64)], &[(62, 63)], &[]] {
             let mut ids = vec![ChunkId([9; 32]); 64];
             let (mut left, mut at) = (ids.as_mut_slice(), 0);
             let mut places = Vec::new();
-            for run in &runs {
-                let (now, later) = std::mem::take(&mut left).split_at_mut(run.end - at);
-                places.push((run.start as u64, &mut now[run.start - at..]));
-                (left, at) = (later, run.end);
+            for (start, end) in runs {
+                let (now, later) = std::mem::take(&mut left).split_at_mut(end - at);
+                places.push((*start as u64, &mut now[start - at..]));
+                (left, at) = (later, *end);
             }
             name_chunks(&key, size as u64, places, read).unwrap();
             for (index, id) in ids.iter().enumerate() {
-                let named = runs.iter().any(|run| run.contains(&index));
+                let named = runs.iter().any(|(start, end)| (*start..*end).contains(&index));
                 assert_eq!(*id, if named { expected[index] } else { ChunkId([9; 32]) });
             }
         }
