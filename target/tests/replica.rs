@@ -348,6 +348,35 @@ fn a_first_copy_of_what_became_shorter_starts_over() {
     assert!(fs::read(&place.path).unwrap() == short);
 }
 
+/// So it is with a scan of one that became shorter than what had come.
+#[test]
+fn a_scan_of_what_became_shorter_starts_over() {
+    let place = place();
+    let mut replica = place.open();
+    let content = Generation::Content(Root([8; 32]));
+    let full = Plan { tip: Some(content), ..plan(PlanKind::Full, None, 1) };
+    deliver(&mut replica, full, &whole(&pattern(3, 4 * CHUNK)), 4 * CHUNK_LEN).unwrap();
+    let volume = pattern(4, 4 * CHUNK);
+    let of = |size: u64| Plan { tip: None, size: Some(size), ..plan(PlanKind::Scan, None, 2) };
+    replica.begin(&offer(of(4 * CHUNK_LEN))).unwrap();
+    let key = key(&replica);
+    for chunked in &items(&key, PlanKind::Full, &whole(&volume), 4 * CHUNK_LEN, 0).0[..3] {
+        put(&mut replica, chunked).unwrap();
+    }
+    let mut replica = place_again(&place, replica);
+    assert_eq!(replica.state().resume.unwrap().from, 3);
+    let size = CHUNK_LEN + 512;
+    assert_eq!(replica.begin(&offer(of(size))).unwrap().from, 0);
+    let short = &volume[..size as usize];
+    let (items, root) = items(&key, PlanKind::Full, &whole(short), size, 0);
+    for chunked in &items {
+        put(&mut replica, chunked).unwrap();
+    }
+    let tip = Generation::Content(root.unwrap());
+    replica.commit(&Finish { tip, size: Some(size), root }).unwrap();
+    assert!(fs::read(&place.path).unwrap() == short);
+}
+
 #[test]
 fn a_scan_compares_spans_first() {
     let volume = pattern(3, 5 * CHUNK + 99);

@@ -49,9 +49,14 @@ fn configure(pair: &Pair) {
 }
 
 fn is_equal(dir: &Path, volume: &str, content: &[u8]) -> bool {
-    let place = format!("file:{volume}-copy");
-    json(dir, 0, &["verify", &place]);
     fs::read(dir.join(format!("{volume}-copy"))).unwrap() == content
+}
+
+/// That their books say the same, once no server has them open.
+fn verify(dir: &Path, volumes: &[&str]) {
+    for volume in volumes {
+        json(dir, 0, &["verify", &format!("file:{volume}-copy")]);
+    }
 }
 
 fn rebuild(dir: &Path) -> (Option<i32>, String) {
@@ -102,7 +107,7 @@ fn what_a_replica_of_the_server_has_does_not_move_again() {
 
     // One that is damaged is put aside, loudly, and nothing else comes of it.
     fs::write(dir.join("index"), "rubbish").unwrap();
-    let server = common::Server::start(dir);
+    let mut server = common::Server::start(dir);
     let grown = [&shifted[..], &base[..7 * CHUNK]].concat();
     fs::write(dir.join("clone.img"), &grown).unwrap();
     let fourth = moved(&push(server.address, "file:clone.img", "two"));
@@ -110,6 +115,8 @@ fn what_a_replica_of_the_server_has_does_not_move_again() {
     assert!(is_equal(dir, "two", &grown));
     assert!(dir.join("index.damaged").exists());
     assert!(server.log().contains("ERROR"), "{}", server.log());
+    server.kill();
+    verify(dir, &["base", "one", "two"]);
 }
 
 /// The server is killed in the middle of pushes, and so is its index.
@@ -148,4 +155,6 @@ fn a_server_that_is_killed_has_an_index_that_costs_no_byte() {
         moved(&json(dir, 0, &pair.push("file:clone.img", &format!("two@{}", server.address))));
     assert!(copied * 100 <= base.len() * 3, "{copied} bytes moved");
     assert!(is_equal(dir, "two", &clone));
+    server.kill();
+    verify(dir, &["base", "one", "two"]);
 }

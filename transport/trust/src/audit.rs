@@ -45,8 +45,8 @@ const MARKS_MAX: usize = 64;
 
 /// Where the rolling pass is, and when it was where.
 ///
-/// Chunks are counted on and on, around the volume: the pass has read all below [`position`]
-/// (Self::position), and of these the last `chunks` are what the volume is made of.
+/// Chunks are counted on and on, around the volume: the pass has read all below its position, and
+/// of these the last `chunks` are what the volume is made of.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pass {
     chunks: u64,
