@@ -363,6 +363,7 @@ fn a_scan_of_what_became_shorter_starts_over() {
     for chunked in &items(&key, PlanKind::Full, &whole(&volume), 4 * CHUNK_LEN, 0).0[..3] {
         put(&mut replica, chunked).unwrap();
     }
+    replica.mark(3).unwrap();
     let mut replica = place_again(&place, replica);
     assert_eq!(replica.state().resume.unwrap().from, 3);
     let size = CHUNK_LEN + 512;
