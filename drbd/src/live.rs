@@ -44,7 +44,6 @@ use crate::{
     host::{self, CowSize, Found, Minor, Stores, Taken},
     live::{freezer::Freezer, rotate::Steps},
     superblock::named,
-    trust::check_image,
 };
 
 /// Where the lock of each device is.
@@ -411,9 +410,8 @@ impl Steps for Real<'_> {
 
     fn examine(&mut self) -> Result<u64, LiveError> {
         let volume = open_snapshot(self.stores, self.name)?;
+        volume.check()?;
         let superblock = &volume.metadata().superblock;
-        let unusable = |doubt| DrbdError::Unusable { doubt, holds: None };
-        check_image(superblock).map_err(unusable)?;
         debug_assert!(named(superblock.current_uuid), "what is checked has a name");
         Ok(superblock.current_uuid & !1)
     }
