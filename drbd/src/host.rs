@@ -142,9 +142,15 @@ pub(crate) fn is_84() -> Result<bool, HostError> {
 fn configured_peers(resource: &str) -> Option<Vec<String>> {
     let text = run(&["drbdadm", "dump", resource], PATIENCE).ok()?;
     let hosts = text::parse_dump(&text, resource)?;
-    let this = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let is_peer = |(name, nowhere): &(String, bool)| !nowhere && name != this.trim();
+    let this = this_host();
+    let is_peer = |(name, nowhere): &(String, bool)| !nowhere && *name != this;
     Some(hosts.into_iter().filter(is_peer).map(|(name, _)| name).collect())
+}
+
+/// What this machine is called.
+pub(crate) fn this_host() -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    host.trim().to_owned()
 }
 
 /// Space for what is overwritten while a snapshot of a thick logical volume exists.
