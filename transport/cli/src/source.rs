@@ -207,8 +207,14 @@ pub(crate) fn now_ms() -> u64 {
 /// The names of what is made in ZFS for replication to this target.
 fn own_names(wanted: &args::Zfs, to: &str) -> anyhow::Result<OwnNames> {
     let prefix = wanted.prefix.as_deref().unwrap_or(PREFIX);
-    let [a, b, c, d, ..] = *blake3::hash(to.as_bytes()).as_bytes();
-    Ok(OwnNames::new(prefix, [a, b, c, d])?)
+    Ok(OwnNames::new(prefix, id_of(&[to]))?)
+}
+
+/// What tells things that are made for one replication from those for another, which these words
+/// name.
+pub(crate) fn id_of(words: &[&str]) -> [u8; 4] {
+    let [a, b, c, d, ..] = *blake3::hash(words.join("\0").as_bytes()).as_bytes();
+    [a, b, c, d]
 }
 
 /// The instant of a run that replicates these data sets, which has not come yet.
@@ -265,8 +271,6 @@ fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> 
         bail!("--freeze-max takes {start} to {end} seconds");
     }
     let name = place.to_string();
-    // Volumes of one group share its names, and each may have several targets.
-    let [a, b, c, d, ..] = *blake3::hash(format!("{name}\0{to}").as_bytes()).as_bytes();
     Ok(DrbdOptions {
         mode: wanted.mode.map(|mode| match mode {
             args::DrbdMode::Rotate => Mode::Rotate,
@@ -274,7 +278,8 @@ fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> 
         }),
         cow: cow.map_err(|why| anyhow::anyhow!("--cow-size: {why}"))?,
         freeze_max: Duration::from_secs(seconds),
-        id: [a, b, c, d],
+        // Volumes of one group share its names, and each may have several targets.
+        id: id_of(&[&name, to]),
         volume: volume_id("driftline volume id v1 drbd", name.as_bytes()),
         allow_full: overwrite,
         // This very program, also if another version was installed meanwhile.
