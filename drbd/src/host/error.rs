@@ -43,6 +43,14 @@ pub enum HostError {
         /// How long it was given.
         within: Duration,
     },
+    /// A command ended well, but not all that it wrote was heard.
+    #[error("{command} ended, but what it printed is not known: {why}")]
+    Unheard {
+        /// How it would be typed.
+        command: String,
+        /// Why.
+        why: String,
+    },
     /// A command wrote something else than it should.
     #[error("{command} printed what is not understood: {output:?}")]
     NotUnderstood {
