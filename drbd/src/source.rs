@@ -8,8 +8,8 @@ use driftline_extent::{
 };
 
 use crate::{
-    Base, Doubt, DrbdError, Layout, Map, Metadata, judge, map, superblock::named,
-    trust::check_image,
+    Base, CrossCheck, Doubt, DrbdError, Layout, Map, Metadata, PoolDelta, cross_check, judge, map,
+    superblock::named, trust::check_image,
 };
 
 /// Bytes that are read at once: a chunk, as that is what they are cut into.
@@ -81,6 +81,14 @@ impl DrbdVolume {
     pub fn check(&self) -> Result<(), DrbdError> {
         let unusable = |doubt| DrbdError::Unusable { doubt, holds: None };
         check_image(&self.metadata.superblock).map_err(unusable)
+    }
+
+    /// Holds the map of the increment that is planned against what the pool says, and goes by
+    /// what comes of that from now on.
+    pub(crate) fn cross_check(&mut self, delta: &PoolDelta) -> Option<CrossCheck> {
+        let check = cross_check(delta, self.todo.as_ref()?, self.data.size);
+        self.todo = Some(check.map.clone());
+        Some(check)
     }
 
     /// The metadata.

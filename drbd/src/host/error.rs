@@ -79,6 +79,16 @@ pub enum HostError {
         /// Why.
         why: String,
     },
+    /// There is a snapshot of a thin pool's metadata already, and only one at a time.
+    #[error(
+        "a snapshot of the metadata of the thin pool {pool} is reserved already, by somebody else \
+         or by a run that was killed: `dmsetup message {pool} 0 release_metadata_snap`, if nobody \
+         needs it"
+    )]
+    Reserved {
+        /// The pool, as the device mapper calls it.
+        pool: String,
+    },
     /// LVM would wait for a device that waits for LVM.
     #[error(
         "LVM reads {device} when it looks for its volumes, and would wait for it while its I/O is \
