@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use driftline_drbd::{
-    DrbdError, DrbdVolume, GuardCommand, Layout, LiveError as DrbdLiveError,
+    CrossChecks, DrbdError, DrbdVolume, GuardCommand, Layout, LiveError as DrbdLiveError,
     LiveOptions as DrbdOptions, LiveVolume, Map, Mode, host::CowSize,
 };
 use driftline_extent::{
@@ -31,6 +31,7 @@ use crate::{
     linstor::{LinstorSource, LinstorSourceError},
     place::Place,
     plain::{PlainError, PlainVolume, volume_id},
+    zvol_delta::zvol_delta,
 };
 
 /// Read-ahead of a stream.
@@ -270,6 +271,9 @@ fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> 
         let (start, end) = (FREEZE_RANGE.start(), FREEZE_RANGE.end());
         bail!("--freeze-max takes {start} to {end} seconds");
     }
+    if wanted.cross_check && wanted.mode == Some(args::DrbdMode::Cumulative) {
+        bail!("--cross-check is of what --mode rotate records, and the mode is cumulative");
+    }
     let name = place.to_string();
     Ok(DrbdOptions {
         mode: wanted.mode.map(|mode| match mode {
@@ -287,6 +291,7 @@ fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> 
             program: "/proc/self/exe".into(),
             args: ["drbd", "guard"].map(str::to_owned).into(),
         },
+        cross_check: wanted.cross_check.then_some(zvol_delta),
     })
 }
 
@@ -316,6 +321,14 @@ pub(crate) fn job_of(
 }
 
 impl AnySource {
+    /// What is found where its map is held against another, once it was.
+    pub(crate) fn cross_checks(&self) -> CrossChecks {
+        match self {
+            Self::DrbdLive(live) => live.cross_checks(),
+            _ => CrossChecks::default(),
+        }
+    }
+
     /// The maps of all increments that the source holds, one after the other.
     pub(crate) fn maps(
         &mut self,
