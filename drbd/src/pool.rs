@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn many_runs_become_fewer_and_leave_nothing_out() {
         let runs: Vec<Extent> =
-            (0..1000).filter_map(|run| Extent::new(run * 192 << 10, 64 << 10)).collect();
+            (0..1000).filter_map(|run| Extent::new(run * (192 << 10), 64 << 10)).collect();
         for runs_max in [1, 10, 100, 1000] {
             let mut gathered = Gathered::new(64 << 10, runs_max);
             runs.iter().for_each(|run| gathered.add(*run));

@@ -250,6 +250,8 @@ mod tests {
         assert_eq!((identity.now.as_str(), identity.then.as_deref()), ("G:V:7", Some("G:V:6")));
         assert!(!identity.is_same());
         assert!(parse_identity("  driftline:identity=G:V:7|G|V|7\n").unwrap().is_same());
+        let recorded = parse_identity(include_str!("../../tests/recorded/lvs-identity")).unwrap();
+        assert!(recorded.is_same() && recorded.now.ends_with(":3"));
         assert!(!parse_identity("  |G|V|7\n").unwrap().is_same());
         assert_eq!(parse_identity(""), None);
     }

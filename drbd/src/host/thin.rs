@@ -221,6 +221,20 @@ mod tests {
         assert!(delta.changed.subtract(&coarse.changed).is_empty());
     }
 
+    /// What thin-provisioning-tools 1.1.0 says: `tests/recorded/README.md`.
+    #[test]
+    fn a_real_delta_is_read() {
+        let delta = parse(include_str!("../../tests/recorded/thin-delta"), [2, 3]).unwrap();
+        let unit = 64 << 10;
+        assert_eq!(delta.granularity, unit);
+        let runs: Vec<(u64, u64)> =
+            delta.changed.iter().map(|run| (run.offset() / unit, run.len() / unit)).collect();
+        assert_eq!(runs, [(16, 1), (80, 1), (640, 48), (1232, 1), (1535, 1)]);
+        let places = include_str!("../../tests/recorded/lvs-places");
+        let names = ["drbd-pool-thin", "driftline-4f79cf0d-1795420620664"];
+        assert_eq!(parse_places(places, names), Some(("thin".to_owned(), [1, 3])));
+    }
+
     #[test]
     fn what_is_cut_or_makes_no_sense_is_no_delta() {
         for end in (0..TEXT.trim_end().len()).filter(|end| TEXT.is_char_boundary(*end)) {
