@@ -385,7 +385,7 @@ impl LiveVolume {
         let names = [kept.unwrap_or_default(), tip];
         kept::tell(&self.found, names, &check);
         self.checks.add(CrossChecked::of(generation, &check));
-        Plan { bytes_expected: check.map.byte_count(), ..plan }
+        Plan { bytes_expected: check.map.subtract(&check.holes).byte_count(), ..plan }
     }
 }
 

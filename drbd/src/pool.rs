@@ -26,9 +26,11 @@ pub struct CrossCheck {
     /// What may have changed: the pool's delta within the data, and where anything is missed
     /// all of DRBD's map besides.
     pub map: ExtentSet,
+    /// What of the map reads as zeros now, and need not be read.
+    pub holes: ExtentSet,
     /// The units that differ and that DRBD's map does not touch.
     pub missed: ExtentSet,
-    /// Bytes of the pool's delta within the data.
+    /// Bytes of the pool's delta within the data, without holes.
     pub pool_bytes: u64,
     /// Bytes of DRBD's map.
     pub map_bytes: u64,
@@ -41,11 +43,14 @@ pub fn cross_check(delta: &PoolDelta, drbd: &ExtentSet, data_len: u64) -> CrossC
     let granularity = delta.granularity.max(1);
     let drbd = drbd.clamp(data_len);
     let changed = delta.changed.align_out(granularity);
-    let pool = changed.union(&delta.holes).clamp(data_len);
     let judged = changed.clamp(data_len - data_len % granularity);
     let missed = judged.subtract(&drbd.align_out(granularity));
-    let map = if missed.is_empty() { pool.clone() } else { pool.union(&drbd) };
-    CrossCheck { map, missed, pool_bytes: pool.byte_count(), map_bytes: drbd.byte_count() }
+    let changed = changed.clamp(data_len);
+    let holes = delta.holes.clamp(data_len).subtract(&changed);
+    let pool = changed.union(&holes);
+    let map = if missed.is_empty() { pool } else { pool.union(&drbd) };
+    let (pool_bytes, map_bytes) = (changed.byte_count(), drbd.byte_count());
+    CrossCheck { map, holes, missed, pool_bytes, map_bytes }
 }
 
 /// A delta on its way in, of any number of runs in bounded memory.

@@ -43,10 +43,12 @@ proptest! {
         for block in 0..400 {
             let unit = block / per_unit;
             let is_pools = block < data_blocks && (is(&changed, unit) || is(&holes, unit));
-            pool += u64::from(is_pools) * BLOCK;
+            let is_changed = block < data_blocks && is(&changed, unit);
+            pool += u64::from(is_changed) * BLOCK;
             map += u64::from(is_drbds(block)) * BLOCK;
             let at = block * BLOCK;
             prop_assert_eq!(found.missed.contains(at), is_missed(unit), "block {}", block);
+            prop_assert_eq!(found.holes.contains(at), is_pools && !is_changed, "block {}", block);
             let expected = is_pools || (any_missed && is_drbds(block));
             prop_assert_eq!(found.map.contains(at), expected, "block {}", block);
         }

@@ -299,6 +299,30 @@ mod tests {
         assert_eq!((told.pool_bytes, told.missed_bytes), (2 * UNIT, UNIT));
     }
 
+    /// ZFS names large holes that were there before, and nothing is read of them.
+    #[test]
+    fn holes_are_sent_as_such() {
+        let mut disk = Spec::primary(true, BASE, TIP).to_disk();
+        for unit in [4, 5, 6] {
+            disk.put(unit * UNIT, &[7; UNIT as usize]);
+        }
+        let mut tip = DrbdVolume::open(Arc::new(disk), None).unwrap();
+        let holds = Generation::drbd(BASE);
+        tip.learn(&holding(holds, tip.metadata().superblock.effective_size));
+        tip.plan(Some(&holds)).unwrap();
+        let delta = PoolDelta { holes: extents(&[2, 5, 9]), ..fake(&[4, 6]).delta };
+        let check = tip.cross_check(&delta).unwrap();
+        assert_eq!((check.pool_bytes, check.holes.byte_count()), (2 * UNIT, 3 * UNIT));
+        let mut found = Vec::new();
+        while let Some(change) = tip.next_change(0).unwrap() {
+            let extent = change.extent().unwrap();
+            found.push((extent.offset() / UNIT, matches!(change, Change::Zero(_))));
+        }
+        found.dedup();
+        assert_eq!(found, [(2, true), (4, false), (5, true), (6, false), (9, true)]);
+        assert_eq!(tip.bytes_read(), 2 * UNIT);
+    }
+
     #[test]
     fn only_the_snapshot_of_what_the_target_holds_is_compared_with() {
         let now = |then: Option<&str>| Identity { now: "7".into(), then: then.map(str::to_owned) };
