@@ -21,6 +21,7 @@ mod source;
 mod target;
 mod tree;
 mod zvol;
+mod zvol_delta;
 
 use std::{
     io::{IsTerminal, stderr},

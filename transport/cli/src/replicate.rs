@@ -2,11 +2,12 @@
 
 use std::{
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
+use driftline_drbd::{CrossChecked, CrossChecks};
 use driftline_extent::TargetState;
 use driftline_transport::{
     Connection, Failure, Progress, SharedLimit, Snapshot, SourceJob, Summary, TransportError,
@@ -119,6 +120,8 @@ pub(crate) struct Done {
     pub(crate) summary: Summary,
     pub(crate) moved: Snapshot,
     pub(crate) took: Duration,
+    /// What was found where maps were held against others.
+    pub(crate) cross_checks: Vec<CrossChecked>,
 }
 
 impl Job {
@@ -142,12 +145,15 @@ impl Job {
         show: Show,
     ) -> anyhow::Result<Done> {
         let progress = Arc::new(Progress::default());
-        let work = self.replicate(source, target, progress.clone());
+        let checks = OnceLock::new();
+        let work = self.replicate(source, target, progress.clone(), &checks);
         // What failed names itself; this says in which replication.
-        shown(progress, show, work).await.with_context(|| match self.direction {
+        let done = shown(progress, show, work).await.with_context(|| match self.direction {
             Direction::Push => target.to_string(),
             Direction::Pull => source.to_string(),
-        })
+        })?;
+        let cross_checks = checks.get().map(CrossChecks::list).unwrap_or_default();
+        Ok(Done { cross_checks, ..done })
     }
 
     /// As with [`Default`] options, for whoever brings a target of its own.
@@ -184,13 +190,19 @@ impl Job {
         source: &Place,
         target: &Place,
         progress: Arc<Progress>,
+        checks: &OnceLock<CrossChecks>,
     ) -> anyhow::Result<Summary> {
+        let open = || {
+            let job = self.source(source, target)?;
+            checks.get_or_init(|| job.source.cross_checks());
+            Ok::<_, anyhow::Error>(job)
+        };
         match (source, target, self.direction) {
             (Place::Remote { .. }, Place::Remote { .. }, _) => {
                 bail!("one of {source} and {target} must be local")
             }
             (_, Place::Remote { volume, address }, Direction::Push) => {
-                let job = self.source(source, target)?;
+                let job = open()?;
                 let mut connection = self.dial(address, progress).await?;
                 request(&mut connection, Verb::Push, volume).await?;
                 Ok(serve_source(connection, job).await?)
@@ -210,7 +222,7 @@ impl Job {
             }
             _ => {
                 let place = TargetPlace::of(target)?;
-                let job = self.source(source, target)?;
+                let job = open()?;
                 self.local(job, self.open(place).await?, progress).await
             }
         }
@@ -301,7 +313,8 @@ pub(crate) async fn shown(
         summary = work => summary?,
         () = watch(progress.clone(), show) => unreachable!("progress is watched without end"),
     };
-    Ok(Done { summary, moved: progress.snapshot(), took: started.elapsed() })
+    let (moved, took) = (progress.snapshot(), started.elapsed());
+    Ok(Done { summary, moved, took, cross_checks: Vec::new() })
 }
 
 /// What a remote replica says of itself.
