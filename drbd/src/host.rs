@@ -7,11 +7,12 @@ mod command;
 mod error;
 mod lvm;
 mod text;
+mod thin;
 mod zvol;
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fmt, fs,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     thread,
@@ -142,9 +143,15 @@ pub(crate) fn is_84() -> Result<bool, HostError> {
 fn configured_peers(resource: &str) -> Option<Vec<String>> {
     let text = run(&["drbdadm", "dump", resource], PATIENCE).ok()?;
     let hosts = text::parse_dump(&text, resource)?;
-    let this = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let is_peer = |(name, nowhere): &(String, bool)| !nowhere && name != this.trim();
+    let this = this_host();
+    let is_peer = |(name, nowhere): &(String, bool)| !nowhere && *name != this;
     Some(hosts.into_iter().filter(is_peer).map(|(name, _)| name).collect())
+}
+
+/// What this machine is called.
+pub(crate) fn this_host() -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    host.trim().to_owned()
 }
 
 /// Space for what is overwritten while a snapshot of a thick logical volume exists.
@@ -202,6 +209,21 @@ pub(crate) struct Taken {
     pub(crate) spoilt: bool,
 }
 
+/// What tells a snapshot from all others in its pool, and that from all others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Identity {
+    pub(crate) now: String,
+    /// As it was remembered when it was taken.
+    pub(crate) then: Option<String>,
+}
+
+impl Identity {
+    /// Whether it is the snapshot that was taken then.
+    pub(crate) fn is_same(&self) -> bool {
+        self.then.as_ref() == Some(&self.now)
+    }
+}
+
 /// What a backing device is cut from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Store {
@@ -209,6 +231,15 @@ pub enum Store {
     Lvm(LogicalVolume),
     /// A volume of ZFS.
     Zvol(Zvol),
+}
+
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lvm(LogicalVolume { group, name, .. }) => write!(f, "{group}/{name}"),
+            Self::Zvol(Zvol(name)) => f.write_str(name),
+        }
+    }
 }
 
 impl Store {
@@ -252,10 +283,31 @@ impl Store {
         }
     }
 
-    pub(crate) fn mark(&self, name: &str, uuid: u64) -> Result<(), HostError> {
+    /// Whether its snapshots share what they have in common, so that what differs is known.
+    pub(crate) const fn shares(&self) -> bool {
         match self {
-            Self::Lvm(volume) => volume.mark(name, uuid),
-            Self::Zvol(volume) => volume.mark(name, uuid),
+            Self::Lvm(volume) => volume.thin,
+            Self::Zvol(_) => true,
+        }
+    }
+
+    /// Notes the UUID in a snapshot, and with `identity` what it is.
+    pub(crate) fn mark(
+        &self,
+        name: &str,
+        uuid: u64,
+        identity: Option<&str>,
+    ) -> Result<(), HostError> {
+        match self {
+            Self::Lvm(volume) => volume.mark(name, uuid, identity),
+            Self::Zvol(volume) => volume.mark(name, uuid, identity),
+        }
+    }
+
+    pub(crate) fn identity(&self, name: &str) -> Result<Identity, HostError> {
+        match self {
+            Self::Lvm(volume) => volume.identity(name),
+            Self::Zvol(volume) => volume.identity(name),
         }
     }
 
@@ -332,6 +384,11 @@ impl Stores {
             (Store::Zvol(data), Some((Store::Zvol(meta), _))) => data.has_pool_of(meta),
             _ => false,
         }
+    }
+
+    /// A store whose snapshots are copies of what is overwritten, if there is one.
+    pub(crate) fn thick(&self) -> Option<&Store> {
+        self.all().map(|(store, _)| store).find(|store| !store.shares())
     }
 
     pub(crate) fn has_lvm(&self) -> bool {

@@ -10,6 +10,7 @@
 //! * [`Superblock`], [`ActivityLog`]: what they say.
 //! * [`judge`]: whether a bitmap leads from a given base to this tip, or why it is [`Doubt`]ed.
 //! * [`DrbdVolume`]: an image with its metadata as a [`driftline_extent::Source`].
+//! * [`cross_check`]: its map, held against what the pool below says of two snapshots.
 //! * [`LiveVolume`]: a volume of the DRBD on this machine as one, by snapshots that it takes.
 //! * [`host`]: everything that is asked of a real DRBD, LVM and ZFS.
 //! * [`tracker`]: a volume of which DRBD records the changes, and mirrors nothing.
@@ -34,6 +35,7 @@ mod layout;
 mod live;
 mod map;
 mod metadata;
+mod pool;
 mod source;
 mod superblock;
 pub mod tracker;
@@ -48,10 +50,12 @@ pub use activity_log::{AL_EXTENT_LEN, ActivityLog, Damage};
 pub use error::DrbdError;
 pub use layout::{Geometry, INDEXED_LEN, Layout, Placement};
 pub use live::{
-    GuardCommand, LiveError, LiveOptions, LiveVolume, Mode, NoRotation, SharedVolume, guard_process,
+    CrossChecked, CrossChecks, GuardCommand, LiveError, LiveOptions, LiveVolume, Mode, NoRotation,
+    SharedVolume, ZvolDelta, guard_process,
 };
 pub use map::{MAP_EXTENTS_MAX, Map};
 pub use metadata::Metadata;
+pub use pool::{CrossCheck, PoolDelta, cross_check};
 pub use source::DrbdVolume;
 pub use superblock::{Flags, Peer, PeerFlags, SUPERBLOCK_LEN, Superblock, Version};
 pub use trust::{Base, Doubt, Proof, judge};

@@ -7,7 +7,8 @@
 //!   what changed since. For a volume that no peer needs the bitmap of. A snapshot that did not
 //!   arrive is kept and goes first the next time: without it that chain is broken. It is marked,
 //!   with LVM's tag or ZFS's property `driftline:rotated`, and one without a mark is never
-//!   believed to be of that instant.
+//!   believed to be of that instant. To be *cross-checked*, the one that arrived last is kept
+//!   besides, and the pool tells what differs from it.
 //! * *Cumulative*: nothing is cleared, and everything is compared. Its generations are named by
 //!   their content and not by DRBD's UUID, which stays the same while the volume changes: were
 //!   they named by it, an increment from the next rotation would seem to start from them.
@@ -15,36 +16,36 @@
 mod error;
 mod freezer;
 mod guard;
+mod kept;
 mod rotate;
+mod snapshot;
 
 #[cfg(test)]
 mod tests;
 
 use std::{
     fmt,
-    fs::{self, File, TryLockError},
-    io::{self, Seek as _, SeekFrom},
-    os::unix::fs::FileExt as _,
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    fs::{File, TryLockError},
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use driftline_extent::{
-    Change, Extent, Finish, Generation, Plan, PlanKind, Reason, Source, Standing, TargetState,
-    Volume, VolumeId,
+    Change, Finish, Generation, Plan, PlanKind, Reason, Source, Standing, TargetState, Volume,
+    VolumeId,
 };
 
 pub use error::{LiveError, NoRotation};
 pub use freezer::GuardCommand;
 pub use guard::guard_process;
+pub use kept::{CrossChecked, CrossChecks, ZvolDelta};
+pub use snapshot::SharedVolume;
 
 use crate::{
-    Doubt, DrbdError, DrbdVolume, Layout, Map,
+    Doubt, DrbdError, DrbdVolume, Map,
     host::{self, CowSize, Found, Minor, Stores, Taken},
-    live::{freezer::Freezer, rotate::Steps},
+    live::{freezer::Freezer, kept::RealPool, rotate::Steps, snapshot::open_snapshot},
     superblock::named,
-    trust::check_image,
 };
 
 /// Where the lock of each device is.
@@ -77,6 +78,8 @@ pub struct LiveOptions {
     pub allow_full: bool,
     /// How the guard is started.
     pub guard: GuardCommand,
+    /// Whether DRBD's map is held against what the pool says, and how ZFS is asked for that.
+    pub cross_check: Option<ZvolDelta>,
 }
 
 /// Whether the bitmap of a volume may be cleared. Without a configuration that is up to whoever
@@ -113,6 +116,9 @@ pub struct LiveVolume {
     current: Option<Current>,
     shared: Arc<SharedVolume>,
     base_state: Option<TargetState>,
+    /// The snapshot that arrived last, if it was kept to be compared with.
+    kept: Option<String>,
+    checks: CrossChecks,
     /// Of the snapshots before the one that is being read.
     bytes_before: u64,
     /// When this run began.
@@ -152,6 +158,11 @@ impl LiveVolume {
         let started = Instant::now();
         let found = Found::look(resource, volume)?;
         let stores = Stores::find(&found)?;
+        if options.cross_check.is_some()
+            && let Some(store) = stores.thick()
+        {
+            return Err(LiveError::Thick { name: found.name(), store: store.to_string() });
+        }
         let mode = choose_mode(&found, options.mode)?;
         let lock = lock(&found)?;
         let this = Self {
@@ -161,6 +172,8 @@ impl LiveVolume {
             current: None,
             shared: Arc::default(),
             base_state: None,
+            kept: None,
+            checks: CrossChecks::default(),
             bytes_before: 0,
             started,
             _lock: lock,
@@ -194,6 +207,11 @@ impl LiveVolume {
         format!("drbd:{}", self.found.name())
     }
 
+    /// What was found where DRBD's map was held against the pool's, to be asked when it is done.
+    pub fn cross_checks(&self) -> CrossChecks {
+        self.checks.clone()
+    }
+
     /// What its bitmaps and activity log say has changed, by a snapshot that is taken for that.
     /// Nothing is cleared.
     pub fn maps(&mut self) -> Result<Vec<Map>, LiveError> {
@@ -210,10 +228,13 @@ impl LiveVolume {
         format!("driftline-{a:02x}{b:02x}{c:02x}{d:02x}-")
     }
 
-    /// Removes what earlier runs have left, but for the last snapshot that did not arrive.
-    fn tidy(&self, base: Option<&Generation>) -> Result<Option<Taken>, LiveError> {
+    /// Removes what earlier runs have left, but for the last snapshot that did not arrive, and
+    /// the last that did where that is to be compared with.
+    fn tidy(&mut self, base: Option<&Generation>) -> Result<Option<Taken>, LiveError> {
         let ours = self.stores.ours(&self.prefix())?;
-        let (kept, rest) = sort_out(ours, base, self.mode);
+        let compares = self.options.cross_check.is_some();
+        let Left { due, kept, rest } = sort_out(ours, base, self.mode, compares);
+        self.kept = kept.map(|taken| taken.name);
         for Taken { name, mark, spoilt } in rest {
             if mark.is_some() && spoilt {
                 let volume = self.found.name();
@@ -225,7 +246,7 @@ impl LiveVolume {
             }
             self.stores.remove(&name)?;
         }
-        Ok(kept)
+        Ok(due)
     }
 
     /// Takes a snapshot, and with `clear` starts the bitmap anew.
@@ -234,10 +255,17 @@ impl LiveVolume {
         let name = format!("{}{:013}", self.prefix(), now.as_millis());
         let volume = self.found.name();
         if self.freezes() {
-            let LiveOptions { guard, freeze_max, cow, .. } = &self.options;
+            let LiveOptions { guard, freeze_max, cow, cross_check, .. } = &self.options;
             let freezer = Freezer::start(guard, self.found.minor, *freeze_max)?;
             let resumed = Instant::now();
-            let mut real = Real { stores: &self.stores, name: &name, cow: *cow, freezer, resumed };
+            let mut real = Real {
+                stores: &self.stores,
+                name: &name,
+                cow: *cow,
+                remembers: cross_check.is_some(),
+                freezer,
+                resumed,
+            };
             let frozen_ms = rotate::rotate(&mut real, clear)?.as_millis() as u64;
             let resumed_after_ms = (real.resumed - self.started).as_millis() as u64;
             tracing::info!(
@@ -276,7 +304,12 @@ impl LiveVolume {
         let Some(Current { name, volume, rotated }) = self.current.take() else { return };
         self.bytes_before += volume.bytes_read();
         drop(volume);
-        if arrived || !rotated {
+        if arrived && rotated && self.options.cross_check.is_some() {
+            // The next is compared with it.
+            if let Some(before) = self.kept.replace(name) {
+                remove(&self.stores, &before);
+            }
+        } else if arrived || !rotated {
             remove(&self.stores, &name);
         } else {
             let volume = self.found.name();
@@ -324,25 +357,61 @@ impl LiveVolume {
         };
         // What was not cleared is named by its content.
         let tip = plan.tip.filter(|_| current.rotated);
-        Ok(Plan { volume: Some(self.options.volume), tip, ..plan })
+        Ok(self.cross_checked(Plan { volume: Some(self.options.volume), tip, ..plan }))
+    }
+
+    /// The plan of an increment, with the pool's delta for its map where that can be had.
+    fn cross_checked(&mut self, plan: Plan) -> Plan {
+        let (PlanKind::Incremental, Some(Generation::Drbd(holds))) = (plan.kind, plan.base) else {
+            return plan;
+        };
+        let (Some(zvol_delta), Some(current)) = (self.options.cross_check, &mut self.current)
+        else {
+            return plan;
+        };
+        let pool = RealPool { stores: &self.stores, zvol_delta };
+        let superblock = &current.volume.metadata().superblock;
+        let generation = Generation::drbd(superblock.current_uuid);
+        let (kept, tip) = (self.kept.as_deref(), current.name.as_str());
+        let delta = kept::delta_from(&pool, kept, holds, (tip, superblock));
+        let check = match delta {
+            Ok(delta) => current.volume.cross_check(&delta),
+            Err(why) => {
+                why.tell(&self.found.name());
+                None
+            }
+        };
+        let Some(check) = check else { return plan };
+        let names = [kept.unwrap_or_default(), tip];
+        kept::tell(&self.found, names, &check);
+        self.checks.add(CrossChecked::of(Generation::drbd(holds), generation, &check));
+        Plan { bytes_expected: check.map.subtract(&check.holes).byte_count(), ..plan }
     }
 }
 
-/// Of the snapshots that earlier runs have left, oldest first, the one that goes first now, and
-/// those that are not needed. No other is taken before a marked one has arrived, so all before
-/// the last of these have.
-fn sort_out(
-    mut ours: Vec<Taken>,
-    base: Option<&Generation>,
-    mode: Mode,
-) -> (Option<Taken>, Vec<Taken>) {
-    let is_due = |taken: &Taken| {
-        let arrived = taken.mark.is_some_and(|uuid| base == Some(&Generation::drbd(uuid)));
-        mode == Mode::Rotate && !taken.spoilt && !arrived
-    };
+/// What earlier runs have left.
+#[derive(Debug)]
+struct Left {
+    /// What goes first now: it did not arrive.
+    due: Option<Taken>,
+    /// What the target holds, to be compared with.
+    kept: Option<Taken>,
+    /// What is not needed.
+    rest: Vec<Taken>,
+}
+
+/// Sorts the snapshots that earlier runs have left, oldest first. No other is taken before a
+/// marked one has arrived, so all before the last of these have.
+fn sort_out(mut ours: Vec<Taken>, base: Option<&Generation>, mode: Mode, compares: bool) -> Left {
+    let has_arrived =
+        |taken: &Taken| taken.mark.is_some_and(|uuid| base == Some(&Generation::drbd(uuid)));
+    let is_due = |taken: &Taken| mode == Mode::Rotate && !taken.spoilt && !has_arrived(taken);
+    let is_kept =
+        |taken: &Taken| compares && mode == Mode::Rotate && !taken.spoilt && has_arrived(taken);
     let last = ours.iter().rposition(|taken| taken.mark.is_some());
-    let kept = last.filter(|at| is_due(&ours[*at])).map(|at| ours.remove(at));
-    (kept, ours)
+    let due = last.filter(|at| is_due(&ours[*at])).map(|at| ours.remove(at));
+    let kept = ours.iter().rposition(is_kept).map(|at| ours.remove(at));
+    Left { due, kept, rest: ours }
 }
 
 fn choose_mode(found: &Found, wanted: Option<Mode>) -> Result<Mode, LiveError> {
@@ -381,6 +450,8 @@ struct Real<'a> {
     stores: &'a Stores,
     name: &'a str,
     cow: CowSize,
+    /// Whether it is to be known again when it has arrived.
+    remembers: bool,
     freezer: Freezer,
     /// When it went on, once it did.
     resumed: Instant,
@@ -411,112 +482,27 @@ impl Steps for Real<'_> {
 
     fn examine(&mut self) -> Result<u64, LiveError> {
         let volume = open_snapshot(self.stores, self.name)?;
+        volume.check()?;
         let superblock = &volume.metadata().superblock;
-        let unusable = |doubt| DrbdError::Unusable { doubt, holds: None };
-        check_image(superblock).map_err(unusable)?;
         debug_assert!(named(superblock.current_uuid), "what is checked has a name");
         Ok(superblock.current_uuid & !1)
     }
 
     fn mark(&mut self, uuid: u64) -> Result<(), LiveError> {
-        Ok(self.stores.data.mark(self.name, uuid)?)
+        let data = &self.stores.data;
+        let identity = match self.remembers.then(|| data.identity(self.name)).transpose() {
+            Ok(identity) => identity.map(|identity| identity.now),
+            Err(error) => {
+                let snapshot = self.name;
+                tracing::warn!(snapshot, %error, "the next one cannot be compared with it");
+                None
+            }
+        };
+        Ok(data.mark(self.name, uuid, identity.as_deref())?)
     }
 
     fn remove(&mut self) {
         remove(self.stores, self.name);
-    }
-}
-
-fn open_snapshot(stores: &Stores, name: &str) -> Result<DrbdVolume, LiveError> {
-    let open =
-        |store: &host::Store, end: &str| -> Result<Arc<dyn Volume + Send + Sync>, LiveError> {
-            let name = format!("{name}{end}");
-            let device = store.device(&name)?;
-            let disk = Disk::open(&device, stores.clone(), &name);
-            Ok(Arc::new(disk.map_err(|error| LiveError::Open { name, error })?))
-        };
-    let meta = match &stores.meta {
-        Some((store, layout)) => Some((open(store, host::META_END)?, *layout)),
-        None => None,
-    };
-    let meta: Option<(_, Layout)> = meta;
-    Ok(DrbdVolume::open(open(&stores.data, "")?, meta)?)
-}
-
-/// The device of a snapshot.
-struct Disk {
-    file: File,
-    size: u64,
-    stores: Stores,
-    name: String,
-}
-
-impl Disk {
-    fn open(device: &Path, stores: Stores, name: &str) -> io::Result<Self> {
-        let mut file = fs::File::open(device)?;
-        let size = file.seek(SeekFrom::End(0))?;
-        let name = name.strip_suffix(host::META_END).unwrap_or(name).to_owned();
-        Ok(Self { file, size, stores, name })
-    }
-}
-
-impl Volume for Disk {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset).map_err(|error| {
-            // Of a snapshot without space nothing can be read, and nothing else says why.
-            match self.stores.is_spoilt(&self.name) {
-                Ok(true) => io::Error::other(LiveError::Spoilt { name: self.name.clone() }),
-                Ok(false) | Err(_) => error,
-            }
-        })
-    }
-
-    fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
-        Ok(Extent::from_bounds(from, self.size))
-    }
-}
-
-/// The volume of whichever snapshot is being read, for reading at random.
-#[derive(Default)]
-pub struct SharedVolume(Mutex<Option<Arc<dyn Volume + Send + Sync>>>);
-
-impl SharedVolume {
-    /// Reads this one from now on, or none: what was read is let go.
-    pub fn set(&self, volume: Option<Arc<dyn Volume + Send + Sync>>) {
-        *self.lock() = volume;
-    }
-
-    fn get(&self) -> io::Result<Arc<dyn Volume + Send + Sync>> {
-        self.lock().clone().ok_or_else(|| io::Error::other("no snapshot is being read"))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<dyn Volume + Send + Sync>>> {
-        // Nothing in here panics half way.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for SharedVolume {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedVolume").finish_non_exhaustive()
-    }
-}
-
-impl Volume for SharedVolume {
-    fn size(&self) -> u64 {
-        self.get().map_or(0, |volume| volume.size())
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.get()?.read_at(offset, buf)
-    }
-
-    fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
-        self.get()?.next_data(from)
     }
 }
 

@@ -8,8 +8,8 @@ use driftline_extent::{
 };
 
 use crate::{
-    Base, Doubt, DrbdError, Layout, Map, Metadata, judge, map, superblock::named,
-    trust::check_image,
+    Base, CrossCheck, Doubt, DrbdError, Layout, Map, Metadata, PoolDelta, cross_check, judge, map,
+    superblock::named, trust::check_image,
 };
 
 /// Bytes that are read at once: a chunk, as that is what they are cut into.
@@ -32,6 +32,8 @@ pub struct DrbdVolume {
     planned: bool,
     /// What is left to deliver.
     todo: Option<ExtentSet>,
+    /// What of that reads as zeros, as whoever stores it says.
+    holes: ExtentSet,
     /// The run of data that the next change lies in, or the one that follows.
     run: Option<Extent>,
     next: u64,
@@ -60,6 +62,7 @@ impl DrbdVolume {
             base_size: None,
             planned: false,
             todo: None,
+            holes: ExtentSet::new(),
             run: None,
             next: 0,
             bytes_read: 0,
@@ -81,6 +84,14 @@ impl DrbdVolume {
     pub fn check(&self) -> Result<(), DrbdError> {
         let unusable = |doubt| DrbdError::Unusable { doubt, holds: None };
         check_image(&self.metadata.superblock).map_err(unusable)
+    }
+
+    /// Holds the map of the increment that is planned against what the pool says, and goes by
+    /// what comes of that from now on.
+    pub(crate) fn cross_check(&mut self, delta: &PoolDelta) -> Option<CrossCheck> {
+        let check = cross_check(delta, self.todo.as_ref()?, self.data.size);
+        (self.todo, self.holes) = (Some(check.map.clone()), check.holes.clone());
+        Some(check)
     }
 
     /// The metadata.
@@ -172,6 +183,14 @@ impl DrbdVolume {
     fn next_piece(&mut self, from: u64) -> io::Result<Option<Piece>> {
         let Some(todo) = &self.todo else { return Ok(None) };
         let Some(rest) = todo.first_from(self.next.max(from)) else { return Ok(None) };
+        let rest = match self.holes.first_from(rest.offset()) {
+            Some(hole) if hole.contains(rest.offset()) => {
+                let extent = rest.intersect(&hole);
+                return Ok(extent.map(|extent| Piece { extent, is_hole: true }));
+            }
+            Some(hole) => rest.split_at(hole.offset()).0.unwrap_or(rest),
+            None => rest,
+        };
         // Where data ends is asked once for each run of it: some file systems look at every
         // page to find out.
         if self.run.is_none_or(|run| run.end() <= rest.offset()) {

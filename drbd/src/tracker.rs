@@ -138,7 +138,7 @@ impl Tracker {
             Some(minor) => minor,
             None => free_minor(),
         };
-        Ok(self.steps(state, minor, &this_host()))
+        Ok(self.steps(state, minor, &host::this_host()))
     }
 
     /// What is to be done so that nothing of it is left but the data.
@@ -258,7 +258,7 @@ impl Tracker {
             }
         };
         let minor =
-            minor_in(&text).filter(|minor| text == self.configuration(*minor, &this_host()));
+            minor_in(&text).filter(|minor| text == self.configuration(*minor, &host::this_host()));
         minor.map(Some).ok_or_else(|| TrackerError::Foreign { path: path.display().to_string() })
     }
 
@@ -279,11 +279,6 @@ impl Tracker {
 fn minor_in(text: &str) -> Option<u32> {
     let (_, rest) = text.split_once(" minor ")?;
     rest.split_once(';')?.0.parse().ok()
-}
-
-fn this_host() -> String {
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    host.trim().to_owned()
 }
 
 /// The first minor after all that DRBD has, and all that its configuration speaks of.

@@ -4,16 +4,19 @@ use std::{
     env,
     io::{self, Read},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
 };
 
 use super::HostError;
 
-/// The most that is kept of what a command writes to each of its outputs.
+/// The most that a command may write to its standard output, where all of it is kept.
 const OUTPUT_MAX: u64 = 4 << 20;
+
+/// The most that is kept of what it says of its failure.
+const SAID_MAX: u64 = 64 << 10;
 
 /// How long a command may take that is not told otherwise: LVM waits for its own locks.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -24,13 +27,69 @@ const POLL: Duration = Duration::from_millis(2);
 /// Where commands are looked for after `PATH`, which often lacks them.
 const FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
+/// How long is waited for the rest of what a command wrote that has ended.
+const REST_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// Runs a command to its end, and returns what it wrote to standard output.
 ///
 /// # Errors
 ///
-/// [`HostError::Missing`] if there is no such command, [`HostError::Failed`] with what it wrote
-/// to standard error if it failed, [`HostError::Late`] if it was killed as its time was up.
+/// As of [`run_into`], and [`HostError::Unheard`] if it wrote more than is kept.
 pub(super) fn run(args: &[&str], within: Duration) -> Result<String, HostError> {
+    let ended = call(args, within, |pipe| whole(pipe, OUTPUT_MAX))?;
+    let text_of = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (bytes, is_whole) = ended.content(|(bytes, _)| text_of(bytes))?;
+    if !is_whole {
+        let why = format!("it wrote more than {OUTPUT_MAX} bytes");
+        return Err(HostError::Unheard { command: text(args), why });
+    }
+    Ok(text_of(&bytes))
+}
+
+/// Runs a command to its end, and returns what `consume` made of its standard output, of which
+/// it may leave a rest.
+///
+/// # Errors
+///
+/// [`HostError::Missing`] if there is no such command, [`HostError::Failed`] with what it wrote
+/// to standard error if it failed, [`HostError::Late`] if it was killed as its time was up,
+/// [`HostError::Unheard`] if it ended well and what it wrote cannot be read to its end.
+pub(super) fn run_into<T: Send + 'static>(
+    args: &[&str],
+    within: Duration,
+    consume: impl FnOnce(&mut dyn Read) -> io::Result<T> + Send + 'static,
+) -> Result<T, HostError> {
+    call(args, within, consume)?.content(|_| String::new())
+}
+
+/// A command that has ended.
+struct Ended<T> {
+    command: String,
+    status: ExitStatus,
+    /// What became of its standard output, or why that is not known.
+    stdout: Result<T, String>,
+    stderr: String,
+}
+
+impl<T> Ended<T> {
+    /// Its output, if it ended well. What it says of a failure may be in there as well.
+    fn content(self, said_in: impl FnOnce(&T) -> String) -> Result<T, HostError> {
+        let Self { command, status, stdout, stderr } = self;
+        if status.success() {
+            return stdout.map_err(|why| HostError::Unheard { command, why });
+        }
+        let stdout = stdout.as_ref().map(said_in).unwrap_or_default();
+        let said = [stderr.trim(), stdout.trim()].into_iter().find(|said| !said.is_empty());
+        let said = said.unwrap_or("it said nothing").to_owned();
+        Err(HostError::Failed { command, status: status.to_string(), said })
+    }
+}
+
+fn call<T: Send + 'static>(
+    args: &[&str],
+    within: Duration,
+    consume: impl FnOnce(&mut dyn Read) -> io::Result<T> + Send + 'static,
+) -> Result<Ended<T>, HostError> {
     let (program, rest) = args.split_first().unwrap_or((&"", &[]));
     let path = find(program)?;
     let command = text(args);
@@ -45,8 +104,8 @@ pub(super) fn run(args: &[&str], within: Duration) -> Result<String, HostError> 
         .stderr(Stdio::piped())
         .spawn()
         .map_err(start)?;
-    let stdout = drain(child.stdout.take());
-    let stderr = drain(child.stderr.take());
+    let stdout = drain(child.stdout.take(), consume);
+    let stderr = drain(child.stderr.take(), |pipe| whole(pipe, SAID_MAX));
     let Some(status) = wait(&mut child, within).map_err(start)? else {
         let _ = child.kill();
         // One that hangs in the kernel ends when that lets it, and is waited for until then.
@@ -54,21 +113,32 @@ pub(super) fn run(args: &[&str], within: Duration) -> Result<String, HostError> 
         let _ = thread::Builder::new().name("command end".to_owned()).spawn(wait);
         return Err(HostError::Late { command, within });
     };
-    // A child that it has left behind may hold the pipes open.
-    let output = |pipe: mpsc::Receiver<Vec<u8>>| {
-        let bytes = pipe.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    let (stdout, stderr) = (output(stdout), output(stderr));
-    if status.success() {
-        return Ok(stdout);
-    }
-    let said = [stderr.trim(), stdout.trim()].into_iter().find(|said| !said.is_empty());
-    let said = said.unwrap_or("it said nothing").to_owned();
-    Err(HostError::Failed { command, status: status.to_string(), said })
+    // Of a failure what it wrote to standard error says why, as far as that was heard.
+    let stderr = heard(&stderr).map_or_else(|_| Vec::new(), |(bytes, _)| bytes);
+    let stderr = String::from_utf8_lossy(&stderr).into_owned();
+    Ok(Ended { command, status, stdout: heard(&stdout), stderr })
 }
 
-fn wait(child: &mut Child, within: Duration) -> io::Result<Option<std::process::ExitStatus>> {
+/// What was made of the output of a command that has ended.
+fn heard<T>(pipe: &Receiver<io::Result<T>>) -> Result<T, String> {
+    match pipe.recv_timeout(REST_WAIT_MAX) {
+        Ok(read) => read.map_err(|error| error.to_string()),
+        Err(RecvTimeoutError::Timeout) => {
+            Err("a process that it left behind holds its output open".to_owned())
+        }
+        Err(RecvTimeoutError::Disconnected) => Err("there was no thread to read it".to_owned()),
+    }
+}
+
+/// Up to so many bytes, and whether that is all.
+fn whole(pipe: &mut dyn Read, max: u64) -> io::Result<(Vec<u8>, bool)> {
+    let mut bytes = Vec::new();
+    pipe.take(max).read_to_end(&mut bytes)?;
+    let is_whole = pipe.read(&mut [0])? == 0;
+    Ok((bytes, is_whole))
+}
+
+fn wait(child: &mut Child, within: Duration) -> io::Result<Option<ExitStatus>> {
     let started = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
@@ -81,18 +151,19 @@ fn wait(child: &mut Child, within: Duration) -> io::Result<Option<std::process::
     }
 }
 
-/// Reads a pipe on a thread, so that the child never waits for us.
-fn drain(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+/// Reads a pipe on a thread, to its end, so that the child never waits for us.
+fn drain<T: Send + 'static>(
+    pipe: Option<impl Read + Send + 'static>,
+    consume: impl FnOnce(&mut dyn Read) -> io::Result<T> + Send + 'static,
+) -> Receiver<io::Result<T>> {
     let (sender, receiver) = mpsc::channel();
     let work = move || {
-        let mut bytes = Vec::new();
-        if let Some(mut pipe) = pipe {
-            let read = pipe.by_ref().take(OUTPUT_MAX).read_to_end(&mut bytes);
-            let _ = read.and_then(|_| io::copy(&mut pipe, &mut io::sink()));
-        }
-        let _ = sender.send(bytes);
+        let Some(mut pipe) = pipe else { return };
+        let consumed = consume(&mut pipe);
+        let rest = io::copy(&mut pipe, &mut io::sink());
+        let _ = sender.send(consumed.and_then(|done| rest.map(|_| done)));
     };
-    // Without the thread the receiver finds nobody, and nothing was said.
+    // Without the thread the receiver finds nobody.
     let _ = thread::Builder::new().name("command output".to_owned()).spawn(work);
     receiver
 }
@@ -143,6 +214,32 @@ mod tests {
         assert!(error.contains("why") && error.contains("exit status: 5"), "{error}");
         let error = run(&["driftline-no-such-command"], PATIENCE).unwrap_err().to_string();
         assert!(error.contains("driftline-no-such-command"), "{error}");
+    }
+
+    /// Its end would be taken for the end of what it wrote.
+    #[test]
+    fn what_is_not_heard_is_an_error() {
+        // What it leaves behind ends with this test.
+        let leaves = ["sh", "-c", "tail --pid=$PPID -f /dev/null & echo begun"];
+        let error = run(&leaves, PATIENCE).unwrap_err();
+        assert!(matches!(error, HostError::Unheard { .. }), "{error}");
+        assert!(error.to_string().contains("left behind"), "{error}");
+    }
+
+    #[test]
+    fn what_is_too_much_is_an_error() {
+        let writes = |bytes: u64| format!("head -c {bytes} /dev/zero");
+        let kept = run(&["sh", "-c", &writes(OUTPUT_MAX)], PATIENCE).unwrap();
+        assert_eq!(kept.len() as u64, OUTPUT_MAX);
+        let error = run(&["sh", "-c", &writes(OUTPUT_MAX + 1)], PATIENCE).unwrap_err();
+        assert!(matches!(error, HostError::Unheard { .. }), "{error}");
+        assert!(error.to_string().contains("more than 4194304 bytes"), "{error}");
+        // A consumer of its own need not read all of it, and the command does not wait for it.
+        let first = run_into(&["sh", "-c", &writes(1 << 20)], PATIENCE, |pipe| {
+            let mut byte = [1];
+            pipe.read_exact(&mut byte).map(|()| byte[0])
+        });
+        assert_eq!(first.unwrap(), 0);
     }
 
     #[test]

@@ -43,6 +43,14 @@ pub enum HostError {
         /// How long it was given.
         within: Duration,
     },
+    /// A command ended well, but not all that it wrote was heard.
+    #[error("{command} ended, but what it printed is not known: {why}")]
+    Unheard {
+        /// How it would be typed.
+        command: String,
+        /// Why.
+        why: String,
+    },
     /// A command wrote something else than it should.
     #[error("{command} printed what is not understood: {output:?}")]
     NotUnderstood {
@@ -70,6 +78,16 @@ pub enum HostError {
         device: String,
         /// Why.
         why: String,
+    },
+    /// There is a snapshot of a thin pool's metadata already, and only one at a time.
+    #[error(
+        "a snapshot of the metadata of the thin pool {pool} is reserved already, by somebody else \
+         or by a run that was killed: `dmsetup message {pool} 0 release_metadata_snap`, if nobody \
+         needs it"
+    )]
+    Reserved {
+        /// The pool, as the device mapper calls it.
+        pool: String,
     },
     /// LVM would wait for a device that waits for LVM.
     #[error(

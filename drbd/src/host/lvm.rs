@@ -5,12 +5,15 @@ use std::{collections::BTreeSet, path::Path};
 use regex::Regex;
 
 use super::{
-    CowSize, HostError, Taken,
-    command::{PATIENCE, run},
+    CowSize, HostError, Identity, Taken,
+    command::{PATIENCE, run, text},
 };
 
 /// The tag of a snapshot at which the bitmap was cleared, before the UUID.
 const MARK: &str = "driftline:rotated=";
+
+/// The tag of a snapshot that is remembered, before its identity.
+const IDENTITY: &str = "driftline:identity=";
 
 /// A logical volume that a snapshot can be taken of.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,9 +50,27 @@ impl LogicalVolume {
         run(&["lvremove", "-q", "--yes", &self.of(name)], PATIENCE).map(drop)
     }
 
-    pub(super) fn mark(&self, name: &str, uuid: u64) -> Result<(), HostError> {
-        let tag = format!("{MARK}{uuid:016x}");
-        run(&["lvchange", "-q", "--addtag", &tag, &self.of(name)], PATIENCE).map(drop)
+    pub(super) fn mark(
+        &self,
+        name: &str,
+        uuid: u64,
+        identity: Option<&str>,
+    ) -> Result<(), HostError> {
+        let (name, tag) = (self.of(name), format!("{MARK}{uuid:016x}"));
+        let identity = identity.map(|identity| format!("{IDENTITY}{identity}"));
+        let mut args = vec!["lvchange", "-q", "--addtag", &tag];
+        if let Some(identity) = &identity {
+            args.extend(["--addtag", identity]);
+        }
+        args.push(&name);
+        run(&args, PATIENCE).map(drop)
+    }
+
+    pub(super) fn identity(&self, name: &str) -> Result<Identity, HostError> {
+        let (name, columns) = (self.of(name), "lv_tags,vg_uuid,lv_uuid,thin_id");
+        let args = ["lvs", "--noheadings", "--separator", "|", "-o", columns, &name];
+        let told = run(&args, PATIENCE)?;
+        parse_identity(&told).ok_or_else(|| HostError::not_understood(&text(&args), &told))
     }
 
     /// All snapshots of it.
@@ -83,6 +104,12 @@ fn parse_volume(text: &str) -> Result<LogicalVolume, String> {
     found.ok_or_else(|| "lvs says nothing of it".to_owned())
 }
 
+fn parse_identity(told: &str) -> Option<Identity> {
+    let [tags, group, volume, id] = fields(told.trim())?;
+    let then = tags.split(',').find_map(|tag| tag.strip_prefix(IDENTITY));
+    Some(Identity { now: format!("{group}:{volume}:{id}"), then: then.map(str::to_owned) })
+}
+
 fn parse_snapshots(text: &str, origin: &str) -> Vec<Taken> {
     let lines = text.lines().map(str::trim);
     let rows = lines.filter_map(fields::<4>).filter(|row| row[1] == origin);
@@ -96,7 +123,7 @@ fn parse_snapshots(text: &str, origin: &str) -> Vec<Taken> {
     .collect()
 }
 
-fn fields<const N: usize>(line: &str) -> Option<[&str; N]> {
+pub(super) fn fields<const N: usize>(line: &str) -> Option<[&str; N]> {
     let fields: Vec<&str> = line.split('|').map(str::trim).collect();
     fields.try_into().ok()
 }
@@ -214,6 +241,19 @@ mod tests {
             taken,
             [row("a", Some(0xab), false), row("b", None, true), row("d", None, false)]
         );
+    }
+
+    #[test]
+    fn what_a_snapshot_was_and_is_are_found_in_what_lvs_prints() {
+        let told = "  driftline:identity=G:V:6,driftline:rotated=00000000000000ab|G|V|7\n";
+        let identity = parse_identity(told).unwrap();
+        assert_eq!((identity.now.as_str(), identity.then.as_deref()), ("G:V:7", Some("G:V:6")));
+        assert!(!identity.is_same());
+        assert!(parse_identity("  driftline:identity=G:V:7|G|V|7\n").unwrap().is_same());
+        let recorded = parse_identity(include_str!("../../tests/recorded/lvs-identity")).unwrap();
+        assert!(recorded.is_same() && recorded.now.ends_with(":3"));
+        assert!(!parse_identity("  |G|V|7\n").unwrap().is_same());
+        assert_eq!(parse_identity(""), None);
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Volumes of ZFS as backing devices, and their snapshots.
 
 use super::{
-    HostError, Taken,
-    command::{PATIENCE, run},
+    HostError, Identity, Taken,
+    command::{PATIENCE, run, text},
 };
 
 /// The property of a snapshot at which the bitmap was cleared: the UUID.
 const MARK: &str = "driftline:rotated";
+
+/// The property of a snapshot that is remembered: its identity.
+const IDENTITY: &str = "driftline:identity";
 
 /// A volume of ZFS, by its name.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,8 +43,26 @@ impl Zvol {
         run(&["zfs", "destroy", &self.of(name)], PATIENCE).map(drop)
     }
 
-    pub(super) fn mark(&self, name: &str, uuid: u64) -> Result<(), HostError> {
-        run(&["zfs", "set", &format!("{MARK}={uuid:016x}"), &self.of(name)], PATIENCE).map(drop)
+    pub(super) fn mark(
+        &self,
+        name: &str,
+        uuid: u64,
+        identity: Option<&str>,
+    ) -> Result<(), HostError> {
+        let (name, mark) = (self.of(name), format!("{MARK}={uuid:016x}"));
+        let identity = identity.map(|identity| format!("{IDENTITY}={identity}"));
+        let mut args = vec!["zfs", "set", &mark];
+        args.extend(identity.as_deref());
+        args.push(&name);
+        run(&args, PATIENCE).map(drop)
+    }
+
+    /// By its guid.
+    pub(super) fn identity(&self, name: &str) -> Result<Identity, HostError> {
+        let (name, properties) = (self.of(name), format!("guid,{IDENTITY}"));
+        let args = ["zfs", "get", "-H", "-p", "-o", "value", &properties, &name];
+        let told = run(&args, PATIENCE)?;
+        parse_identity(&told).ok_or_else(|| HostError::not_understood(&text(&args), &told))
     }
 
     /// All snapshots of it.
@@ -56,9 +77,17 @@ impl Zvol {
         format!("/dev/zvol/{}", self.of(name)).replace(' ', "+")
     }
 
-    fn of(&self, name: &str) -> String {
+    /// How ZFS calls a snapshot of it.
+    pub(crate) fn of(&self, name: &str) -> String {
         format!("{}@{name}", self.0)
     }
+}
+
+fn parse_identity(told: &str) -> Option<Identity> {
+    let mut lines = told.lines();
+    let (now, then) = (lines.next()?, lines.next()?);
+    let guid = now.parse::<u64>().ok()?;
+    Some(Identity { now: guid.to_string(), then: (then != "-").then(|| then.to_owned()) })
 }
 
 fn parse_snapshots(text: &str) -> Vec<Taken> {
@@ -74,6 +103,15 @@ fn parse_snapshots(text: &str) -> Vec<Taken> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_snapshot_was_and_is_are_found_in_what_zfs_prints() {
+        let identity = |told: &str| parse_identity(told).map(|identity| identity.is_same());
+        assert_eq!(identity("1234\n1234\n"), Some(true));
+        assert_eq!(identity("1234\n1235\n"), Some(false));
+        assert_eq!(identity("1234\n-\n"), Some(false));
+        assert_eq!((identity("-\n-\n"), identity("1234\n")), (None, None));
+    }
 
     #[test]
     fn snapshots_are_found_in_what_zfs_prints() {

@@ -24,6 +24,17 @@ pub enum LiveError {
         /// Why.
         why: NoRotation,
     },
+    /// Its storage does not know what differs between two snapshots.
+    #[error(
+        "{name} cannot be cross-checked: {store} is a thick logical volume, of which nobody but \
+         DRBD knows what changed; leave --cross-check out"
+    )]
+    Thick {
+        /// Resource and volume.
+        name: String,
+        /// The logical volume.
+        store: String,
+    },
     /// Somebody else suspended it.
     #[error(
         "the I/O of {name} is suspended already, by somebody who would not notice that it is \
@@ -135,7 +146,9 @@ impl Explained for LiveError {
         match self {
             Self::Host(error) => error.reason(),
             Self::Drbd(error) => error.reason(),
-            Self::NoRotation { .. } | Self::Suspended { .. } => Reason::Unsupported,
+            Self::NoRotation { .. } | Self::Suspended { .. } | Self::Thick { .. } => {
+                Reason::Unsupported
+            }
             Self::Foreign(_) => Reason::BaseMismatch,
             _ => Reason::Failed,
         }

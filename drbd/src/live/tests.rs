@@ -417,19 +417,31 @@ fn of_what_earlier_runs_have_left_the_last_that_did_not_arrive_is_needed() {
         vec![taken("1", Some(10), false), taken("2", Some(20), false), taken("3", None, false)];
     let spoilt = vec![taken("1", Some(10), false), taken("2", Some(20), true)];
     let base = |uuid| Some(Generation::drbd(uuid));
-    for (ours, base, mode, kept, rest) in [
+    for (ours, base, mode, due_name, rest) in [
         (&ours, None, Mode::Rotate, Some("2"), ["1", "3"].as_slice()),
         (&ours, base(11), Mode::Rotate, Some("2"), &["1", "3"]),
         (&ours, base(21), Mode::Rotate, None, &["1", "2", "3"]),
         (&ours, base(11), Mode::Cumulative, None, &["1", "2", "3"]),
         (&spoilt, base(11), Mode::Rotate, None, &["1", "2"]),
     ] {
-        let (due, others) = sort_out(ours.clone(), base.as_ref(), mode);
-        assert_eq!(
-            (due.map(|taken| taken.name).as_deref(), names(&others)),
-            (kept, names_of(rest))
-        );
+        let left = sort_out(ours.clone(), base.as_ref(), mode, false);
+        assert!(left.kept.is_none());
+        let due = left.due.map(|taken| taken.name);
+        assert_eq!((due.as_deref(), names(&left.rest)), (due_name, names_of(rest)));
     }
+    // To be compared with, what the target holds is kept, and nothing else.
+    let of = |base, mode| {
+        let left = sort_out(ours.clone(), Some(&Generation::drbd(base)), mode, true);
+        let name = |taken: Option<Taken>| taken.map(|taken| taken.name).unwrap_or_default();
+        (name(left.due), name(left.kept), names(&left.rest))
+    };
+    let row = |due: &str, kept: &str, rest: &[&str]| (due.into(), kept.into(), names_of(rest));
+    assert_eq!(of(10, Mode::Rotate), row("2", "1", &["3"]));
+    assert_eq!(of(20, Mode::Rotate), row("", "2", &["1", "3"]));
+    assert_eq!(of(30, Mode::Rotate), row("2", "", &["1", "3"]));
+    assert_eq!(of(20, Mode::Cumulative), row("", "", &["1", "2", "3"]));
+    let gone = sort_out(spoilt, Some(&Generation::drbd(20)), Mode::Rotate, true);
+    assert!(gone.kept.is_none() && gone.due.is_none());
 }
 
 fn names_of(names: &[&str]) -> Vec<String> {

@@ -21,6 +21,21 @@ use crate::{control::Control, image::Image};
 const BOOT_TIME_MAX: Duration = Duration::from_secs(240);
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(300);
 
+/// How long the guest agent may take to answer.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// What is printed of a machine where a command does not end: which tasks wait, and for what.
+const LOOK_AT_WHAT_HANGS: &str = "
+    uptime
+    ps -eo pid,stat,wchan:32,args | awk '$2 ~ /^[DZ]/'
+    echo w > /proc/sysrq-trigger
+    dmesg | tail -n 150
+    cat /proc/drbd || true
+    systemctl list-jobs
+    systemctl list-timers --all
+    timeout 20 dmsetup status || true";
+const LOOK_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// Between two looks at whether a command has ended.
 const POLL_TIME: Duration = Duration::from_millis(30);
 
@@ -167,21 +182,37 @@ impl Machine {
     }
 
     fn execute(&self, script: &str) -> Result<Output> {
-        let deadline = Instant::now() + COMMAND_TIME_MAX;
+        let output = self.execute_within(script, COMMAND_TIME_MAX)?;
+        if let Some(output) = output {
+            return Ok(output);
+        }
+        let seen = match self.execute_within(LOOK_AT_WHAT_HANGS, LOOK_TIME_MAX) {
+            Ok(Some(seen)) => seen.stdout,
+            Ok(None) => "looking at it hangs as well".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        bail!("{}: still running after {COMMAND_TIME_MAX:?}\n{seen}", self.where_is(script));
+    }
+
+    /// What a script came to, or `None` where it still runs after `time_max`.
+    fn execute_within(&self, script: &str, time_max: Duration) -> Result<Option<Output>> {
+        let deadline = Instant::now() + time_max;
         let mut agent = self.agent.borrow_mut();
+        // The agent waits for no command: it answers where the command does not end.
+        let mut ask = |command: &str, arguments: &Value| {
+            agent
+                .call(command, arguments, Instant::now() + ANSWER_TIME_MAX)
+                .with_context(|| self.where_is(script))
+        };
         let arguments = json!({
             "path": "/bin/bash",
             "arg": ["-euo", "pipefail", "-c", script],
             "capture-output": true,
         });
-        let started = agent
-            .call("guest-exec", &arguments, deadline)
-            .with_context(|| self.where_is(script))?;
+        let started = ask("guest-exec", &arguments)?;
         let pid = &started["pid"];
         loop {
-            let status = agent
-                .call("guest-exec-status", &json!({ "pid": pid }), deadline)
-                .with_context(|| self.where_is(script))?;
+            let status = ask("guest-exec-status", &json!({ "pid": pid }))?;
             if status["exited"] == json!(true) {
                 ensure!(status["out-truncated"] != json!(true), "{}", self.where_is(script));
                 let code = match (&status["exitcode"], &status["signal"]) {
@@ -190,10 +221,10 @@ impl Machine {
                     _ => -1,
                 };
                 let stdout = text(&status["out-data"])?;
-                return Ok(Output { code, stdout, stderr: text(&status["err-data"])? });
+                return Ok(Some(Output { code, stdout, stderr: text(&status["err-data"])? }));
             }
             if Instant::now() > deadline {
-                bail!("{}: still running after {COMMAND_TIME_MAX:?}", self.where_is(script));
+                return Ok(None);
             }
             thread::sleep(POLL_TIME);
         }

@@ -79,6 +79,12 @@ impl Report {
         self.last_plan("reason")
     }
 
+    /// What came of holding the map of its last plan against another; null if it was not.
+    pub(crate) fn cross_check(&self) -> &Value {
+        let plans = self.0["increments"].as_array().and_then(|plans| plans.last());
+        plans.map_or(&Value::Null, |plan| &plan["cross_check"])
+    }
+
     fn last_plan(&self, field: &str) -> &str {
         let plans = self.0["increments"].as_array().and_then(|plans| plans.last());
         plans.and_then(|plan| plan[field].as_str()).unwrap_or_default()

@@ -398,6 +398,10 @@ pub(crate) struct Drbd {
     /// Of a drbd: source, suspend its I/O for this many seconds at most, 1 to 60 [default: 10].
     #[arg(long, value_name = "SECONDS")]
     pub(crate) freeze_max: Option<u64>,
+    /// Of a drbd: source on thin LVM or ZFS that is rotated, keep the snapshot that arrived last,
+    /// send what differs from it by the pool's own account, and tell of what DRBD has missed.
+    #[arg(long)]
+    pub(crate) cross_check: bool,
 }
 
 /// What is done about the bitmap of a volume of DRBD.

@@ -125,6 +125,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     drbd.mode = drbd.mode.or(written.drbd.mode);
     or(&mut drbd.cow_size, written.drbd.cow_size);
     drbd.freeze_max = drbd.freeze_max.or(written.drbd.freeze_max);
+    drbd.cross_check |= written.drbd.cross_check;
     linstor.fill_from(written.linstor);
     receive.exclude.extend(written.receive.exclude);
     receive.set.extend(written.receive.set);
@@ -161,7 +162,7 @@ mod tests {
     fn the_command_line_comes_first() {
         let text = "version = 1\nsource = \"zfs:a/b\"\ntarget = \"file:/x\"\nlimit_rate = \"1M\"\n\
                     compress = \"3\"\n[zfs]\nlatest = true\nkeep = 7\nread_back = \"all\"\n[drbd]\n\
-                    mode = \"rotate\"\ncow_size = \"1G\"\nfreeze_max = 3\n[linstor]\n\
+                    mode = \"rotate\"\ncow_size = \"1G\"\nfreeze_max = 3\ncross_check = true\n[linstor]\n\
                     controllers = \"a,b\"\nnode = \"n\"\ncertificate = \"c\"\nkey = \"k\"\n";
         let line = [
             "--job",
@@ -183,6 +184,7 @@ mod tests {
         assert_eq!((job.zfs.snapshot.as_deref(), job.zfs.latest), (Some("x"), false));
         assert_eq!((job.zfs.keep, job.zfs.read_back), (Some(7), Some(ReadBack::All)));
         assert_eq!(job.drbd.mode, Some(crate::args::DrbdMode::Cumulative));
+        assert!(job.drbd.cross_check);
         assert_eq!((job.drbd.cow_size.as_deref(), job.drbd.freeze_max), (Some("1G"), Some(3)));
         assert_eq!(job.linstor.controllers.as_deref(), Some("a,b"));
         assert_eq!(job.linstor.node.as_deref(), Some("m"));

@@ -36,7 +36,7 @@ use crate::{
     args,
     place::Place,
     plain::{PlainVolume, volume_id},
-    source::{SourceError, Terms, Told, live_options, now_ms, plain_map},
+    source::{SourceError, Terms, Told, id_of, live_options, now_ms, plain_map},
 };
 
 /// The controller where none is named, as to LINSTOR's own client.
@@ -151,8 +151,7 @@ impl LinstorSource {
             let (node, state) = (node.to_string(), state.clone());
             return Err(told(LinstorSourceError::NotUpToDate { name, node, state }));
         }
-        let [a, b, c, d, ..] = *blake3::hash(format!("{name}\0{to}\0{node}").as_bytes()).as_bytes();
-        let names = OwnNames::new([a, b, c, d]);
+        let names = OwnNames::new(id_of(&[&name, to, &node.to_string()]));
         // That LINSTOR cannot take snapshots there is known before one is asked for.
         found.data.snapshot(names.snapshot(0).name()).map_err(told)?;
         let store = match found.data {

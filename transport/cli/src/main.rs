@@ -25,6 +25,7 @@ mod target;
 mod tree;
 mod trust;
 mod zvol;
+mod zvol_delta;
 
 use std::{
     io::{IsTerminal, stderr},

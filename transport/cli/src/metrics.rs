@@ -141,6 +141,7 @@ mod tests {
             moved: Snapshot { sent: 7, ..Snapshot::default() },
             took: Duration::from_secs(30),
             degraded: Some(Reason::SlotCleared),
+            cross_checks: Vec::new(),
         };
         let open = |_: &str| 2;
         let first = text("", &[(&source, &target, 8, Some(&done))], &open, 1_000_000);

@@ -2,17 +2,18 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
-use driftline_extent::{Reason, TargetState};
+use driftline_drbd::{CrossChecked, CrossChecks};
+use driftline_extent::{CHUNK_LEN, Reason, TargetState};
 use driftline_transport::{
     Connection, Failure, Progress, SharedLimit, Snapshot, SourceJob, Summary, TransportError,
     answer, chain, dial, receive_request, receive_state, request, serve_source, serve_target,
 };
-use driftline_trust::Incident;
+use driftline_trust::{EXTENTS_MAX, Incident};
 use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
 use driftline_zfs::Moment;
 use tokio::{
@@ -141,6 +142,8 @@ pub(crate) struct Done {
     pub(crate) took: Duration,
     /// Why more was done than should have been needed, if so.
     pub(crate) degraded: Option<Reason>,
+    /// What was found where maps were held against others.
+    pub(crate) cross_checks: Vec<CrossChecked>,
 }
 
 impl Done {
@@ -170,19 +173,29 @@ impl Job {
         show: Show,
     ) -> anyhow::Result<Done> {
         let progress = Arc::new(Progress::default());
-        let work = self.replicate_again(source, target, &progress);
+        let checks = OnceLock::new();
+        let work = self.replicate_again(source, target, &progress, &checks);
         let done = shown(progress.clone(), show, work).await;
-        if let Err(error) = &done {
-            self.keep_finding(source, target, error);
+        let cross_checks = checks.get().map(CrossChecks::list).unwrap_or_default();
+        let finding = done.as_ref().err().and_then(|error| self.finding(source, target, error));
+        let misses = cross_checks.iter().filter(|check| !check.missed.is_empty());
+        let missed_by_drbd = |check: &CrossChecked| Incident {
+            mended: done.is_ok().then(|| (now_ms(), check.tip)),
+            ..missed(source, target, check)
+        };
+        for incident in misses.map(missed_by_drbd).chain(finding) {
+            self.keep(&incident);
         }
         // What failed names itself; this says in which replication.
         let done = done.with_context(|| match self.direction {
             Direction::Push => target.to_string(),
             Direction::Pull => source.to_string(),
         })?;
-        // What the user has asked for is nothing to point at.
+        // What the user has asked for is nothing to point at; what was found always is.
         let degraded = if self.overwrite { None } else { degraded(&done.summary) };
-        Ok(Done { degraded, ..done })
+        let found = cross_checks.iter().any(|check| !check.missed.is_empty());
+        let degraded = degraded.or_else(|| found.then_some(Reason::AuditMismatch));
+        Ok(Done { degraded, cross_checks, ..done })
     }
 
     /// As with [`Default`] options, for whoever brings a target of its own.
@@ -226,8 +239,9 @@ impl Job {
         source: &Place,
         target: &Place,
         progress: &Arc<Progress>,
+        checks: &OnceLock<CrossChecks>,
     ) -> anyhow::Result<Summary> {
-        let first = self.replicate(source, target, progress.clone()).await;
+        let first = self.replicate(source, target, progress.clone(), checks).await;
         let Err(error) = &first else { return first };
         // There is no way back in a stream.
         let ends = matches!(source, Place::Stream(_) | Place::StandardInput);
@@ -238,34 +252,21 @@ impl Job {
                     error = format!("{error:#}"),
                     "nothing was committed; all is compared now"
                 );
-                self.replicate(source, target, progress.clone()).await
+                self.replicate(source, target, progress.clone(), checks).await
             }
             _ => first,
         }
     }
 
-    /// What is found at a target is kept as well, where this side can.
-    fn keep_finding(&self, source: &Place, target: &Place, error: &anyhow::Error) {
-        let Some(reason @ (Reason::TargetModified | Reason::VerifyFailed)) = reason(error) else {
-            return;
-        };
-        let now_ms = now_ms();
-        let incident = Incident {
-            reason,
-            detail: format!("{error:#}"),
-            source: source.to_string(),
-            target: target.to_string(),
-            base: None,
-            tip: None,
-            extents: Vec::new(),
-            chunks: 0,
-            first_ms: now_ms,
-            last_ms: now_ms,
-            count: 1,
-            mended: None,
-            acknowledged_ms: None,
-        };
-        if let Err(error) = incidents(&self.trust_dir).keep(&incident) {
+    /// What an error says of a target, if that is to be kept.
+    fn finding(&self, source: &Place, target: &Place, error: &anyhow::Error) -> Option<Incident> {
+        let reason = reason(error)?;
+        matches!(reason, Reason::TargetModified | Reason::VerifyFailed)
+            .then(|| incident(source, target, reason, format!("{error:#}")))
+    }
+
+    fn keep(&self, incident: &Incident) {
+        if let Err(error) = incidents(&self.trust_dir).keep(incident) {
             tracing::warn!(error = chain(&error), "what was found cannot be kept");
         }
     }
@@ -283,13 +284,19 @@ impl Job {
         source: &Place,
         target: &Place,
         progress: Arc<Progress>,
+        checks: &OnceLock<CrossChecks>,
     ) -> anyhow::Result<Summary> {
+        let open = || {
+            let job = self.source(source, target)?;
+            checks.get_or_init(|| job.source.cross_checks());
+            Ok::<_, anyhow::Error>(job)
+        };
         match (source, target, self.direction) {
             (Place::Remote { .. }, Place::Remote { .. }, _) => {
                 bail!("one of {source} and {target} must be local")
             }
             (_, Place::Remote { volume, address }, Direction::Push) => {
-                let job = self.source(source, target)?;
+                let job = open()?;
                 let mut connection = self.dial(address, progress).await?;
                 request(&mut connection, Verb::Push, volume, self.like.as_deref()).await?;
                 Ok(serve_source(connection, job).await?)
@@ -309,7 +316,7 @@ impl Job {
             }
             _ => {
                 let place = TargetPlace::of(target)?;
-                let job = self.source(source, target)?;
+                let job = open()?;
                 self.local(job, self.open(place).await?, progress).await
             }
         }
@@ -401,6 +408,42 @@ impl Job {
     }
 }
 
+/// Something that was found now.
+fn incident(source: &Place, target: &Place, reason: Reason, detail: String) -> Incident {
+    let now_ms = now_ms();
+    Incident {
+        reason,
+        detail,
+        source: source.to_string(),
+        target: target.to_string(),
+        base: None,
+        tip: None,
+        extents: Vec::new(),
+        chunks: 0,
+        first_ms: now_ms,
+        last_ms: now_ms,
+        count: 1,
+        mended: None,
+        acknowledged_ms: None,
+    }
+}
+
+/// What a map of DRBD's did not name, and was sent nevertheless.
+fn missed(source: &Place, target: &Place, check: &CrossChecked) -> Incident {
+    let CrossChecked { base, tip, missed, .. } = check;
+    let detail = format!(
+        "DRBD's map does not name {} bytes that differ as its pool knows",
+        missed.byte_count()
+    );
+    Incident {
+        base: Some(*base),
+        tip: Some(*tip),
+        extents: missed.iter().take(EXTENTS_MAX).collect(),
+        chunks: missed.align_out(CHUNK_LEN).byte_count() / CHUNK_LEN,
+        ..incident(source, target, Reason::AuditMismatch, detail)
+    }
+}
+
 /// Does it, and shows how far it is.
 pub(crate) async fn shown(
     progress: Arc<Progress>,
@@ -412,7 +455,8 @@ pub(crate) async fn shown(
         summary = work => summary?,
         () = watch(progress.clone(), show) => unreachable!("progress is watched without end"),
     };
-    Ok(Done { summary, moved: progress.snapshot(), took: started.elapsed(), degraded: None })
+    let (moved, took) = (progress.snapshot(), started.elapsed());
+    Ok(Done { summary, moved, took, degraded: None, cross_checks: Vec::new() })
 }
 
 /// What a remote replica says of itself.

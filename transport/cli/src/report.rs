@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use driftline_drbd::CrossChecked;
 use driftline_extent::{
     CHUNK_LEN, Committed, Extent, ExtentSet, Generation, Plan, PlanKind, Point, Reason, Root,
     Standing, Takes, TargetState,
@@ -140,15 +141,37 @@ fn increments(done: &Done) -> String {
     }
     let line = |(plan, committed): &(Plan, Committed)| {
         format!(
-            "{}{}: {} at {}, root {}\n",
+            "{}{}: {} at {}, root {}{}\n",
             kind(plan.kind),
             doubt(&plan.standing),
             committed.generation,
             bytes(committed.size),
-            committed.root
+            committed.root,
+            cross_check(done, committed).map_or_else(String::new, cross_checked)
         )
     };
     summary.increments.iter().map(line).collect()
+}
+
+/// What was found where the map of an increment was held against another.
+fn cross_check<'a>(done: &'a Done, committed: &Committed) -> Option<&'a CrossChecked> {
+    done.cross_checks.iter().find(|check| check.tip == committed.generation)
+}
+
+fn cross_checked(check: &CrossChecked) -> String {
+    let CrossChecked { pool_bytes, map_bytes, missed, .. } = check;
+    let found = match missed.byte_count() {
+        0 => "nothing missed".to_owned(),
+        missed => format!("{} MISSED by DRBD", bytes(missed)),
+    };
+    let (pool, map) = (bytes(*pool_bytes), bytes(*map_bytes));
+    format!(", cross-check: {pool} by the pool, {map} by DRBD, {found}")
+}
+
+fn cross_check_json(check: &CrossChecked) -> Value {
+    let CrossChecked { pool_bytes, map_bytes, missed, .. } = check;
+    let missed_bytes = missed.byte_count();
+    json!({ "pool_bytes": pool_bytes, "map_bytes": map_bytes, "missed_bytes": missed_bytes })
 }
 
 /// A replication, done.
@@ -166,6 +189,7 @@ pub(crate) fn done_json(done: &Done) -> Value {
                 "root": committed.root.to_string(),
                 "standing": plan.standing.as_str(),
                 "reason": plan.standing.reason().map(|reason| reason.as_str()),
+                "cross_check": cross_check(done, committed).map(cross_check_json),
             })
         })
         .collect();
@@ -454,6 +478,19 @@ pub(crate) fn verify(report: &VerifyReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_missed_stands_out() {
+        let [base, tip] = [1, 2].map(Generation::drbd);
+        let missed = ExtentSet::new();
+        let check = CrossChecked { base, tip, pool_bytes: 4096, map_bytes: 8192, missed };
+        let text = ", cross-check: 4.0 KiB by the pool, 8.0 KiB by DRBD, nothing missed";
+        assert_eq!(cross_checked(&check), text);
+        let missed = Extent::new(0, 65536).into_iter().collect();
+        let missed = CrossChecked { missed, ..check };
+        assert!(cross_checked(&missed).ends_with(", 64.0 KiB MISSED by DRBD"));
+        assert_eq!(cross_check_json(&missed)["missed_bytes"], 65536);
+    }
 
     #[test]
     fn sizes_are_readable() {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use driftline_drbd::{
-    DrbdError, DrbdVolume, GuardCommand, Layout, LiveError as DrbdLiveError,
+    CrossChecks, DrbdError, DrbdVolume, GuardCommand, Layout, LiveError as DrbdLiveError,
     LiveOptions as DrbdOptions, LiveVolume, Map, Mode, host::CowSize,
 };
 use driftline_extent::{
@@ -32,6 +32,7 @@ use crate::{
     place::Place,
     plain::{PlainError, PlainVolume, volume_id},
     trust::Trust,
+    zvol_delta::zvol_delta,
 };
 
 /// Read-ahead of a stream.
@@ -210,8 +211,14 @@ pub(crate) fn now_ms() -> u64 {
 /// The names of what is made in ZFS for replication to this target.
 fn own_names(wanted: &args::Zfs, to: &str) -> anyhow::Result<OwnNames> {
     let prefix = wanted.prefix.as_deref().unwrap_or(PREFIX);
-    let [a, b, c, d, ..] = *blake3::hash(to.as_bytes()).as_bytes();
-    Ok(OwnNames::new(prefix, [a, b, c, d])?)
+    Ok(OwnNames::new(prefix, id_of(&[to]))?)
+}
+
+/// What tells things that are made for one replication from those for another, which these words
+/// name.
+pub(crate) fn id_of(words: &[&str]) -> [u8; 4] {
+    let [a, b, c, d, ..] = *blake3::hash(words.join("\0").as_bytes()).as_bytes();
+    [a, b, c, d]
 }
 
 /// The instant of a run that replicates these data sets, which has not come yet.
@@ -267,9 +274,10 @@ fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> 
         let (start, end) = (FREEZE_RANGE.start(), FREEZE_RANGE.end());
         bail!("--freeze-max takes {start} to {end} seconds");
     }
+    if wanted.cross_check && wanted.mode == Some(args::DrbdMode::Cumulative) {
+        bail!("--cross-check is of what --mode rotate records, and the mode is cumulative");
+    }
     let name = place.to_string();
-    // Volumes of one group share its names, and each may have several targets.
-    let [a, b, c, d, ..] = *blake3::hash(format!("{name}\0{to}").as_bytes()).as_bytes();
     Ok(DrbdOptions {
         mode: wanted.mode.map(|mode| match mode {
             args::DrbdMode::Rotate => Mode::Rotate,
@@ -277,7 +285,8 @@ fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> 
         }),
         cow: cow.map_err(|why| anyhow::anyhow!("--cow-size: {why}"))?,
         freeze_max: Duration::from_secs(seconds),
-        id: [a, b, c, d],
+        // Volumes of one group share its names, and each may have several targets.
+        id: id_of(&[&name, to]),
         volume: volume_id("driftline volume id v1 drbd", name.as_bytes()),
         allow_full: overwrite,
         // This very program, also if another version was installed meanwhile.
@@ -285,6 +294,7 @@ fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> 
             program: "/proc/self/exe".into(),
             args: ["drbd", "guard"].map(str::to_owned).into(),
         },
+        cross_check: wanted.cross_check.then_some(zvol_delta),
     })
 }
 
@@ -339,6 +349,14 @@ pub(crate) fn job_of(
 }
 
 impl AnySource {
+    /// What is found where its map is held against another, once it was.
+    pub(crate) fn cross_checks(&self) -> CrossChecks {
+        match self {
+            Self::DrbdLive(live) => live.cross_checks(),
+            _ => CrossChecks::default(),
+        }
+    }
+
     /// The maps of all increments that the source holds, one after the other.
     pub(crate) fn maps(
         &mut self,

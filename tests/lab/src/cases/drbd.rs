@@ -284,49 +284,92 @@ pub(super) fn missed_interval(lab: &mut Lab) -> Result<()> {
     tracker.remove(lab)
 }
 
+/// A volume on LVM thin that two machines mirror.
+pub(super) struct Mirror<'a> {
+    name: &'static str,
+    minor: u32,
+    source: &'a Machine,
+    peer: &'a Machine,
+}
+
+impl<'a> Mirror<'a> {
+    /// A pair at work.
+    pub(super) const TOGETHER: &'static str =
+        "cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate";
+
+    /// Both halves, empty and connected. Neither is Primary.
+    pub(super) fn new(
+        [source, peer]: [&'a Machine; 2],
+        name: &'static str,
+        minor: u32,
+    ) -> Result<Self> {
+        let (here, there) = ("10.7.1.1", "10.7.1.2");
+        let ends = [(source, here, "peer", there), (peer, there, "source", here)];
+        for (machine, address, other, other_address) in ends {
+            machine.sh(&format!(
+                "lvcreate -q --yes -V 96M --thinpool lab/thin -n {name}
+                 /lab/provision/drbd {name} {minor} /dev/lab/{name} {address} {other} \
+                     {other_address}"
+            ))?;
+        }
+        let mirror = Self { name, minor, source, peer };
+        mirror.becomes("cs:Connected ro:Secondary/Secondary")?;
+        source.sh(&format!("drbdadm -- --clear-bitmap new-current-uuid {name}"))?;
+        mirror.becomes("ds:UpToDate/UpToDate")?;
+        Ok(mirror)
+    }
+
+    pub(super) fn device(&self) -> String {
+        format!("/dev/drbd{}", self.minor)
+    }
+
+    /// Waits until the source's kernel says this of it.
+    pub(super) fn becomes(&self, state: &str) -> Result<()> {
+        self.source.until(&format!("grep -A1 '^ *{}:' /proc/drbd | grep -q '{state}'", self.minor))
+    }
+
+    /// The hash of the data on the disk of one half: past the cache, which knows nothing of what
+    /// DRBD writes below it.
+    pub(super) fn sum_below(&self, half: &Machine) -> Result<String> {
+        let size = self.source.sh(&format!("blockdev --getsize64 {}", self.device()))?;
+        half.sh(&format!(
+            "dd if=/dev/lab/{} bs=64k count={size} iflag=direct,count_bytes status=none |
+                 sha256sum",
+            self.name
+        ))
+    }
+
+    pub(super) fn remove(self) -> Result<()> {
+        let name = self.name;
+        for machine in [self.source, self.peer] {
+            machine.sh(&format!(
+                "drbdadm down {name}; rm /etc/drbd.d/{name}.res; udevadm settle
+                 lvremove -q --yes lab/{name}"
+            ))?;
+        }
+        Ok(())
+    }
+}
+
 /// Two machines that mirror a volume, apart for a while, and together again.
 pub(super) fn pair(lab: &mut Lab) -> Result<()> {
     let name = "drbd-pair";
     let (source, peer) = lab.drbd_pair()?;
-    let ends = [(source, "10.7.1.1", "peer", "10.7.1.2"), (peer, "10.7.1.2", "source", "10.7.1.1")];
-    for (machine, address, other, other_address) in ends {
-        machine.sh(&format!(
-            "lvcreate -q --yes -V 128M --thinpool lab/thin -n {name}
-             /lab/provision/drbd {name} 9 /dev/lab/{name} {address} {other} {other_address}"
-        ))?;
-    }
-    let state = |machine: &Machine, wanted: &str| {
-        machine.until(&format!("grep -A1 '^ *9:' /proc/drbd | grep -q '{wanted}'"))
-    };
-    state(source, "cs:Connected ro:Secondary/Secondary")?;
-    source.sh(&format!("drbdadm -- --clear-bitmap new-current-uuid {name}"))?;
-    state(source, "ds:UpToDate/UpToDate")?;
-    source.sh(&format!("drbdadm primary {name}; /lab/blocks write /dev/drbd9 1 0..1024"))?;
-    let same = || -> Result<()> {
-        // Protocol C: what was written here is on the peer's disk.
-        let size = source.sh("blockdev --getsize64 /dev/drbd9")?;
-        // Past the cache, which knows nothing of what DRBD writes below it.
-        let sum = format!(
-            "dd if=/dev/lab/{name} bs=64k count={size} iflag=direct,count_bytes status=none |
-                 sha256sum"
-        );
-        ensure!(source.sh(&sum)? == peer.sh(&sum)?, "the halves of the pair differ");
-        Ok(())
-    };
-    same()?;
+    let mirror = Mirror::new([source, peer], name, 9)?;
+    let write = |what: &str| source.sh(&format!("/lab/blocks write {} {what}", mirror.device()));
+    // Protocol C: what was written here is on the peer's disk.
+    let same = || -> Result<bool> { Ok(mirror.sum_below(source)? == mirror.sum_below(peer)?) };
+    source.sh(&format!("drbdadm primary {name}"))?;
+    write("1 0..1024")?;
+    ensure!(same()?, "the halves of the pair differ");
 
     source.sh(&format!("drbdadm disconnect {name}"))?;
-    source.sh("/lab/blocks write /dev/drbd9 2 512..2048")?;
-    ensure!(same().is_err(), "apart, and still equal");
+    write("2 512..2048")?;
+    ensure!(!same()?, "apart, and still equal");
     let out_of_sync = source.sh("grep -A1 '^ *9:' /proc/drbd | grep -o 'oos:[0-9]*'")?;
     ensure!(out_of_sync == "oos:6144", "1536 blocks are out of sync, not {out_of_sync}");
     source.sh(&format!("drbdadm connect {name}"))?;
-    state(source, "cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate")?;
-    same()?;
-    for machine in [source, peer] {
-        machine.sh(&format!(
-            "drbdadm down {name}; rm /etc/drbd.d/{name}.res; lvremove -q --yes lab/{name}"
-        ))?;
-    }
-    Ok(())
+    mirror.becomes(Mirror::TOGETHER)?;
+    ensure!(same()?, "together again, and the halves differ");
+    mirror.remove()
 }

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::drbd::{BLOCK_LEN, Map, Store, Tracker, differing};
+use super::drbd::{BLOCK_LEN, Map, Mirror, Store, Tracker, differing};
 use crate::{
     lab::{Lab, Pair, TARGET_ADDRESS},
     machine::{Machine, Output},
@@ -276,51 +276,34 @@ pub(super) fn tracker(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// A pair at work.
-const TOGETHER: &str = "cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate";
-
 /// One half of a pair that is connected, or apart for a while: its bitmap is its peer's.
 pub(super) fn pair(lab: &mut Lab) -> Result<()> {
     let name = "drbd-live-pair";
     let [source, target, peer] = lab.all()?;
     let pair = Pair { source, target };
-    let ends = [(source, "10.7.1.1", "peer", "10.7.1.2"), (peer, "10.7.1.2", "source", "10.7.1.1")];
-    for (machine, address, other, other_address) in ends {
-        machine.sh(&format!(
-            "lvcreate -q --yes -V 96M --thinpool lab/thin -n {name}
-             /lab/provision/drbd {name} 19 /dev/lab/{name} {address} {other} {other_address}"
-        ))?;
-    }
-    let state =
-        |wanted: &str| source.until(&format!("grep -A1 '^ *19:' /proc/drbd | grep -q '{wanted}'"));
-    state("cs:Connected ro:Secondary/Secondary")?;
-    source.sh(&format!("drbdadm -- --clear-bitmap new-current-uuid {name}"))?;
-    state("ds:UpToDate/UpToDate")?;
-    source.sh(&format!("drbdadm primary {name}; /lab/blocks write /dev/drbd19 1 0..1024"))?;
+    let mirror = Mirror::new([source, peer], name, 19)?;
+    let device = mirror.device();
+    source.sh(&format!("drbdadm primary {name}; /lab/blocks write {device} 1 0..1024"))?;
     allow_push(&pair, name, &format!("/srv/{name}.img"))?;
 
     refused(&push(source, name, "--mode rotate")?, exit::REFUSED, "unsupported")?;
     for kind in ["full", "scan"] {
         let report = Report::of(&push(source, name, "")?)?;
         ensure!(report.kinds() == [kind], "{:?}", report.kinds());
-        is_current(&pair, name, "/dev/drbd19")?;
-        source.sh("/lab/blocks write /dev/drbd19 2 512..2048")?;
+        is_current(&pair, name, &device)?;
+        source.sh(&format!("/lab/blocks write {device} 2 512..2048"))?;
     }
     // Apart, the kernel has forgotten the peer, and its configuration has not.
-    source.sh(&format!("drbdadm disconnect {name}; /lab/blocks write /dev/drbd19 3 100..200"))?;
+    source.sh(&format!("drbdadm disconnect {name}; /lab/blocks write {device} 3 100..200"))?;
     let output = push(source, name, "--mode rotate")?;
     refused(&output, exit::REFUSED, "unsupported")?;
     ensure!(output.stderr.contains("the peer peer"), "{}", output.stderr);
     Report::of(&push(source, name, "")?)?;
-    is_current(&pair, name, "/dev/drbd19")?;
+    is_current(&pair, name, &device)?;
     source.sh(&format!("drbdadm connect {name}"))?;
-    state(TOGETHER)?;
+    mirror.becomes(Mirror::TOGETHER)?;
     ensure!(snapshots(source)?.is_empty(), "snapshots are left");
-    for machine in [source, peer] {
-        machine.sh(&format!(
-            "drbdadm down {name}; rm /etc/drbd.d/{name}.res; lvremove -q --yes lab/{name}"
-        ))?;
-    }
+    mirror.remove()?;
     target.sh(&format!("rm -rf /srv/{name}.img /srv/{name}.img.driftline"))?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::drbd::Mirror;
 use crate::{
     lab::Lab,
     machine::{Machine, Output},
@@ -30,19 +31,7 @@ fn restored(source: &Machine) -> Result<u64> {
 /// A connected pair, written to, brought back to what was replicated of it: on both halves.
 pub(super) fn pair(lab: &mut Lab) -> Result<()> {
     let (source, peer) = lab.drbd_pair()?;
-    let ends = [(source, "10.7.1.1", "peer", "10.7.1.2"), (peer, "10.7.1.2", "source", "10.7.1.1")];
-    for (machine, address, other, other_address) in ends {
-        machine.sh(&format!(
-            "lvcreate -q --yes -V 96M --thinpool lab/thin -n {NAME}
-             /lab/provision/drbd {NAME} {MINOR} /dev/lab/{NAME} {address} {other} {other_address}"
-        ))?;
-    }
-    let state = |wanted: &str| {
-        source.until(&format!("grep -A1 '^ *{MINOR}:' /proc/drbd | grep -q '{wanted}'"))
-    };
-    state("cs:Connected ro:Secondary/Secondary")?;
-    source.sh(&format!("drbdadm -- --clear-bitmap new-current-uuid {NAME}"))?;
-    state("ds:UpToDate/UpToDate")?;
+    let mirror = Mirror::new([source, peer], NAME, MINOR)?;
 
     // Nothing is written by force.
     source.sh(&format!("truncate -s 1M {REPLICA}"))?;
@@ -64,7 +53,7 @@ pub(super) fn pair(lab: &mut Lab) -> Result<()> {
 
     let written = restored(source)?;
     ensure!(written == 1536 * 4096, "1536 blocks differ, and {written} bytes were written");
-    same(source, peer)?;
+    same(&mirror, source, peer)?;
     let written = restored(source)?;
     ensure!(written == 0, "nothing differs, and {written} bytes were written");
 
@@ -74,7 +63,7 @@ pub(super) fn pair(lab: &mut Lab) -> Result<()> {
     refused(&output, exit::REFUSED, "target-busy")?;
     source.sh("umount /mnt")?;
     restored(source)?;
-    same(source, peer)?;
+    same(&mirror, source, peer)?;
 
     source.sh("truncate -s 96M /var/tmp/large.img")?;
     refused(
@@ -82,26 +71,16 @@ pub(super) fn pair(lab: &mut Lab) -> Result<()> {
         exit::TARGET_FULL,
         "target-full",
     )?;
-    for machine in [source, peer] {
-        machine.sh(&format!(
-            "drbdadm down {NAME}; rm /etc/drbd.d/{NAME}.res; udevadm settle
-             lvremove -q --yes lab/{NAME}"
-        ))?;
-    }
+    mirror.remove()?;
     source.sh(&format!("rm -r {REPLICA} {REPLICA}.driftline /var/tmp/large.img"))?;
     Ok(())
 }
 
 /// That the device is what the replica holds, and so is the disk of the peer.
-fn same(source: &Machine, peer: &Machine) -> Result<()> {
+fn same(mirror: &Mirror<'_>, source: &Machine, peer: &Machine) -> Result<()> {
     let expected = source.sh(&format!("sha256sum < {REPLICA}"))?;
     let found = source.sh(&format!("sha256sum < {DEVICE}"))?;
     ensure!(found == expected, "the device is not what was restored");
-    let size = source.sh(&format!("blockdev --getsize64 {DEVICE}"))?;
-    // Past the cache, which knows nothing of what DRBD writes below it.
-    let found = peer.sh(&format!(
-        "dd if=/dev/lab/{NAME} bs=64k count={size} iflag=direct,count_bytes status=none | sha256sum"
-    ))?;
-    ensure!(found == expected, "the peer is not what was restored");
+    ensure!(mirror.sum_below(peer)? == expected, "the peer is not what was restored");
     Ok(())
 }

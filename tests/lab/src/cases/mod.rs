@@ -3,6 +3,7 @@
 mod drbd;
 mod drbd_live;
 mod drbd_live_faults;
+mod drbd_pool;
 mod drbd_restore;
 mod faults;
 mod live;
@@ -296,6 +297,15 @@ pub(crate) const CASES: &[Case] = &[
         LONG,
         drbd_live::pair,
     ),
+    case(
+        "drbd-pool-thin",
+        "--cross-check on LVM thin: rotations under eight writers agree; a write below DRBD is found",
+        LONG,
+        drbd_pool::thin,
+    ),
+    case("drbd-pool-zvol", "the same on a zvol", LONG, |lab| {
+        drbd_pool::pool(lab, "drbd-pool-zvol", 24, Store::Zvol)
+    }),
     case(
         "drbd-restore",
         "a pair is restored through its Primary, on both halves; Secondary and mounted: refused",
