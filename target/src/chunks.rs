@@ -86,6 +86,11 @@ impl Patch {
         (Self { data: self.data.within(grains), id: key.id(&kept), ..*self }, kept)
     }
 
+    /// Whether it says all of its chunk, so that nothing of what stands there remains.
+    pub(crate) const fn is_whole(&self) -> bool {
+        self.data.union(self.zero).is_all()
+    }
+
     /// Whether `bytes` are those of the data blocks.
     pub(crate) fn is_named(&self, key: &ChunkKey, bytes: &[u8]) -> bool {
         bytes.len() as u64 == self.data.byte_count() && key.id(bytes) == self.id
@@ -241,6 +246,18 @@ pub(crate) fn walk<D: Disk>(
     chunks: Range<u64>,
     mut visit: impl FnMut(u64, ChunkId, ChunkId) -> Result<(), Problem>,
 ) -> Result<(), Problem> {
+    walk_any(key, volume, size, list, chunks, |index, found, listed| visit(index, found?, listed))
+}
+
+/// As [`walk`]; `visit` hears as well of what cannot be read.
+pub(crate) fn walk_any<D: Disk>(
+    key: &ChunkKey,
+    volume: &Store<D>,
+    size: u64,
+    list: &IdList<D>,
+    chunks: Range<u64>,
+    mut visit: impl FnMut(u64, Result<ChunkId, Problem>, ChunkId) -> Result<(), Problem>,
+) -> Result<(), Problem> {
     let end = chunks.end.min(chunk_count(size));
     let mut listed = list.entries(chunks.start..end).peekable();
     let mut buf = chunk_buf();
@@ -264,11 +281,11 @@ pub(crate) fn walk<D: Disk>(
         if at >= end {
             return Ok(());
         }
-        let mut found = ChunkId::ZERO;
-        if data.contains(&at) {
-            read_chunk(volume, size, at, &mut buf)?;
-            found = key.id(&buf);
-        }
+        let found = if data.contains(&at) {
+            read_chunk(volume, size, at, &mut buf).map(|()| key.id(&buf))
+        } else {
+            Ok(ChunkId::ZERO)
+        };
         let mut id = ChunkId::ZERO;
         if next_listed == at {
             listed.next();

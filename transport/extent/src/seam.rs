@@ -209,6 +209,9 @@ pub struct TargetState {
     /// Whether what stands there is no replica yet: a first full copy that is not complete,
     /// or a file that was not made by Driftline.
     pub incomplete: bool,
+    /// Whether a scrub found damage that the source is to replace: whatever of the volume is sent,
+    /// all of it has to be compared.
+    pub damaged: bool,
     /// An increment that was cut off, if one was.
     pub resume: Option<Resume>,
     /// What it can take in.
@@ -226,6 +229,7 @@ impl TargetState {
             root: None,
             size: 0,
             incomplete: false,
+            damaged: false,
             resume: None,
             takes: Takes::Volume,
         }
@@ -235,6 +239,7 @@ impl TargetState {
     pub fn advance(&mut self, committed: &Committed) {
         self.generation = Some(committed.generation);
         self.incomplete = false;
+        self.damaged = false;
         self.resume = None;
         match &mut self.takes {
             Takes::Volume => (self.root, self.size) = (Some(committed.root), committed.size),
