@@ -212,11 +212,14 @@ fn an_increment_becomes_a_scan() {
     let dir = TempDir::new().unwrap();
     let dir = dir.path();
     for name in ["s0", "s1"] {
-        unpack_drbd(&format!("v84-live-{name}.raw"), &dir.join(format!("{name}.img")));
+        let image = dir.join(format!("{name}.img"));
+        unpack_drbd(&format!("v84-live-{name}.raw"), &image);
+        // They are nearly empty, and a chunk of zeros needs no source.
+        let file = File::options().write(true).open(image).unwrap();
+        file.write_all_at(&[0x5a; 4096], 1000 * CHUNK).unwrap();
     }
     json(dir, 0, &["push", "drbdmeta:s0.img", "file:out.img"]);
-    // In the superblock of its file system.
-    flip(&dir.join("out.img"), 1100);
+    flip(&dir.join("out.img"), 1000 * CHUNK);
     json(dir, 6, &REPAIR);
     let done = json(dir, 8, &["push", "drbdmeta:s1.img", "file:out.img"]);
     assert_eq!(done["degraded"], "target-damaged", "{done}");
