@@ -185,7 +185,7 @@ impl<D: Disk> Replica<D> {
         if self.check_size().is_ok() {
             self.keep_generation()?;
         }
-        if !completed && self.check_untouched().is_ok() {
+        if !completed && self.check_untouched(true).is_ok() {
             self.unsealed = find_unsealed(&self.journal, &self.state)?;
         }
         Ok(())
@@ -360,8 +360,8 @@ impl<D: Disk> Replica<D> {
     }
 
     /// That the volume has the size that was committed to it, and that nothing was written to
-    /// it since it was kept.
-    fn check_untouched(&self) -> Result<(), Problem> {
+    /// it since it was kept: with `repairs`, nothing but damage that may be replaced.
+    fn check_untouched(&self, repairs: bool) -> Result<(), Problem> {
         self.check_size()?;
         let Status::Complete { generation, .. } = self.state.status else { return Ok(()) };
         match self.volume.kept()? {
@@ -370,7 +370,7 @@ impl<D: Disk> Replica<D> {
             }
             // A storage that was not shut down may write to its own books when it comes back: only
             // what stands there decides.
-            Some(kept) if kept.written && !self.is_as_known()? => {
+            Some(kept) if kept.written && !self.is_as_known(repairs)? => {
                 Err(Problem::Written { generation })
             }
             Some(_) | None => Ok(()),
@@ -421,7 +421,8 @@ impl<D: Disk> Replica<D> {
         self.admit_source(plan, *overwrite)?;
         // Consent to an overwrite is none to build on what stands there.
         if !overwrite || plan.kind == PlanKind::Incremental {
-            self.check_untouched()?;
+            // What an increment leaves alone would be kept as it is.
+            self.check_untouched(plan.kind != PlanKind::Incremental)?;
         }
         let resumes = self.unsealed.as_ref().is_some_and(|unsealed| unsealed.is_of(plan));
         match (plan.kind, self.state.status) {

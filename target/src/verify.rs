@@ -48,8 +48,11 @@ impl<D: Disk> Replica<D> {
         self.survey(progress, &mut |_, found, listed| Ok(found? != listed))
     }
 
-    /// Whether all that is not as it was committed is damage that may be replaced.
-    pub(crate) fn is_as_known(&self) -> Result<bool, Problem> {
+    /// Whether all is as it was committed, or with `repairs` may be replaced.
+    pub(crate) fn is_as_known(&self, repairs: bool) -> Result<bool, Problem> {
+        if !repairs || self.repairs.is_empty() {
+            return Ok(self.verify_all(&mut |_| {})?.is_clean());
+        }
         let report = self.survey(&mut |_| {}, &mut |index, found, listed| match found {
             Ok(found) => Ok(found != listed && !self.repairs.allow(index, listed, Some(found))),
             Err(_) if self.repairs.allow(index, listed, None) => Ok(false),
