@@ -33,6 +33,9 @@ impl std::fmt::Debug for Update<'_> {
     }
 }
 
+/// Is told what may be the chunk of a name, and says whether it is.
+pub type Take<'a> = &'a mut dyn FnMut(&ChunkId, Vec<u8>) -> Result<bool, Problem>;
+
 /// Finds chunks by name. Whatever goes wrong there is no failure of the replica: it then asks the
 /// source, as if nothing had been found.
 pub trait Elsewhere: Send {
@@ -41,11 +44,7 @@ pub trait Elsewhere: Send {
 
     /// Looks through all there is for chunks of these names, which takes long. `take` is told what
     /// may be one of them, until it says that it is.
-    fn search(
-        &mut self,
-        _ids: &HashSet<ChunkId>,
-        _take: &mut dyn FnMut(&ChunkId, Vec<u8>) -> Result<bool, Problem>,
-    ) -> Result<(), Problem> {
+    fn search(&mut self, _ids: &HashSet<ChunkId>, _take: Take<'_>) -> Result<(), Problem> {
         Ok(())
     }
 

@@ -39,7 +39,7 @@ use redb::{
 
 use crate::{
     Elsewhere, FileDisk, Part, Problem, Update,
-    elsewhere::Entry,
+    elsewhere::{Entry, Take},
     ids::IdList,
     state::{Slots, State},
 };
@@ -586,11 +586,7 @@ impl Shelf {
 }
 
 impl Elsewhere for Shelf {
-    fn search(
-        &mut self,
-        ids: &HashSet<ChunkId>,
-        take: &mut dyn FnMut(&ChunkId, Vec<u8>) -> Result<bool, Problem>,
-    ) -> Result<(), Problem> {
+    fn search(&mut self, ids: &HashSet<ChunkId>, take: Take<'_>) -> Result<(), Problem> {
         let places = self.index.places_of(ids);
         for id in ids {
             for (number, path, chunk) in places.get(&prefix(id)).into_iter().flatten() {

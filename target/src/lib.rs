@@ -64,7 +64,7 @@ mod window;
 
 pub use device::FileDisk;
 pub use disk::{Disk, Part};
-pub use elsewhere::{Elsewhere, Entry, Update};
+pub use elsewhere::{Elsewhere, Entry, Take, Update};
 pub use error::{Problem, TargetError};
 pub use in_place::InPlace;
 pub use index::{Index, IndexError, Listed};

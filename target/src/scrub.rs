@@ -11,7 +11,8 @@
 //! 4. What is left is noted (module `repair`), for the next session of its source to replace.
 //!
 //! If neither the list nor the volume leads to the committed root, nothing says which of the two is
-//! damaged where they differ, and nothing is repaired.
+//! damaged where they differ, and nothing is repaired. Nor is it where more is damaged than is worth
+//! a list: that is copied anew.
 
 use std::collections::{HashMap, HashSet};
 
@@ -137,12 +138,10 @@ impl<D: Disk> Replica<D> {
             self.list_anew(root)?;
             done.list_repaired = true;
             self.repairs.forget()?;
-        } else if done.found.root_matches {
-            if damages.len() <= REPAIRS_MAX {
-                done.repaired = self.put_back(&mut damages, generation, root)?;
-                done.awaited = damages.len() as u64;
-                self.repairs.set(&self.state, damages)?;
-            }
+        } else if done.found.root_matches && damages.len() <= REPAIRS_MAX {
+            done.repaired = self.put_back(&mut damages, generation, root)?;
+            done.awaited = damages.len() as u64;
+            self.repairs.set(&self.state, damages)?;
         }
         Ok(done)
     }

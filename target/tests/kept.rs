@@ -287,5 +287,5 @@ fn what_a_scrub_puts_right_is_kept_anew() {
     let mut replica = place.open();
     deliver(&mut replica, plan(PlanKind::Full, Some(2), 2), &whole(&next), size).unwrap();
     drop(replica);
-    place.holds(&next, 3);
+    place.holds(&next, 2);
 }
