@@ -526,12 +526,7 @@ impl<D: Disk> Replica<D> {
     fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Problem> {
         let item = validate(item)?;
         if let (Valid::Patch(patch), Some(data)) = (&item, data) {
-            let named = patch.is_named(&self.key, data);
-            // Data that is all zeros is no data, but it may have been sent.
-            let zeros = patch.id.is_zero() && self.key.id(data).is_zero();
-            if !named && !zeros {
-                return Err(Problem::WrongData { offset: patch.offset() });
-            }
+            patch.check_data(&self.key, data)?;
         }
         match (&self.session, item) {
             (Session::Idle, _) => Err(Problem::NoSession),
