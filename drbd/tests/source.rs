@@ -45,6 +45,7 @@ fn holding(generation: Option<Generation>, size: u64) -> TargetState {
         root: None,
         size,
         incomplete: false,
+        damaged: false,
         resume: None,
         takes: Takes::Volume,
     }

@@ -70,6 +70,11 @@ impl Patch {
         if self.data.is_all() {
             return chunk;
         }
+        self.gather(&chunk)
+    }
+
+    /// The same, of a chunk that is still needed.
+    fn gather(&self, chunk: &[u8]) -> Vec<u8> {
         self.data.runs().flat_map(|run| &chunk[run]).copied().collect()
     }
 
@@ -86,6 +91,11 @@ impl Patch {
         (Self { data: self.data.within(grains), id: key.id(&kept), ..*self }, kept)
     }
 
+    /// Whether it says all of its chunk, so that nothing of what stands there remains.
+    pub(crate) const fn is_whole(&self) -> bool {
+        self.data.union(self.zero).is_all()
+    }
+
     /// Whether `bytes` are those of the data blocks.
     pub(crate) fn is_named(&self, key: &ChunkKey, bytes: &[u8]) -> bool {
         bytes.len() as u64 == self.data.byte_count() && key.id(bytes) == self.id
@@ -99,9 +109,16 @@ impl Patch {
         if !self.zero.runs().all(|run| is_zero(&chunk[run])) {
             return false;
         }
-        let mut bytes = Vec::with_capacity(self.data.byte_count() as usize);
-        self.data.runs().for_each(|run| bytes.extend_from_slice(&chunk[run]));
-        key.id(&bytes) == self.id
+        key.id(&self.gather(chunk)) == self.id
+    }
+
+    /// That data that was sent is what the patch names. Data that is all zeros is no data, but it
+    /// may have been sent.
+    pub(crate) fn check_data(&self, key: &ChunkKey, data: &[u8]) -> Result<(), Problem> {
+        if self.is_named(key, data) || (self.id.is_zero() && key.id(data).is_zero()) {
+            return Ok(());
+        }
+        Err(Problem::WrongData { offset: self.offset() })
     }
 
     /// The bytes of the data blocks: those that were sent, or else those the target has.
@@ -166,6 +183,29 @@ pub(crate) fn read_chunk<D: Disk>(
     buf: &mut [u8],
 ) -> Result<(), Problem> {
     volume.read_below(size, index * CHUNK_LEN, buf)
+}
+
+/// How many bytes of the chunk at `offset` lie within a volume of this size, or where that is not
+/// known within what can be; the others must be zero.
+pub(crate) fn room_in<D: Disk>(
+    volume: &Store<D>,
+    size: Option<u64>,
+    offset: u64,
+    chunk: &[u8],
+) -> Result<usize, Problem> {
+    let limit = match size {
+        Some(size) => size,
+        None if volume.is_fixed() => volume.len()?,
+        None => VOLUME_LEN_MAX,
+    };
+    let kept = limit.saturating_sub(offset).min(chunk.len() as u64) as usize;
+    if is_zero(&chunk[kept..]) {
+        return Ok(kept);
+    }
+    Err(match size {
+        Some(size) => Problem::BeyondEnd { size },
+        None => Problem::TooSmall { needed: offset + CHUNK_LEN, available: limit },
+    })
 }
 
 /// An empty buffer for [`read_chunk`].
@@ -241,6 +281,18 @@ pub(crate) fn walk<D: Disk>(
     chunks: Range<u64>,
     mut visit: impl FnMut(u64, ChunkId, ChunkId) -> Result<(), Problem>,
 ) -> Result<(), Problem> {
+    walk_any(key, volume, size, list, chunks, |index, found, listed| visit(index, found?, listed))
+}
+
+/// As [`walk`]; `visit` hears as well of what cannot be read.
+pub(crate) fn walk_any<D: Disk>(
+    key: &ChunkKey,
+    volume: &Store<D>,
+    size: u64,
+    list: &IdList<D>,
+    chunks: Range<u64>,
+    mut visit: impl FnMut(u64, Result<ChunkId, Problem>, ChunkId) -> Result<(), Problem>,
+) -> Result<(), Problem> {
     let end = chunks.end.min(chunk_count(size));
     let mut listed = list.entries(chunks.start..end).peekable();
     let mut buf = chunk_buf();
@@ -264,11 +316,11 @@ pub(crate) fn walk<D: Disk>(
         if at >= end {
             return Ok(());
         }
-        let mut found = ChunkId::ZERO;
-        if data.contains(&at) {
-            read_chunk(volume, size, at, &mut buf)?;
-            found = key.id(&buf);
-        }
+        let found = if data.contains(&at) {
+            read_chunk(volume, size, at, &mut buf).map(|()| key.id(&buf))
+        } else {
+            Ok(ChunkId::ZERO)
+        };
         let mut id = ChunkId::ZERO;
         if next_listed == at {
             listed.next();

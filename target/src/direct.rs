@@ -9,11 +9,10 @@ use std::{borrow::Cow, ops::Range};
 use driftline_extent::{
     CHUNK_LEN, ChunkId, Committed, Finish, Lack, Plan, VOLUME_LEN_MAX, chunk_count,
 };
-use driftline_manifest::is_zero;
 
 use crate::{
     Disk, Problem, Replica,
-    chunks::{Patch, bytes_of, chunk_buf, read_chunk, walk},
+    chunks::{Patch, bytes_of, chunk_buf, read_chunk, room_in, walk},
     replica::{Session, remember},
     state::{State, Status},
 };
@@ -134,7 +133,7 @@ impl<D: Disk> Replica<D> {
         if direct.size.is_none() {
             self.volume.reach_beyond(patch.offset() + CHUNK_LEN)?;
         }
-        let kept = self.room_in(&direct, patch.offset(), &chunk)?;
+        let kept = room_in(&self.volume, direct.size, patch.offset(), &chunk)?;
         self.volume.write_sparse(patch.offset(), &chunk[..kept])?;
         // The list is zero ahead, and stays a hole where it can.
         if !id.is_zero() || patch.index < direct.next {
@@ -144,23 +143,6 @@ impl<D: Disk> Replica<D> {
             remember(&mut self.received, id, patch.index);
         }
         self.advance(direct, patch.index..patch.index + 1, CHUNK_LEN)
-    }
-
-    /// How many bytes of a chunk lie within the volume; the others must be zero.
-    fn room_in(&self, direct: &Direct, offset: u64, chunk: &[u8]) -> Result<usize, Problem> {
-        let size = match direct.size {
-            Some(size) => size,
-            None if self.volume.is_fixed() => self.volume.len()?,
-            None => VOLUME_LEN_MAX,
-        };
-        let kept = size.saturating_sub(offset).min(chunk.len() as u64) as usize;
-        if is_zero(&chunk[kept..]) {
-            return Ok(kept);
-        }
-        Err(match direct.size {
-            Some(size) => Problem::BeyondEnd { size },
-            None => Problem::TooSmall { needed: offset + CHUNK_LEN, available: size },
-        })
     }
 
     pub(crate) fn zero_directly(&mut self, chunks: Range<u64>) -> Result<(), Problem> {

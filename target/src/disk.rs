@@ -62,6 +62,8 @@ pub enum Part {
     Ids,
     /// The ids that the current increment leads to.
     Overlay,
+    /// The damage that a source may replace.
+    Repair,
 }
 
 impl fmt::Display for Part {
@@ -72,6 +74,7 @@ impl fmt::Display for Part {
             Self::Journal => "journal",
             Self::Ids => "list of chunk ids",
             Self::Overlay => "overlay of chunk ids",
+            Self::Repair => "list of damage",
         })
     }
 }

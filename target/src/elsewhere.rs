@@ -1,5 +1,7 @@
 //! Where a replica may find a chunk that it does not have at its own place.
 
+use std::collections::HashSet;
+
 use driftline_extent::{ChunkId, ReplicaId, Root};
 
 use crate::Problem;
@@ -31,11 +33,20 @@ impl std::fmt::Debug for Update<'_> {
     }
 }
 
+/// Is told what may be the chunk of a name, and says whether it is.
+pub type Take<'a> = &'a mut dyn FnMut(&ChunkId, Vec<u8>) -> Result<bool, Problem>;
+
 /// Finds chunks by name. Whatever goes wrong there is no failure of the replica: it then asks the
 /// source, as if nothing had been found.
 pub trait Elsewhere: Send {
     /// What may be the chunk of this name, read just now. Who asks hashes it.
     fn find(&mut self, id: &ChunkId) -> Option<Vec<u8>>;
+
+    /// Looks through all there is for chunks of these names, which takes long. `take` is told what
+    /// may be one of them, until it says that it is.
+    fn search(&mut self, _ids: &HashSet<ChunkId>, _take: Take<'_>) -> Result<(), Problem> {
+        Ok(())
+    }
 
     /// What was found under this name was something else.
     fn forget(&mut self, id: &ChunkId);

@@ -283,6 +283,12 @@ pub enum Problem {
          replica is where it was or one generation further; check it, then open the replica again"
     )]
     StateReadBack,
+    /// The list of damage is not what was written to it.
+    #[error(
+        "the list of damage does not read back as it was written: the storage is not reliable; \
+         nothing of it may be replaced; check it, then scrub again"
+    )]
+    RepairReadBack,
     /// A whole copy ended without the root over it.
     #[error("a whole copy or scan must end with the root over the volume, and this one did not")]
     MissingRoot,
@@ -362,6 +368,7 @@ impl Problem {
             | Self::Restored { .. }
             | Self::JournalReadBack { .. }
             | Self::StateReadBack
+            | Self::RepairReadBack
             | Self::MissingRoot
             | Self::Uncovered { .. } => Reason::VerifyFailed,
             Self::BeyondEnd { .. } | Self::Malformed(_) => Reason::StreamDamaged,

@@ -118,7 +118,8 @@ fn empty(size: u64) -> Disks<Memory> {
     let volume = Memory::default();
     let _ = volume.set_len(size);
     let book = Memory::default;
-    Disks { volume, state: book(), journal: book(), ids: book(), overlay: book() }
+    let (state, journal, ids, overlay, repair) = (book(), book(), book(), book(), book());
+    Disks { volume, state, journal, ids, overlay, repair }
 }
 
 /// A complete replica of zeros at generation 1 and epoch 3.

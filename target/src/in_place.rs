@@ -7,6 +7,7 @@
 
 use std::{
     borrow::Cow,
+    fmt,
     ops::Range,
     sync::{
         Arc,
@@ -21,11 +22,11 @@ use driftline_extent::{
 use driftline_manifest::{ChunkKey, TreeHasher, is_zero};
 
 use crate::{
-    Disk, Part, Problem, TargetError,
-    chunks::{Patch, Valid, bytes_of, chunk_buf, validate},
-    disk::Store,
+    Disk, Problem, TargetError,
+    chunks::{Patch, Valid, bytes_of, chunk_buf, room_in, validate},
     open_path::Guard,
     promised::{Promise, Promised},
+    volume::VolumeStore,
 };
 
 /// The unit in which what stands there is compared with what should: the block of common file
@@ -36,12 +37,11 @@ const GRAIN_LEN: usize = 4096;
 ///
 /// A file gets the size of the volume. A device may be larger, and is left as it is behind the
 /// volume.
-#[derive(Debug)]
-pub struct InPlace<D> {
+pub struct InPlace<D: Disk> {
     name: String,
     key: ChunkKey,
     state: TargetState,
-    volume: Store<D>,
+    volume: VolumeStore<D>,
     /// Chunks below this have come, if any were to come.
     next: Option<u64>,
     /// The size of the volume, if the plan said it.
@@ -68,7 +68,7 @@ impl<D: Disk> InPlace<D> {
                 takes: Takes::Volume,
                 ..TargetState::nothing()
             },
-            volume: Store::new(Part::Volume, disk),
+            volume: VolumeStore::new(disk, None),
             next: None,
             size: None,
             written: Arc::default(),
@@ -131,11 +131,7 @@ impl<D: Disk> InPlace<D> {
         if size > VOLUME_LEN_MAX {
             return Err(Problem::Malformed("the volume is larger than any can be"));
         }
-        let available = self.volume.len()?;
-        if self.volume.is_fixed() && available < size {
-            return Err(Problem::TooSmall { needed: size, available });
-        }
-        Ok(())
+        self.volume.check_room(size)
     }
 
     /// Where the volume ends, as far as it is known: what stands behind that is none of it.
@@ -211,9 +207,7 @@ impl<D: Disk> InPlace<D> {
     }
 
     fn write_patch(&mut self, patch: &Patch, data: Option<&[u8]>) -> Result<(), Problem> {
-        if data.is_some_and(|data| !patch.data.is_empty() && !patch.is_named(&self.key, data)) {
-            return Err(Problem::WrongData { offset: patch.offset() });
-        }
+        data.map_or(Ok(()), |data| patch.check_data(&self.key, data))?;
         let bytes = match (data, self.promised.take_new(patch)) {
             (None, Some((bytes, _))) => Cow::from(bytes),
             _ => patch.take_data(data, || self.had(patch))?,
@@ -221,18 +215,7 @@ impl<D: Disk> InPlace<D> {
         // A whole copy names everything: what it does not name is zero.
         let mut chunk = chunk_buf();
         patch.change(&mut chunk, &bytes);
-        let limit = match self.size {
-            Some(size) => size,
-            None if self.volume.is_fixed() => self.volume.len()?,
-            None => VOLUME_LEN_MAX,
-        };
-        let kept = limit.saturating_sub(patch.offset()).min(CHUNK_LEN) as usize;
-        if chunk[kept..].iter().any(|byte| *byte != 0) {
-            return Err(match self.size {
-                Some(size) => Problem::BeyondEnd { size },
-                None => Problem::TooSmall { needed: patch.offset() + CHUNK_LEN, available: limit },
-            });
-        }
+        let kept = room_in(&self.volume, self.size, patch.offset(), &chunk)?;
         self.replace(patch.offset(), &self.chunk(patch.index)?[..kept], &chunk[..kept])
     }
 
@@ -362,5 +345,13 @@ impl<D: Disk> Target for InPlace<D> {
 
     fn commit(&mut self, finish: &Finish) -> Result<Committed, TargetError> {
         self.run(|this| this.finish(finish))
+    }
+}
+
+impl<D: Disk> fmt::Debug for InPlace<D> {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("InPlace");
+        debug.field("name", &self.name).field("size", &self.size).finish_non_exhaustive()
     }
 }

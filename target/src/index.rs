@@ -19,7 +19,7 @@
 //! [`CACHE_LEN`] bytes.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::OsString,
     fs, io,
     os::unix::ffi::{OsStrExt, OsStringExt},
@@ -39,7 +39,7 @@ use redb::{
 
 use crate::{
     Elsewhere, FileDisk, Part, Problem, Update,
-    elsewhere::Entry,
+    elsewhere::{Entry, Take},
     ids::IdList,
     state::{Slots, State},
 };
@@ -60,6 +60,9 @@ const RUN_LEN: usize = 1 << 17;
 
 /// Bytes of the file that are kept in memory.
 const CACHE_LEN: usize = 64 << 20;
+
+/// Places of one content that are looked at for a repair.
+const PLACES_MAX: usize = 8;
 
 /// Volumes of other replicas that a session has open.
 const OPEN_MAX: usize = 64;
@@ -257,6 +260,37 @@ impl Index {
             let path = replica.and_then(|replica| Some(Replica::decode(replica.value())?.path));
             Ok(path.map(|path| (number, path, chunk)))
         })?
+    }
+
+    /// All places of these chunks, a few of each: also those that are not the first of their
+    /// content.
+    fn places_of(&self, ids: &HashSet<ChunkId>) -> HashMap<Prefix, Vec<(u32, PathBuf, u64)>> {
+        let wanted: HashSet<Prefix> = ids.iter().map(prefix).collect();
+        let found = self.with(|database| {
+            let transaction = database.begin_read()?;
+            let mut paths = HashMap::new();
+            for entry in transaction.open_table(REPLICAS)?.iter()? {
+                let (number, replica) = entry?;
+                let replica = Replica::decode(replica.value());
+                paths.extend(replica.map(|replica| (number.value(), replica.path)));
+            }
+            let mut found: HashMap<Prefix, Vec<_>> = HashMap::new();
+            for entry in transaction.open_table(PLACES)?.iter()? {
+                let (place, prefix) = entry?;
+                let ((number, chunk), prefix) = (place.value(), prefix.value());
+                if !wanted.contains(&prefix) {
+                    continue;
+                }
+                let places = found.entry(prefix).or_default();
+                if places.len() < PLACES_MAX
+                    && let Some(path) = paths.get(&number)
+                {
+                    places.push((number, path.clone(), chunk));
+                }
+            }
+            Ok(found)
+        });
+        found.unwrap_or_default()
     }
 
     /// Whether a replica is listed at this root, under this path.
@@ -552,6 +586,20 @@ impl Shelf {
 }
 
 impl Elsewhere for Shelf {
+    fn search(&mut self, ids: &HashSet<ChunkId>, take: Take<'_>) -> Result<(), Problem> {
+        let places = self.index.places_of(ids);
+        for id in ids {
+            for (number, path, chunk) in places.get(&prefix(id)).into_iter().flatten() {
+                if let Some(bytes) = self.read(*number, path, *chunk)
+                    && take(id, bytes)?
+                {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn find(&mut self, id: &ChunkId) -> Option<Vec<u8>> {
         let (number, path, chunk) = self.index.find(id)?;
         let bytes = self.read(number, &path, chunk);

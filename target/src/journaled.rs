@@ -8,8 +8,8 @@ use std::{
 };
 
 use driftline_extent::{
-    BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Lack, Plan, PlanKind, Resume, Root,
-    VOLUME_LEN_MAX, chunk_count,
+    BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, Lack, Plan, PlanKind, Resume,
+    Root, VOLUME_LEN_MAX, VolumeId, chunk_count,
 };
 use driftline_manifest::TreeHasher;
 
@@ -38,13 +38,28 @@ pub(crate) struct Journaled {
     proven: VecDeque<Range<u64>>,
 }
 
+/// What stands where a chunk is to be changed.
+struct Base {
+    /// Its name in the books.
+    listed: ChunkId,
+    /// Whether it is something else, that may be replaced.
+    damaged: bool,
+}
+
 /// How many compared spans are remembered. A source announces few before it hears of the first.
 const PROVEN_MAX: usize = 16;
 
 impl Journaled {
+    /// An increment of which nothing has come.
+    pub(crate) const fn new(header: Header, size: Option<u64>) -> Self {
+        let end = Position::START;
+        let proven = VecDeque::new();
+        Self { header, end, synced: end.at, last_data: None, size, proven }
+    }
+
     /// Appends a record and notes in the overlay what it leads to. Returns where the payload
     /// stands.
-    fn append<D: Disk>(
+    pub(crate) fn append<D: Disk>(
         &mut self,
         journal: &Journal<D>,
         overlay: &Overlay<D>,
@@ -110,6 +125,8 @@ impl<D: Disk> Replica<D> {
     pub(crate) fn adopt(&mut self) -> Result<(), Problem> {
         self.journal.clear()?;
         self.overlay.clear()?;
+        // What stands here is what is listed from here on.
+        self.repairs.forget()?;
         let found = self.volume.len()?.min(VOLUME_LEN_MAX);
         let size = match self.state.status {
             Status::Direct { .. } => found,
@@ -164,22 +181,30 @@ impl<D: Disk> Replica<D> {
             self.session = Session::Journaled(Box::new(session));
             return Ok(watermark);
         }
+        let header = self.create_journal(plan.kind, plan.tip, plan.volume)?;
+        self.session = Session::Journaled(Box::new(Journaled::new(header, plan.size)));
+        Ok(0)
+    }
+
+    /// Begins a journal of what starts from the state as it is.
+    pub(crate) fn create_journal(
+        &mut self,
+        kind: PlanKind,
+        tip: Option<Generation>,
+        volume: Option<VolumeId>,
+    ) -> Result<Header, Problem> {
         let header = Header {
-            kind: plan.kind,
+            kind,
             replica: self.state.replica,
             epoch: self.state.epoch,
             nonce: self.draw(),
             base: self.state.generation(),
-            tip: plan.tip,
-            volume: plan.volume,
+            tip,
+            volume,
             base_size: self.state.size,
         };
         self.journal.create(&header)?;
-        let (end, size) = (Position::START, plan.size);
-        let proven = VecDeque::new();
-        let session = Journaled { header, end, synced: end.at, last_data: None, size, proven };
-        self.session = Session::Journaled(Box::new(session));
-        Ok(0)
+        Ok(header)
     }
 
     /// Takes up the journal at the last mark before which everything is proven:
@@ -209,12 +234,12 @@ impl<D: Disk> Replica<D> {
             // What stood there was proven when the record was made, and may have changed since.
             match record {
                 Record::Chunk { patch, .. } => {
-                    self.read_committed(patch.index, &mut buf)?;
+                    self.read_base(patch.index, &mut buf)?;
                     remember(&mut received, patch.id, records.payload_at());
                 }
                 Record::Zero { index, count } => {
                     for index in index..index + count {
-                        self.read_committed(index, &mut buf)?;
+                        self.read_base(index, &mut buf)?;
                     }
                 }
                 Record::Mark { .. } => {}
@@ -228,12 +253,39 @@ impl<D: Disk> Replica<D> {
 
     /// Reads a chunk and proves that it is what was committed. Returns its id.
     fn read_committed(&self, index: u64, buf: &mut [u8]) -> Result<ChunkId, Problem> {
-        read_chunk(&self.volume, self.state.size, index, buf)?;
+        match self.read_base(index, buf)? {
+            Base { listed, damaged: false } => Ok(listed),
+            Base { damaged: true, .. } => Err(Problem::Modified { offset: index * CHUNK_LEN }),
+        }
+    }
+
+    /// Reads a chunk that is to be changed. It is what was committed, or damage that may be
+    /// replaced and is still what it was, of which nothing is handed out.
+    fn read_base(&self, index: u64, buf: &mut [u8]) -> Result<Base, Problem> {
         let listed = self.ids.get(index)?;
-        if self.key.id(buf) == listed {
-            return Ok(listed);
+        let read = read_chunk(&self.volume, self.state.size, index, buf);
+        let found = match read {
+            Ok(()) => Some(self.key.id(buf)),
+            Err(_) if self.repairs.contains(index) => None,
+            Err(problem) => return Err(problem),
+        };
+        if found == Some(listed) {
+            return Ok(Base { listed, damaged: false });
+        }
+        if self.repairs.allow(index, listed, found) {
+            buf.fill(0);
+            return Ok(Base { listed, damaged: true });
         }
         Err(Problem::Modified { offset: index * CHUNK_LEN })
+    }
+
+    /// As [`read_base`](Self::read_base): damage is no base for a part of a chunk.
+    fn read_base_of(&self, patch: &Patch, buf: &mut [u8]) -> Result<Base, Problem> {
+        let base = self.read_base(patch.index, buf)?;
+        if base.damaged && !patch.is_whole() {
+            return Err(Problem::Modified { offset: patch.offset() });
+        }
+        Ok(base)
     }
 
     /// Whether a chunk was proven to be what was committed a moment ago, with its span.
@@ -252,7 +304,11 @@ impl<D: Disk> Replica<D> {
             read_chunk(&self.volume, self.state.size, patch.index, &mut chunk)?;
             listed
         } else {
-            self.read_committed(patch.index, &mut chunk)?
+            let base = self.read_base_of(patch, &mut chunk)?;
+            if base.damaged {
+                return self.lacks_damaged(patch);
+            }
+            base.listed
         };
         let here = patch.data.is_empty() || patch.is_in(&self.key, &chunk, listed);
         if here || self.received_payload(patch)?.is_some() {
@@ -271,6 +327,14 @@ impl<D: Disk> Replica<D> {
         Ok(if narrow { self.tell(patch, bytes, true) } else { Lack::All })
     }
 
+    /// What is lacking of a chunk of which nothing can be used.
+    fn lacks_damaged(&mut self, patch: &Patch) -> Result<Lack, Problem> {
+        if patch.data.is_empty() || self.received_payload(patch)?.is_some() {
+            return Ok(Lack::Nothing);
+        }
+        Ok(self.lacks_elsewhere(patch, false))
+    }
+
     /// The data of `patch`, if it came with another chunk of this increment.
     fn received_payload(&self, patch: &Patch) -> Result<Option<Vec<u8>>, Problem> {
         let Some(at) = self.received.get(&patch.id).copied() else { return Ok(None) };
@@ -283,6 +347,10 @@ impl<D: Disk> Replica<D> {
         chunks: Range<u64>,
         digest: ChunkId,
     ) -> Result<bool, Problem> {
+        if self.repairs.within(&chunks).next().is_some() {
+            // Whatever the damage is like, each chunk is told, and looked at then.
+            return Ok(true);
+        }
         let (size, ids) = (self.state.size, &self.ids);
         let found = prove_span(&self.key, &self.volume, size, ids, chunks.clone())?;
         let mut tree = TreeHasher::new(&self.key);
@@ -301,17 +369,19 @@ impl<D: Disk> Replica<D> {
         data: Option<&[u8]>,
     ) -> Result<(), Problem> {
         let promised = self.promised.take_new(patch);
-        let listed = self.ids.get(patch.index)?;
         // Whether it stands there was proven when that was asked for; a part of a chunk is
         // changed on top of what is there.
         let mut chunk = Vec::new();
-        if !patch.data.is_all() {
+        let Base { listed, damaged } = if patch.data.is_all() && !self.repairs.contains(patch.index)
+        {
+            Base { listed: self.ids.get(patch.index)?, damaged: false }
+        } else {
             chunk = chunk_buf();
-            self.read_committed(patch.index, &mut chunk)?;
-        }
+            self.read_base_of(patch, &mut chunk)?
+        };
         let mut after = listed;
         let mut record = None;
-        if !patch.is_in(&self.key, &chunk, listed) {
+        if damaged || !patch.is_in(&self.key, &chunk, listed) {
             let (bytes, changed) = match (data, promised) {
                 (None, Some((bytes, changed))) => (Cow::from(bytes), changed),
                 _ => (patch.take_data(data, || self.received_payload(patch))?, None),
@@ -335,7 +405,9 @@ impl<D: Disk> Replica<D> {
             Some(_) => return Err(Problem::Malformed("two items change the same chunk")),
             None => {}
         }
-        let Some((patch, payload)) = record.filter(|_| after != listed) else { return Ok(()) };
+        let Some((patch, payload)) = record.filter(|_| damaged || after != listed) else {
+            return Ok(());
+        };
         let at = self.append(&Record::Chunk { patch, after }, &payload)?;
         remember(&mut self.received, patch.id, at);
         Ok(())
@@ -350,6 +422,13 @@ impl<D: Disk> Replica<D> {
             }
         }
         let mut buf = chunk_buf();
+        // What may be replaced need not be listed as anything but zero.
+        let awaited: Vec<u64> = self.repairs.within(&chunks).collect();
+        for index in awaited {
+            if self.overlay.get(index)?.is_none() && self.read_base(index, &mut buf)?.damaged {
+                self.append(&Record::Zero { index, count: 1 }, &[])?;
+            }
+        }
         let mut next = chunks.start;
         let end = chunks.end.min(chunk_count(self.state.size));
         while let Some(run) = self.next_run_to_zero(next..end, &mut buf)? {
@@ -420,6 +499,18 @@ impl<D: Disk> Replica<D> {
                 let _ = self.journal.clear();
             }
         })?;
+        self.seal_and_apply(session, finish.tip, size, root)?;
+        Ok(Committed { generation: finish.tip, root, size })
+    }
+
+    /// Seals a journal that is proven to lead to `root`, and does what it says.
+    pub(crate) fn seal_and_apply(
+        &mut self,
+        session: Journaled,
+        tip: Generation,
+        size: u64,
+        root: Root,
+    ) -> Result<(), Problem> {
         let Journaled { header, end, .. } = session;
         self.journal.settle()?;
         let mut records = self.journal.read(&header);
@@ -428,11 +519,10 @@ impl<D: Disk> Replica<D> {
         if records.position() != end {
             return Err(Problem::JournalReadBack { at: records.position().at });
         }
-        let seal = Seal { header, tip: finish.tip, size, root, end };
+        let seal = Seal { header, tip, size, root, end };
         self.journal.commit(&seal)?;
         self.put_in_place(&seal)?;
-        self.conclude(&seal)?;
-        Ok(Committed { generation: finish.tip, root, size })
+        self.conclude(&seal)
     }
 
     /// The root that the increment leads to, which must be `announced` if anything is.
@@ -469,7 +559,7 @@ impl<D: Disk> Replica<D> {
         let chunks = chunk_count(size)..chunk_count(self.state.size);
         let (key, size, ids) = (&self.key, self.state.size, &self.ids);
         walk(key, &self.volume, size, ids, chunks, |index, found, listed| {
-            if found == listed {
+            if found == listed || self.repairs.allow(index, listed, Some(found)) {
                 return Ok(());
             }
             Err(Problem::Modified { offset: index * CHUNK_LEN })
@@ -484,7 +574,10 @@ impl<D: Disk> Replica<D> {
             return Ok(());
         }
         let mut chunk = chunk_buf();
-        let listed = self.read_committed(index, &mut chunk)?;
+        let Base { listed, damaged } = self.read_base(index, &mut chunk)?;
+        if damaged && changed.is_none() {
+            return Err(Problem::Modified { offset: index * CHUNK_LEN });
+        }
         match changed {
             Some(id) if id.is_zero() => chunk.fill(0),
             Some(_) => self.change_as_journaled(&session.header, index, &mut chunk)?,

@@ -11,6 +11,7 @@
 //! * [`InPlace`]: a file or device that becomes what a volume is, and [`Verified`]: what a replica
 //!   holds, proven while it is read. Together they are a restore.
 //! * [`Index`]: where, over all replicas of a target, a chunk of some name stands.
+//! * [`Replica::scrub`]: finds damage at rest, and puts it right by hash.
 //! * [`StreamTarget`] and [`Sink`]: opaque streams, into a storage that applies them itself.
 //!
 //! # Beside the volume
@@ -24,6 +25,7 @@
 //! | `ids` | the id of every chunk of it | 32 bytes a chunk, sparse, module `ids` |
 //! | `journal` | the increment being received | checksummed records, module `journal` |
 //! | `overlay` | ids that the increment leads to | as `ids`; rebuilt from the journal |
+//! | `repair` | the damage that a source may replace | checksummed, module `repair` |
 //! | `lock` | the process that has it open | flock, and its pid in decimal |
 //!
 //! The file of an [`Index`] is elsewhere and of all of them; module `index`.
@@ -50,7 +52,9 @@ mod keeper;
 mod open_path;
 mod promised;
 mod redo;
+mod repair;
 mod replica;
+mod scrub;
 mod state;
 mod stream;
 mod verified;
@@ -60,13 +64,14 @@ mod window;
 
 pub use device::FileDisk;
 pub use disk::{Disk, Part};
-pub use elsewhere::{Elsewhere, Entry, Update};
+pub use elsewhere::{Elsewhere, Entry, Take, Update};
 pub use error::{Problem, TargetError};
 pub use in_place::InPlace;
 pub use index::{Index, IndexError, Listed};
 pub use keeper::{Keeper, Kept};
 pub use open_path::{Inspection, Options, inspect, open, open_in_place, open_kept, state_dir_of};
 pub use replica::{Disks, Replica};
+pub use scrub::ScrubReport;
 pub use stream::{Sink, SinkState, StreamProblem, StreamTarget, StreamTargetError};
 pub use verified::Verified;
 pub use verify::VerifyReport;

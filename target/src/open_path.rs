@@ -18,6 +18,7 @@ use crate::{
     Disks, FileDisk, InPlace, Index, Keeper, Problem, Replica, TargetError,
     journal::Journal,
     journaled::{Unsealed, find_unsealed},
+    repair::Repairs,
     state::{Slots, State, Status},
 };
 
@@ -173,7 +174,7 @@ impl Drop for Guard {
 }
 
 /// The books of a replica, by name.
-const BOOKS: [&str; 4] = ["state", "journal", "ids", "overlay"];
+const BOOKS: [&str; 5] = ["state", "journal", "ids", "overlay", "repair"];
 const LOCK: &str = "lock";
 
 fn open_disks(
@@ -207,11 +208,12 @@ fn open_disks(
         guard.made.push(dir.clone());
     }
     guard._locks.push(lock(&dir.join(LOCK))?);
-    let [state, journal, ids, overlay] = BOOKS.map(|name| {
+    let [state, journal, ids, overlay, repair] = BOOKS.map(|name| {
         let path = dir.join(name);
         FileDisk::create(&path, false).map_err(|source| Problem::Open { path, source })
     });
     let (state, journal, ids, overlay) = (state?, journal?, ids?, overlay?);
+    let repair = repair?;
     sync_dir(&dir)?;
     let volume = match kind {
         _ if kept => FileDisk::open_kept(path),
@@ -232,7 +234,7 @@ fn open_disks(
     if kind.is_none() && !kept {
         sync_dir(parent_of(path))?;
     }
-    Ok((Disks { volume, state, journal, ids, overlay }, guard))
+    Ok((Disks { volume, state, journal, ids, overlay, repair }, guard))
 }
 
 /// The file that a path leads to, so that its books are found by every name of it.
@@ -316,6 +318,8 @@ fn try_lock(file: &File) -> io::Result<bool> {
 pub struct Inspection {
     /// What the replica held when it was looked at.
     pub state: TargetState,
+    /// When a scrub last found no damage, in milliseconds since 1970.
+    pub scrubbed_ms: Option<u64>,
     /// The process that last opened it; it may have ended since.
     pub opened_by: Option<u32>,
 }
@@ -334,10 +338,15 @@ fn inspect_dir(dir: &Path) -> Result<Option<Inspection>, Problem> {
         Some(journal) => find_unsealed(&Journal::new(journal), &state)?,
         None => None,
     };
+    let damaged = match open_book(dir, "repair")? {
+        Some(repair) => Repairs::peek(repair, &state)?,
+        None => false,
+    };
     let opened_by = fs::read_to_string(dir.join("lock")).ok();
     let opened_by = opened_by.and_then(|pid| pid.trim().parse().ok());
     Ok(Some(Inspection {
-        state: state.describe(unsealed.as_ref().map(Unsealed::resume)),
+        state: TargetState { damaged, ..state.describe(unsealed.as_ref().map(Unsealed::resume)) },
+        scrubbed_ms: state.scrubbed_ms,
         opened_by,
     }))
 }

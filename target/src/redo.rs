@@ -1,7 +1,7 @@
 //! Putting a sealed increment in place. Every step can be done again: after a crash the
 //! whole of it is, from the start.
 
-use driftline_extent::{CHUNK_LEN, ChunkId, Extent, chunk_count};
+use driftline_extent::{CHUNK_LEN, ChunkId, Extent, PlanKind, chunk_count};
 
 use crate::{
     Disk, Problem, Replica,
@@ -33,12 +33,26 @@ impl<D: Disk> Replica<D> {
             return Err(Problem::JournalDamaged { at: records.position().at });
         }
         tracing::info!(volume = self.name, tip = %seal.tip, "completes an increment after a stop");
-        self.put_in_place(&seal)?;
+        match self.put_in_place(&seal) {
+            // The damage is still there, and can be found again: it is no half of anything.
+            Err(problem @ Problem::ReadBack { .. }) if self.is_repair(&seal) => {
+                tracing::error!(volume = self.name, %problem, "damage was not repaired");
+                self.journal.clear()?;
+                return Ok(false);
+            }
+            done => done?,
+        }
         if self.ids.root(&self.key, seal.size)? != seal.root {
             return Err(Problem::ListDamaged);
         }
         self.conclude(&seal)?;
         Ok(true)
+    }
+
+    /// Whether a journal leads to what is there already, in the books.
+    fn is_repair(&self, seal: &Seal) -> bool {
+        let State { size, status, .. } = self.state;
+        (status, size) == (Status::Complete { generation: seal.tip, root: seal.root }, seal.size)
     }
 
     /// That the volume's size is the base's, the tip's, or what a crash in between can leave.
@@ -86,6 +100,14 @@ impl<D: Disk> Replica<D> {
         self.slots.commit(&state)?;
         let base = self.state.root();
         self.state = state;
+        // Of what compared all, nothing is left.
+        let noted = match seal.header.kind {
+            PlanKind::Incremental => self.repairs.follow(&self.state, &self.overlay),
+            _ => self.repairs.forget(),
+        };
+        if let Err(problem) = noted {
+            tracing::warn!(volume = self.name, %problem, "it is not noted which damage is left");
+        }
         self.tell_elsewhere(base, |this, chunks| Box::new(this.overlay.entries(chunks)));
         // It is committed. What is left behind is known by its epoch to be a leftover.
         if let Err(problem) = self.journal.clear().and_then(|()| self.overlay.clear()) {

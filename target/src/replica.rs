@@ -20,6 +20,7 @@ use crate::{
     journaled::{Journaled, Unsealed, find_unsealed},
     open_path::Guard,
     promised::{Promise, Promised},
+    repair::Repairs,
     state::{Slots, State, Status},
     volume::VolumeStore,
 };
@@ -30,7 +31,7 @@ const RECEIVED_MAX: usize = 64 * 1024;
 /// How much of a first copy or an increment may have to come again after a power failure.
 const CHECKPOINT_LEN: u64 = 256 << 20;
 
-/// The five disks of a replica: the volume and the books beside it.
+/// The six disks of a replica: the volume and the books beside it.
 #[derive(Debug)]
 pub struct Disks<D> {
     /// The replica itself.
@@ -43,6 +44,8 @@ pub struct Disks<D> {
     pub ids: D,
     /// The ids that the current increment leads to.
     pub overlay: D,
+    /// The damage that a source may replace.
+    pub repair: D,
 }
 
 /// A live target that is always at a generation. See the crate's documentation.
@@ -56,14 +59,16 @@ pub struct Replica<D: Disk> {
     pub(crate) journal: Journal<D>,
     pub(crate) ids: IdList<D>,
     pub(crate) overlay: Overlay<D>,
+    /// The damage that a source may replace.
+    pub(crate) repairs: Repairs<D>,
     pub(crate) state: State,
     /// An increment that was cut off.
-    unsealed: Option<Unsealed>,
+    pub(crate) unsealed: Option<Unsealed>,
     /// Where data of this increment was put, by its id: a position in the journal, or the
     /// index of a chunk of the volume.
     pub(crate) received: HashMap<ChunkId, u64>,
     /// Where else a chunk may be found.
-    elsewhere: Option<Box<dyn Elsewhere>>,
+    pub(crate) elsewhere: Option<Box<dyn Elsewhere>>,
     /// What the volume is like, if anything that can be read.
     like: Option<Box<dyn Volume + Send>>,
     /// What items are made of that were announced and have not come.
@@ -130,6 +135,7 @@ impl<D: Disk> Replica<D> {
         let (slots, state) = Slots::open(disks.state)?;
         let volume = VolumeStore::new(disks.volume, keeper);
         let recorded = state.is_some();
+        let repairs = Repairs::open(disks.repair, state.as_ref())?;
         let mut drawn = 0;
         let state = match state {
             Some(state) => state,
@@ -149,6 +155,7 @@ impl<D: Disk> Replica<D> {
             journal: Journal::new(disks.journal),
             ids: IdList::new(Part::Ids, disks.ids),
             overlay: Overlay(IdList::new(Part::Overlay, disks.overlay)),
+            repairs,
             state,
             unsealed: None,
             received: HashMap::new(),
@@ -178,14 +185,14 @@ impl<D: Disk> Replica<D> {
         if self.check_size().is_ok() {
             self.keep_generation()?;
         }
-        if !completed && self.check_untouched().is_ok() {
+        if !completed && self.check_untouched(true).is_ok() {
             self.unsealed = find_unsealed(&self.journal, &self.state)?;
         }
         Ok(())
     }
 
     /// Lets the keeper cut, lock and keep what was committed, unless that was done.
-    fn keep_generation(&mut self) -> Result<(), Problem> {
+    pub(crate) fn keep_generation(&mut self) -> Result<(), Problem> {
         let size = self.state.size;
         let Status::Complete { generation, root } = self.state.status else { return Ok(()) };
         if self.state.kept || !self.volume.has_keeper() {
@@ -353,8 +360,8 @@ impl<D: Disk> Replica<D> {
     }
 
     /// That the volume has the size that was committed to it, and that nothing was written to
-    /// it since it was kept.
-    fn check_untouched(&self) -> Result<(), Problem> {
+    /// it since it was kept: with `repairs`, nothing but damage that may be replaced.
+    fn check_untouched(&self, repairs: bool) -> Result<(), Problem> {
         self.check_size()?;
         let Status::Complete { generation, .. } = self.state.status else { return Ok(()) };
         match self.volume.kept()? {
@@ -363,7 +370,7 @@ impl<D: Disk> Replica<D> {
             }
             // A storage that was not shut down may write to its own books when it comes back: only
             // what stands there decides.
-            Some(kept) if kept.written && !self.verify_all(&mut |_| {})?.is_clean() => {
+            Some(kept) if kept.written && !self.is_as_known(repairs)? => {
                 Err(Problem::Written { generation })
             }
             Some(_) | None => Ok(()),
@@ -376,7 +383,7 @@ impl<D: Disk> Replica<D> {
     }
 
     /// Runs one call of a session; an error poisons the replica.
-    fn run<T>(
+    pub(crate) fn run<T>(
         &mut self,
         call: impl FnOnce(&mut Self) -> Result<T, Problem>,
     ) -> Result<T, TargetError> {
@@ -414,7 +421,8 @@ impl<D: Disk> Replica<D> {
         self.admit_source(plan, *overwrite)?;
         // Consent to an overwrite is none to build on what stands there.
         if !overwrite || plan.kind == PlanKind::Incremental {
-            self.check_untouched()?;
+            // What an increment leaves alone would be kept as it is.
+            self.check_untouched(plan.kind != PlanKind::Incremental)?;
         }
         let resumes = self.unsealed.as_ref().is_some_and(|unsealed| unsealed.is_of(plan));
         match (plan.kind, self.state.status) {
@@ -427,6 +435,12 @@ impl<D: Disk> Replica<D> {
             }
             (PlanKind::Incremental, _) => Err(Problem::NotTheBase { offered: plan.base, holds }),
             (PlanKind::Full, Status::Direct { .. }) => Ok(Mode::Direct),
+            // All of the volume goes by, and only what may be replaced is.
+            (PlanKind::Full, Status::Complete { generation, .. })
+                if !overwrite && plan.base == Some(generation) && !self.repairs.is_empty() =>
+            {
+                Ok(Mode::Journaled)
+            }
             (PlanKind::Scan, Status::Complete { generation, .. })
                 if !overwrite && (is_content(&generation) || plan.base == Some(generation)) =>
             {
@@ -512,12 +526,7 @@ impl<D: Disk> Replica<D> {
     fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Problem> {
         let item = validate(item)?;
         if let (Valid::Patch(patch), Some(data)) = (&item, data) {
-            let named = patch.is_named(&self.key, data);
-            // Data that is all zeros is no data, but it may have been sent.
-            let zeros = patch.id.is_zero() && self.key.id(data).is_zero();
-            if !named && !zeros {
-                return Err(Problem::WrongData { offset: patch.offset() });
-            }
+            patch.check_data(&self.key, data)?;
         }
         match (&self.session, item) {
             (Session::Idle, _) => Err(Problem::NoSession),
@@ -549,7 +558,8 @@ impl<D: Disk> Target for Replica<D> {
     type Error = TargetError;
 
     fn state(&self) -> TargetState {
-        self.state.describe(self.unsealed.as_ref().map(Unsealed::resume))
+        let state = self.state.describe(self.unsealed.as_ref().map(Unsealed::resume));
+        TargetState { damaged: !self.repairs.is_empty(), ..state }
     }
 
     fn begin(&mut self, offer: &Offer) -> Result<Begin, TargetError> {

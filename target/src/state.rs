@@ -20,7 +20,8 @@
 //! | 184 | 40 | tip of the first copy, if known |
 //! | 224 | 8 | watermark of the first copy, in chunks |
 //! | 232 | 4 | 1 if a keeper was seen to keep the generation, else 0 |
-//! | 236 | 3828 | zero |
+//! | 236 | 8 | when a scrub last found no damage, in milliseconds since 1970; 0: never |
+//! | 244 | 3820 | zero |
 //! | 4064 | 32 | BLAKE3 of bytes 0 to 4064 |
 
 use driftline_extent::{
@@ -61,6 +62,8 @@ pub(crate) struct State {
     pub(crate) status: Status,
     /// Whether a keeper has kept this generation, and locked the device before.
     pub(crate) kept: bool,
+    /// When a scrub last found no damage, in milliseconds since 1970.
+    pub(crate) scrubbed_ms: Option<u64>,
 }
 
 impl State {
@@ -70,7 +73,16 @@ impl State {
             0 => Status::Direct { tip: None, watermark: 0 },
             _ => Status::Adopted,
         };
-        Self { replica, chunk_key, epoch: 0, volume: None, size, status, kept: false }
+        Self {
+            replica,
+            chunk_key,
+            epoch: 0,
+            volume: None,
+            size,
+            status,
+            kept: false,
+            scrubbed_ms: None,
+        }
     }
 
     /// The state as a source is told of it, with an increment that the journal holds.
@@ -90,6 +102,7 @@ impl State {
             root: self.root(),
             size: self.size,
             incomplete: !matches!(self.status, Status::Complete { .. }),
+            damaged: false,
             resume,
             takes: Takes::Volume,
         }
@@ -130,6 +143,7 @@ impl State {
             .generation(tip)?
             .u64(watermark)
             .u32(u32::from(self.kept))
+            .u64(self.scrubbed_ms.unwrap_or(0))
             .pad(SLOT_LEN - CHECKSUM_LEN)
             .checksummed();
         Ok(slot)
@@ -149,13 +163,15 @@ impl State {
             1 => true,
             _ => return None,
         };
+        let scrubbed_ms = Some(fields.u64()?).filter(|ms| *ms > 0);
         let status = match tag {
             1 => Status::Complete { generation: generation?, root },
             2 => Status::Direct { tip, watermark },
             3 => Status::Adopted,
             _ => return None,
         };
-        Some((sequence, Self { replica, chunk_key, epoch, volume, size, status, kept }))
+        let state = Self { replica, chunk_key, epoch, volume, size, status, kept, scrubbed_ms };
+        Some((sequence, state))
     }
 }
 
@@ -267,6 +283,7 @@ mod tests {
             size: 5,
             status,
             kept: false,
+            scrubbed_ms: None,
         }
     }
 
@@ -290,6 +307,11 @@ mod tests {
         assert!(bytes == expected);
         let kept = State { kept: true, ..state(complete) }.encode(8).unwrap();
         assert_eq!((&kept[..232], &kept[232..240]), (&bytes[..232], &[1, 0, 0, 0, 0, 0, 0, 0][..]));
+        let scrubbed = State { scrubbed_ms: Some(0x0102), ..state(complete) }.encode(8).unwrap();
+        assert_eq!(
+            (&scrubbed[..236], &scrubbed[236..244]),
+            (&bytes[..236], &[2, 1, 0, 0, 0, 0, 0, 0][..])
+        );
     }
 
     /// Where the kind and the name of a complete state's generation stand.
@@ -321,7 +343,8 @@ mod tests {
             Status::Adopted,
         ] {
             for kept in [false, true] {
-                let state = State { kept, ..state(status) };
+                let scrubbed_ms = kept.then_some(u64::MAX);
+                let state = State { kept, scrubbed_ms, ..state(status) };
                 let bytes = state.encode(8).unwrap();
                 let fields = Reader(&checked(&bytes).unwrap()[12..]);
                 assert_eq!(State::decode(fields), Some((8, state)));

@@ -1,14 +1,18 @@
 //! Reading a whole replica again.
 
-use driftline_extent::{CHUNK_LEN, Extent, ExtentSet, Generation, chunk_count};
+use driftline_extent::{CHUNK_LEN, ChunkId, Extent, ExtentSet, Generation, chunk_count};
 
 use crate::{
     Disk, Problem, Replica,
-    chunks::{bytes_of, walk},
+    chunks::{bytes_of, walk_any},
 };
 
 /// How many extents of damage a report lists.
 const DAMAGE_MAX: usize = 1024;
+
+/// Says whether a chunk is damaged, by its index, what was found, and what is listed.
+pub(crate) type IsDamaged<'a> =
+    &'a mut dyn FnMut(u64, Result<ChunkId, Problem>, ChunkId) -> Result<bool, Problem>;
 
 /// What [`Replica::verify`] found.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,6 +45,29 @@ impl<D: Disk> Replica<D> {
         &self,
         progress: &mut dyn FnMut(u64),
     ) -> Result<VerifyReport, Problem> {
+        self.survey(progress, &mut |_, found, listed| Ok(found? != listed))
+    }
+
+    /// Whether all is as it was committed, or with `repairs` may be replaced.
+    pub(crate) fn is_as_known(&self, repairs: bool) -> Result<bool, Problem> {
+        if !repairs || self.repairs.is_empty() {
+            return Ok(self.verify_all(&mut |_| {})?.is_clean());
+        }
+        let report = self.survey(&mut |_| {}, &mut |index, found, listed| match found {
+            Ok(found) => Ok(found != listed && !self.repairs.allow(index, listed, Some(found))),
+            Err(_) if self.repairs.allow(index, listed, None) => Ok(false),
+            Err(problem) => Err(problem),
+        })?;
+        Ok(report.is_clean())
+    }
+
+    /// Reads all of it; `is_damaged` is told each chunk that is not a hole, what was found, and
+    /// what is listed.
+    pub(crate) fn survey(
+        &self,
+        progress: &mut dyn FnMut(u64),
+        is_damaged: IsDamaged<'_>,
+    ) -> Result<VerifyReport, Problem> {
         let (Some(generation), Some(root)) = (self.state.generation(), self.state.root()) else {
             return Err(Problem::NoGeneration);
         };
@@ -57,8 +84,9 @@ impl<D: Disk> Replica<D> {
         };
         self.volume.drop_cache()?;
         let (chunks, readable) = (0..chunk_count(size), size.min(size_found));
-        walk(&self.key, &self.volume, readable, &self.ids, chunks, |index, found, listed| {
-            if found != listed {
+        let (key, volume, ids) = (&self.key, &self.volume, &self.ids);
+        walk_any(key, volume, readable, ids, chunks, |index, found, listed| {
+            if is_damaged(index, found, listed)? {
                 report.damaged_chunks += 1;
                 let full = report.damaged.extent_count() >= DAMAGE_MAX;
                 report.damaged.extend(bytes_of(&(index..index + 1), size).filter(|_| !full));

@@ -250,3 +250,42 @@ fn what_was_written_since_is_noticed_wherever_it_is() {
     let mut replica = place.open();
     replica.begin(&offer(plan(PlanKind::Incremental, Some(1), 2))).unwrap();
 }
+
+#[test]
+fn what_a_scrub_puts_right_is_kept_anew() {
+    let place = Place::new();
+    let mut volume = pattern(3, 5 * CHUNK + 900);
+    volume.copy_within(..CHUNK, 4 * CHUNK);
+    let size = volume.len() as u64;
+    deliver(&mut place.open(), plan(PlanKind::Full, None, 1), &whole(&volume), size).unwrap();
+    let device = || fs::OpenOptions::new().write(true).open(&place.keeper.path).unwrap();
+    // It is there twice.
+    device().write_all_at(b"x", 9).unwrap();
+    let report = place.open().scrub(true, 1, &mut |_| {}).unwrap();
+    assert!(report.is_whole() && report.repaired == 1);
+    place.holds(&volume, 1);
+    // Of this nothing else is here.
+    device().write_all_at(b"x", 2 * CHUNK as u64 + 77).unwrap();
+    let mut replica = place.open();
+    let report = replica.scrub(true, 1, &mut |_| {}).unwrap();
+    assert_eq!((report.repaired, report.awaited), (0, 1));
+    // An increment would have the damage kept as its own.
+    let increment = offer(plan(PlanKind::Incremental, Some(1), 2));
+    let error = replica.begin(&increment).unwrap_err();
+    assert!(matches!(error.problem, Problem::Written { .. }), "{error}");
+    drop(replica);
+    let mut replica = place.open();
+    let mut next = volume;
+    next[3 * CHUNK] ^= 1;
+    deliver(&mut replica, plan(PlanKind::Scan, Some(1), 2), &whole(&next), size).unwrap();
+    drop(replica);
+    place.holds(&next, 2);
+    // A device that somebody has cut.
+    device().set_len(UNIT).unwrap();
+    let report = place.open().scrub(true, 1, &mut |_| {}).unwrap();
+    assert!(report.size_repaired && report.awaited == 6, "{report:?}");
+    let mut replica = place.open();
+    deliver(&mut replica, plan(PlanKind::Full, Some(2), 2), &whole(&next), size).unwrap();
+    drop(replica);
+    place.holds(&next, 2);
+}

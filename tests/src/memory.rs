@@ -350,6 +350,7 @@ impl Target for MemoryTarget {
             root: self.root,
             size: self.image.len() as u64,
             incomplete: false,
+            damaged: false,
             resume,
             takes: Takes::Volume,
         }

@@ -45,6 +45,7 @@ fn state() -> TargetState {
         root: Some(Root([0x54; 32])),
         size: 0x50000,
         incomplete: false,
+        damaged: false,
         resume: Some(resume),
         takes: Takes::Volume,
     }

@@ -61,11 +61,12 @@ fn churned(image: &[u8], seed: u64) -> (Vec<u8>, u64) {
 }
 
 fn replica(world: &World) -> Replica<FakeDisk> {
-    let [volume, state, journal, ids, overlay] =
-        ["volume", "state", "journal", "ids", "overlay"].map(|name| world.file(name));
+    let [volume, state, journal, ids, overlay, repair] =
+        ["volume", "state", "journal", "ids", "overlay", "repair"].map(|name| world.file(name));
     let mut seed = [7; 32];
     seed[..8].copy_from_slice(&world.operations().to_le_bytes());
-    Replica::open("replica", Disks { volume, state, journal, ids, overlay }, seed).unwrap()
+    let disks = Disks { volume, state, journal, ids, overlay, repair };
+    Replica::open("replica", disks, seed).unwrap()
 }
 
 fn bytes_of<T>(went: &Outcome<T>) -> u64 {

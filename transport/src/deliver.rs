@@ -6,7 +6,7 @@ use std::{fmt, mem, sync::Arc};
 use bytes::Bytes;
 use driftline_extent::{
     Begin, CHUNK_LEN, Change, Finish, Generation, Item, Offer, PART_LEN_MAX, Plan, PlanKind,
-    Reason, Source, TargetState, Volume,
+    Reason, Source, Standing, TargetState, Volume,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope};
 use driftline_wire::{
@@ -70,6 +70,38 @@ pub fn plan<S: Source>(
     source.learn(state);
     let plan = source.plan(base).map_err(|e| Failure::from_error(&e))?;
     Ok(Offer { plan, overwrite })
+}
+
+/// Lets all of the volume go by where the target has damage to be replaced, also where the source
+/// has nothing new. What cannot is sent as it was planned: the damage stays.
+pub fn cover<S: Source>(
+    source: &mut S,
+    state: &TargetState,
+    offer: &mut Offer,
+) -> Result<(), Failure> {
+    if !state.damaged {
+        return Ok(());
+    }
+    let standing = Standing::Suspect(Reason::TargetDamaged);
+    let plan = &mut offer.plan;
+    match plan.kind {
+        PlanKind::Scan => {
+            // What was found at the source is worth more.
+            if matches!(plan.standing.reason(), None | Some(Reason::MapMissing)) {
+                plan.standing = standing;
+            }
+        }
+        PlanKind::UpToDate | PlanKind::Incremental => {
+            match source.plan_whole().map_err(|e| Failure::from_error(&e))? {
+                Some(whole) => *plan = Plan { base: state.generation, standing, ..whole },
+                None => tracing::warn!(
+                    "the target has damage to be replaced, and this source shows only what changed"
+                ),
+            }
+        }
+        PlanKind::Full | PlanKind::Stream => {}
+    }
+    Ok(())
 }
 
 /// Lets a witness hear of the plan, which it may change.

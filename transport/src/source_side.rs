@@ -279,6 +279,7 @@ impl<S: Source> SourceWorker<S> {
         if let Some(witness) = &mut self.witness {
             deliver::prepare(&mut self.source, self.volume.as_ref(), state, &mut offer, witness)?;
         }
+        deliver::cover(&mut self.source, state, &mut offer)?;
         let _ = self.events.send(SourceEvent::Planned(offer));
         Ok(())
     }

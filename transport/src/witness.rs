@@ -159,8 +159,9 @@ impl Witness {
             self.found(Reason::RootMismatch, detail, state, plan, &[])?;
             manifest.set_suspect(Reason::RootMismatch).map_err(|e| in_manifest(&e))?;
         }
+        let damaged = state.damaged.then_some(Reason::TargetDamaged);
         if plan.kind == PlanKind::Incremental
-            && let (Some(reason), Some(size)) = (manifest.suspect(), plan.size)
+            && let (Some(reason), Some(size)) = (manifest.suspect().or(damaged), plan.size)
         {
             plan.kind = PlanKind::Scan;
             plan.standing = Standing::Suspect(reason);
@@ -168,7 +169,7 @@ impl Witness {
             tracing::warn!(
                 source = self.terms.source,
                 reason = reason.as_str(),
-                "the map of this increment is not relied on: all is compared"
+                "this increment is not enough: all is compared"
             );
         }
         let is_held = matches!(base, Base::Held(_));

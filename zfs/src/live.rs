@@ -499,6 +499,10 @@ impl Source for LiveSource {
         }
     }
 
+    fn plan_whole(&mut self) -> Result<Option<Plan>, LiveError> {
+        if self.takes == Takes::Volume { self.plan(None).map(Some) } else { Ok(None) }
+    }
+
     fn reader(&mut self) -> Result<Option<Arc<dyn Volume + Send + Sync>>, LiveError> {
         let Some(increment) = &mut self.increment else { return Ok(None) };
         let Some(shape) = increment.shape else { return Ok(None) };

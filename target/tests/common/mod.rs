@@ -1,6 +1,8 @@
 //! A replica in a folder of its own, and deliveries to it.
 #![expect(dead_code, reason = "each test file uses its part of this")]
 
+pub(crate) mod power;
+
 use std::{fs, path::PathBuf};
 
 use driftline_extent::{
@@ -8,7 +10,7 @@ use driftline_extent::{
     Target, VolumeId, chunk_count,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope, TreeHasher};
-use driftline_target::{FileDisk, Options, Replica, TargetError, open};
+use driftline_target::{Disk, FileDisk, Options, Replica, TargetError, open};
 use tempfile::TempDir;
 
 pub(crate) const CHUNK: usize = CHUNK_LEN as usize;
@@ -40,7 +42,7 @@ impl Place {
 
     /// Every byte of the replica and its books.
     pub(crate) fn everything(&self) -> Vec<Option<Vec<u8>>> {
-        let books = ["state", "journal", "ids", "overlay"].map(|name| self.book(name));
+        let books = ["state", "journal", "ids", "overlay", "repair"].map(|name| self.book(name));
         std::iter::once(&self.path).chain(&books).map(|path| fs::read(path).ok()).collect()
     }
 
@@ -70,7 +72,7 @@ pub(crate) fn offer(plan: Plan) -> Offer {
     Offer { plan, overwrite: false }
 }
 
-pub(crate) fn key(replica: &Replica<FileDisk>) -> ChunkKey {
+pub(crate) fn key<D: Disk>(replica: &Replica<D>) -> ChunkKey {
     ChunkKey::new(&replica.state().chunk_key)
 }
 
@@ -96,8 +98,8 @@ pub(crate) fn items(
 }
 
 /// Delivers an increment and returns how many bytes of data moved.
-pub(crate) fn deliver(
-    replica: &mut Replica<FileDisk>,
+pub(crate) fn deliver<D: Disk>(
+    replica: &mut Replica<D>,
     plan: Plan,
     changes: &[Change],
     size: u64,
@@ -113,7 +115,10 @@ pub(crate) fn deliver(
     Ok(moved)
 }
 
-pub(crate) fn put(replica: &mut Replica<FileDisk>, chunked: &Chunked) -> Result<u64, TargetError> {
+pub(crate) fn put<D: Disk>(
+    replica: &mut Replica<D>,
+    chunked: &Chunked,
+) -> Result<u64, TargetError> {
     let Chunked { item, data } = chunked;
     let lacks = replica.lacks(&[*item])?.remove(0);
     match (lacks, *item) {

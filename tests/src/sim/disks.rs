@@ -84,6 +84,7 @@ pub(super) fn open(
         journal: book("journal", Part::Journal),
         ids: book("ids", Part::Ids),
         overlay: book("overlay", Part::Overlay),
+        repair: book("repair", Part::Repair),
     };
     // No two opens may draw the same nonce.
     let mut seed = [7; 32];

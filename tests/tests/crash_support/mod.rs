@@ -145,6 +145,7 @@ impl Scenario {
             journal: world.file("journal"),
             ids: world.file("ids"),
             overlay: world.file("overlay"),
+            repair: world.file("repair"),
         };
         // No two opens may draw the same nonce.
         let mut seed = [7; 32];

@@ -44,7 +44,7 @@ Exit codes:
   6  the replica is not what was committed to it, or could not be verified
   7  the target is full or too small
   8  done, degraded: the replica is at the new generation, but all had to be read although a map
-     was there, or something was found (see `driftline incidents`)
+     was there, or something was found, or put right (see `driftline incidents`)
 130  interrupted: run again to go on";
 
 #[derive(Debug, Subcommand)]
@@ -110,6 +110,18 @@ pub(crate) enum Command {
     Map(Map),
     /// Re-read a replica and compare every byte with what was committed to it.
     Verify(Verify),
+    /// Re-read a replica as verify does, remember what is found, and with --repair put it right.
+    ///
+    /// What is found is an incident (`driftline incidents`) until somebody acknowledges it; when a
+    /// scrub last found nothing is shown by `driftline status`. The exit code is 6 while damage is
+    /// left, and 8 if all of it was put right at once.
+    ///
+    /// With --repair, damaged chunks that this replica has at another place as well, or another
+    /// replica of --index, are put back by their hash. What is left is noted: the next push to this
+    /// replica compares all, replaces exactly what was found, and ends with 8. What was written
+    /// there since is not touched, and refused as target-modified. Without --repair nothing is
+    /// changed at all.
+    Scrub(Scrub),
     /// Show which generation a replica holds.
     Status(Status),
     /// Show what was found and is not acknowledged yet.
@@ -547,6 +559,28 @@ pub(crate) struct Verify {
     /// Compare with this file or block device as well: file:PATH.
     #[arg(long, value_name = "SOURCE")]
     pub(crate) against: Option<String>,
+    #[command(flatten)]
+    pub(crate) state: StateDir,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Scrub {
+    /// file:PATH or zvol:POOL/NAME.
+    pub(crate) target: String,
+    /// Put right what can be, and let the replica's source replace the rest.
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// With --repair, look for damaged chunks in the replicas that this index lists. Another
+    /// process must not have it open.
+    #[arg(long, value_name = "FILE", requires = "repair")]
+    pub(crate) index: Option<PathBuf>,
+    /// Read at most this many bytes each second (at least 1K; K, M and G are powers of 1024).
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) limit_rate: Option<String>,
+    /// Write what was found to this file, for node_exporter's textfile collector: one of its own
+    /// for each target.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metrics: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) state: StateDir,
 }

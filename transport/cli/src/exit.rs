@@ -61,7 +61,9 @@ pub(crate) fn reason(error: &anyhow::Error) -> Option<Reason> {
 /// nothing to point at.
 pub(crate) fn degraded(summary: &Summary) -> Option<Reason> {
     let scanned = summary.increments.iter().find_map(|(plan, _)| match plan.kind {
-        PlanKind::Scan => plan.standing.reason().filter(|reason| *reason != Reason::MapMissing),
+        PlanKind::Scan | PlanKind::Full => {
+            plan.standing.reason().filter(|reason| *reason != Reason::MapMissing)
+        }
         _ => None,
     });
     scanned.or_else(|| summary.testimony.as_ref()?.rebuilt)
@@ -80,6 +82,7 @@ fn of_reason(reason: Reason) -> u8 {
         Reason::StreamDamaged | Reason::MetadataDamaged | Reason::SourceChanged => code::SOURCE,
         Reason::TargetModified
         | Reason::VerifyFailed
+        | Reason::TargetDamaged
         | Reason::AuditMismatch
         | Reason::RootMismatch => code::REPLICA,
         Reason::TargetFull => code::FULL,
@@ -136,6 +139,7 @@ mod tests {
             ("root-mismatch", 6),
             ("manifest-missing", 1),
             ("manifest-damaged", 1),
+            ("target-damaged", 6),
         ];
         assert_eq!(codes, documented);
         // And by the document as well.

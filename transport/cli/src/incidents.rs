@@ -89,7 +89,7 @@ pub(crate) fn json((id, incident): &(String, Incident)) -> Value {
 }
 
 /// A time in UTC.
-fn time(ms: u64) -> String {
+pub(crate) fn time(ms: u64) -> String {
     let (days, seconds) = (ms / 86_400_000, ms / 1000 % 86_400);
     let (year, month, day) = date(days);
     format!(

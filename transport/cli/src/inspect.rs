@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use driftline_extent::{Reason, Target, TargetState};
 use driftline_manifest::ChunkKey;
 use driftline_transport::{Failure, scan::root_of};
+use serde_json::json;
 
 use crate::{
     args, incidents,
@@ -83,19 +84,27 @@ pub(crate) async fn status(
     json: bool,
 ) -> anyhow::Result<()> {
     let place: Place = arguments.target.parse()?;
-    let state = match &place {
+    let (state, scrubbed_ms) = match &place {
         Place::Remote { volume, address } => {
-            replicate::remote_state(volume, address, &arguments.peer).await?
+            (replicate::remote_state(volume, address, &arguments.peer).await?, None)
         }
-        _ => TargetPlace::of(&place)?.state(&TargetTerms::looking(&arguments.state))?,
+        _ => {
+            let (place, terms) = (TargetPlace::of(&place)?, TargetTerms::looking(&arguments.state));
+            let scrubbed_ms = place.inspect(&terms)?.and_then(|found| found.scrubbed_ms);
+            (place.state(&terms)?, scrubbed_ms)
+        }
     };
     let open = incidents::open_of(trust_dir, &arguments.target)?;
     if json {
         let mut told = report::state_json(&state);
+        told["scrubbed"] = json!(scrubbed_ms.map(|ms| ms / 1000));
         told["incidents"] = open.iter().map(incidents::json).collect();
         println!("{told}");
     } else {
         println!("{}", report::state(&state));
+        if let Some(ms) = scrubbed_ms {
+            println!("scrubbed   {}, and nothing was damaged", incidents::time(ms));
+        }
         open.iter().for_each(|incident| println!("incident   {}", incidents::line(incident)));
     }
     Ok(())

@@ -443,6 +443,13 @@ impl Source for LinstorSource {
         }
     }
 
+    fn plan_whole(&mut self) -> Result<Option<Plan>, LinstorSourceError> {
+        match &mut self.current {
+            Some(Current { reader: Reader::Zfs(live), .. }) => Ok(live.plan_whole()?),
+            _ => Ok(None),
+        }
+    }
+
     fn reader(&mut self) -> Result<Option<Arc<dyn Volume + Send + Sync>>, LinstorSourceError> {
         match &mut self.current {
             Some(Current { reader: Reader::Zfs(live), .. }) => Ok(live.reader()?),

@@ -19,6 +19,7 @@ mod receive;
 mod replicate;
 mod report;
 mod restore;
+mod scrub;
 mod serve;
 mod source;
 mod target;
@@ -87,6 +88,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
             Command::Serve(serve) => serve::run(&serve.config, serve.check, trust_dir).await,
             Command::Map(map) => inspect::map(map, json),
             Command::Verify(verify) => inspect::verify(verify, json),
+            Command::Scrub(scrub) => return scrub::run(scrub, trust_dir, json).await,
             Command::Status(status) => inspect::status(status, trust_dir, json).await,
             Command::Incidents(command) => incidents::run(command, trust_dir, json),
             Command::Drbd(DrbdCommand::InitTracker(tracker)) => drbd::init_tracker(tracker),

@@ -9,9 +9,10 @@ use std::{
 };
 
 use anyhow::Context;
+use driftline_target::ScrubReport;
 use driftline_trust::Incidents;
 
-use crate::{place::Place, replicate::Done};
+use crate::{place::Place, replicate::Done, scrub::SCRUB};
 
 /// A run: from where, to where, its exit code, and what it did unless it failed.
 pub(crate) type Run<'a> = (&'a Place, &'a Place, u8, Option<&'a Done>);
@@ -27,7 +28,7 @@ const METRICS: [(&str, &str); 10] = [
     ("driftline_degraded", "1 if the last run was done, degraded, by the reason."),
     (AUDIT_OLDEST, "When that was last read which was not for the longest time."),
     ("driftline_audit_stale_bound_chunks", "Stale chunks that the last draw may have missed."),
-    ("driftline_incidents_open", "Incidents of the target that nobody has acknowledged."),
+    (INCIDENTS_OPEN, INCIDENTS_OPEN_HELP),
 ];
 
 const LAST_RUN: &str = "driftline_last_run_timestamp_seconds";
@@ -37,6 +38,67 @@ const AUDIT_OLDEST: &str = "driftline_audit_oldest_timestamp_seconds";
 
 /// What lasts until a later run says something else.
 const LASTING: [&str; 3] = [LAST_SUCCESS, GENERATION, AUDIT_OLDEST];
+
+/// The same of a scrub.
+const SCRUB_METRICS: [(&str, &str); 6] = [
+    ("driftline_scrub_last_run_timestamp_seconds", "When the last scrub ended."),
+    (SCRUB_CLEAN, "When a scrub last found no damage."),
+    ("driftline_scrub_exit_code", "Exit code of the last scrub."),
+    ("driftline_scrub_damaged_chunks", "Damaged chunks that the last scrub found."),
+    ("driftline_scrub_left_chunks", "Damaged chunks that it did not put right by itself."),
+    (INCIDENTS_OPEN, INCIDENTS_OPEN_HELP),
+];
+
+const SCRUB_CLEAN: &str = "driftline_scrub_clean_timestamp_seconds";
+const INCIDENTS_OPEN: &str = "driftline_incidents_open";
+const INCIDENTS_OPEN_HELP: &str = "Incidents of the target that nobody has acknowledged.";
+
+/// What a scrub has to tell.
+#[derive(Debug)]
+pub(crate) struct Scrubbed<'a> {
+    pub(crate) target: &'a str,
+    pub(crate) exit: u8,
+    /// What it found, unless it failed.
+    pub(crate) report: Option<&'a ScrubReport>,
+    /// When one last found no damage, if the replica could be opened.
+    pub(crate) clean_ms: Option<u64>,
+}
+
+/// Writes the metrics of a scrub. Of one that failed, when one was clean stays as it is in the file.
+pub(crate) fn write_scrub(
+    path: &Path,
+    scrubbed: &Scrubbed<'_>,
+    incidents: &Incidents,
+    now_ms: u64,
+) -> anyhow::Result<()> {
+    let before = fs::read_to_string(path).unwrap_or_default();
+    let all = incidents.all()?;
+    let open = all.iter().filter(|(_, one)| one.is_open() && one.target == scrubbed.target);
+    replace(path, &scrub_text(&before, scrubbed, open.count(), now_ms))
+}
+
+fn scrub_text(before: &str, scrubbed: &Scrubbed<'_>, open: usize, now_ms: u64) -> String {
+    let Scrubbed { target, exit, report, clean_ms } = scrubbed;
+    let labels = format!("{{source=\"{SCRUB}\",target=\"{}\"}}", escaped(target));
+    let clean = format!("{SCRUB_CLEAN}{labels}");
+    let kept = || {
+        let kept = before.lines().filter_map(|line| line.rsplit_once(' '));
+        kept.filter(|(key, _)| *key == clean).map(|(_, value)| value.to_owned()).next()
+    };
+    let values = [
+        Some((now_ms / 1000).to_string()),
+        clean_ms.map(|ms| (ms / 1000).to_string()).or_else(kept),
+        Some(exit.to_string()),
+        report.map(|report| report.found.damaged_chunks.to_string()),
+        report.map(|report| report.left().to_string()),
+        Some(open.to_string()),
+    ];
+    let lines = SCRUB_METRICS
+        .iter()
+        .zip(values)
+        .filter_map(|((name, _), value)| Some((*name, vec![(format!("{name}{labels}"), value?)])));
+    render(&SCRUB_METRICS, &lines.collect())
+}
 
 /// Writes the metrics of these runs, with what lasts of those that are in the file.
 pub(crate) fn write(
@@ -50,7 +112,11 @@ pub(crate) fn write(
     let open = |target: &str| {
         incidents.iter().filter(|(_, one)| one.is_open() && one.target == target).count()
     };
-    let text = text(&before, runs, &open, now_ms);
+    replace(path, &text(&before, runs, &open, now_ms))
+}
+
+/// Puts a whole file in the place of another.
+fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
     let new = path.with_extension(format!("new-{}", std::process::id()));
     let written = File::create(&new).and_then(|mut file| file.write_all(text.as_bytes()));
     written.with_context(|| new.display().to_string())?;
@@ -73,7 +139,7 @@ fn text(before: &str, runs: &[Run<'_>], open: &dyn Fn(&str) -> usize, now_ms: u6
         };
         say(LAST_RUN, "", now.clone());
         say("driftline_exit_code", "", exit.to_string());
-        say("driftline_incidents_open", "", open(&target).to_string());
+        say(INCIDENTS_OPEN, "", open(&target).to_string());
         let audit = done.and_then(|done| done.summary.testimony.as_ref()?.audit.as_ref());
         let began = done.map(|done| now_ms.saturating_sub(done.took.as_millis() as u64) / 1000);
         let fresh = [
@@ -106,8 +172,12 @@ fn text(before: &str, runs: &[Run<'_>], open: &dyn Fn(&str) -> usize, now_ms: u6
             say("driftline_audit_stale_bound_chunks", "", audit.stale_bound.to_string());
         }
     }
+    render(&METRICS, &lines)
+}
+
+fn render(metrics: &[(&str, &str)], lines: &HashMap<&str, Vec<(String, String)>>) -> String {
     let mut text = String::new();
-    for (name, help) in METRICS {
+    for (name, help) in metrics {
         let Some(lines) = lines.get(name) else { continue };
         // Writing to a String cannot fail.
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
@@ -169,9 +239,29 @@ mod tests {
     }
 
     #[test]
+    fn a_scrub_that_fails_leaves_when_one_was_clean() {
+        let failed = Scrubbed { target: "file:a", exit: 6, report: None, clean_ms: None };
+        let first = scrub_text("", &Scrubbed { exit: 0, clean_ms: Some(9000), ..failed }, 0, 9999);
+        let second = scrub_text(&first, &failed, 1, 20_000);
+        let labels = "{source=\"scrub\",target=\"file:a\"}";
+        for (text, name, value) in [
+            (&first, SCRUB_CLEAN, 9),
+            (&first, "driftline_scrub_exit_code", 0),
+            (&second, SCRUB_CLEAN, 9),
+            (&second, "driftline_scrub_last_run_timestamp_seconds", 20),
+            (&second, "driftline_scrub_exit_code", 6),
+            (&second, INCIDENTS_OPEN, 1),
+        ] {
+            let line = format!("{name}{labels} {value}");
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(!second.contains("_chunks"), "{second}");
+    }
+
+    #[test]
     fn every_metric_is_documented() {
         let readme = include_str!("../../../README.md");
-        for (name, _) in METRICS {
+        for (name, _) in METRICS.iter().chain(&SCRUB_METRICS) {
             assert!(readme.contains(&format!("`{name}")), "the README lacks {name}");
         }
     }

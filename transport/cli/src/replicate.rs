@@ -501,7 +501,7 @@ fn parse_level(text: &str) -> anyhow::Result<Option<i32>> {
     }
 }
 
-fn parse_rate(text: &str) -> anyhow::Result<u64> {
+pub(crate) fn parse_rate(text: &str) -> anyhow::Result<u64> {
     match args::parse_bytes(text) {
         // Slower, a peer would seem to have gone silent.
         Some(rate) if rate >= 1 << 10 => Ok(rate),

@@ -11,7 +11,7 @@ use driftline_extent::{
     CHUNK_LEN, Committed, Extent, ExtentSet, Generation, Plan, PlanKind, Point, Reason, Root,
     Standing, Takes, TargetState,
 };
-use driftline_target::VerifyReport;
+use driftline_target::{ScrubReport, VerifyReport};
 use driftline_transport::Summary;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
@@ -388,6 +388,7 @@ pub(crate) fn state_json(state: &TargetState) -> Value {
         "root": state.root.map(|root| root.to_string()),
         "size": state.size,
         "incomplete": state.incomplete,
+        "damaged": state.damaged,
         "resume": state.resume.as_ref().map(|resume| json!({
             "base": resume.base.map(|base| base.to_string()),
             "tip": resume.tip.map(|tip| tip.to_string()),
@@ -421,6 +422,9 @@ pub(crate) fn state(state: &TargetState) -> String {
     text += &format!("\nreplica    {}", state.replica);
     if state.incomplete {
         text += "\nincomplete the first full copy is not complete: push again to go on";
+    }
+    if state.damaged {
+        text += "\ndamaged    a scrub has found damage: push again to replace it from the source";
     }
     if let Some(resume) = &state.resume {
         let from = bytes(resume.from * driftline_extent::CHUNK_LEN);
@@ -473,6 +477,45 @@ pub(crate) fn verify(report: &VerifyReport) -> String {
         text += &format!("\ndamaged {} {}", extent.offset(), extent.len());
     }
     text + &format!("\n{} damaged chunks", report.damaged_chunks)
+}
+
+/// A scrub.
+pub(crate) fn scrub_json(report: &ScrubReport, incident: Option<&str>) -> Value {
+    let mut told = verify_json(&report.found);
+    if !report.is_clean() && report.is_whole() {
+        told["result"] = json!("repaired");
+    }
+    told["only_list"] = json!(report.only_list);
+    told["list_repaired"] = json!(report.list_repaired);
+    told["size_repaired"] = json!(report.size_repaired);
+    told["repaired_chunks"] = json!(report.repaired);
+    told["awaited_chunks"] = json!(report.awaited);
+    told["left_chunks"] = json!(report.left());
+    told["incident"] = json!(incident);
+    told
+}
+
+/// A scrub.
+pub(crate) fn scrub(report: &ScrubReport) -> String {
+    let mut text = verify(&report.found);
+    if report.only_list {
+        text += "\nonly the list of chunk ids is damaged: what stands there was committed";
+    }
+    if report.size_repaired {
+        text += "\nrepaired: the size";
+    }
+    if report.list_repaired {
+        text += "\nrepaired: the list of chunk ids, from what stands there";
+    }
+    if report.repaired > 0 {
+        let count = report.repaired;
+        text += &format!("\nrepaired: {count} chunks, from what this or another replica has");
+    }
+    if report.awaited > 0 {
+        let count = report.awaited;
+        text += &format!("\nleft to the source: {count} chunks, which the next push replaces");
+    }
+    text
 }
 
 #[cfg(test)]

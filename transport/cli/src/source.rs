@@ -494,6 +494,17 @@ impl Source for AnySource {
         }
     }
 
+    fn plan_whole(&mut self) -> Result<Option<Plan>, SourceError> {
+        match self {
+            Self::Live(live) => Ok(live.plan_whole()?),
+            Self::Linstor(linstor) => Ok(linstor.plan_whole()?),
+            // All of these can be read at any offset, or are recorded.
+            Self::Stream { .. } | Self::Plain(_) | Self::Drbd { .. } | Self::DrbdLive(_) => {
+                Ok(None)
+            }
+        }
+    }
+
     fn reader(&mut self) -> Result<Option<Arc<dyn Volume + Send + Sync>>, SourceError> {
         match self {
             Self::Live(live) => Ok(live.reader()?),

@@ -10,8 +10,8 @@ use driftline_extent::{
     Begin, Committed, Explained, Finish, GrainMask, Item, Lack, Offer, Reason, Target, TargetState,
 };
 use driftline_target::{
-    FileDisk, InPlace, Index, Listed, Options, Replica, StreamTarget, StreamTargetError,
-    TargetError,
+    FileDisk, InPlace, Index, Inspection, Listed, Options, Replica, StreamTarget,
+    StreamTargetError, TargetError,
 };
 use driftline_zfs::{
     DatasetName, device_of,
@@ -247,14 +247,25 @@ impl TargetPlace {
 
     /// What it holds, without waiting for whoever writes it.
     pub(crate) fn state(&self, terms: &TargetTerms) -> Result<TargetState, AnyTargetError> {
+        if let Self::Zfs(_) = self {
+            return Ok(self.open(terms)?.state());
+        }
+        let inspection = self.inspect(terms)?;
+        Ok(inspection.map_or_else(TargetState::nothing, |inspection| inspection.state))
+    }
+
+    /// The books of the replica that it is, if it is one.
+    pub(crate) fn inspect(
+        &self,
+        terms: &TargetTerms,
+    ) -> Result<Option<Inspection>, AnyTargetError> {
         let options = Options { state_dir: terms.state_dir.clone(), ..Options::default() };
         let path = match self {
             Self::File(path) => path.clone(),
             Self::Zvol(name) => device_of(name),
-            Self::Zfs(_) => return Ok(self.open(terms)?.state()),
+            Self::Zfs(_) => return Ok(None),
         };
-        let inspection = driftline_target::inspect(&path, self.state_dir(&options).as_deref())?;
-        Ok(inspection.map_or_else(TargetState::nothing, |inspection| inspection.state))
+        Ok(driftline_target::inspect(&path, self.state_dir(&options).as_deref())?)
     }
 
     /// The replica here, as an index lists it.

@@ -65,6 +65,8 @@ pub enum Reason {
     ManifestMissing,
     /// The source's manifest is not what was written.
     ManifestDamaged,
+    /// A scrub found that some of the replica is not what was committed to it.
+    TargetDamaged,
 }
 
 /// Every reason with its wire code and its word. Codes are never reused.
@@ -98,6 +100,7 @@ const TABLE: &[(Reason, u16, &str)] = &[
     (Reason::RootMismatch, 27, "root-mismatch"),
     (Reason::ManifestMissing, 28, "manifest-missing"),
     (Reason::ManifestDamaged, 29, "manifest-damaged"),
+    (Reason::TargetDamaged, 30, "target-damaged"),
 ];
 
 impl Reason {
@@ -150,13 +153,13 @@ mod tests {
                 Reason::AlAlreadyApplied | Reason::NotTracked | Reason::UuidUnchanged => {}
                 Reason::JustCreated | Reason::NotConsistent | Reason::MetadataDamaged => {}
                 Reason::AuditMismatch | Reason::RootMismatch => {}
-                Reason::ManifestMissing | Reason::ManifestDamaged => {}
+                Reason::ManifestMissing | Reason::ManifestDamaged | Reason::TargetDamaged => {}
             }
             assert_eq!(Reason::from_code(reason.code()), Some(reason));
         }
-        assert_eq!(TABLE.len(), 29);
+        assert_eq!(TABLE.len(), 30);
         let codes: Vec<u16> = Reason::all().map(Reason::code).collect();
-        assert_eq!(codes, (1..=29).collect::<Vec<_>>());
+        assert_eq!(codes, (1..=30).collect::<Vec<_>>());
         assert_eq!(Reason::from_code(0), None);
         assert_eq!(Reason::BaseMismatch.to_string(), "base-mismatch");
     }

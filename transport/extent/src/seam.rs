@@ -42,7 +42,7 @@ pub struct Plan {
     /// The generation that must be the target's. Set for `Incremental`, for a `Stream` unless
     /// that has everything, and for a `Scan` where the source's storage says that its tip
     /// descends from it: such a scan goes over it without the user's consent, as an increment
-    /// would.
+    /// would. A `Full` copy has it where it is to replace what a scrub has found damaged.
     pub base: Option<Generation>,
     /// The generation that the target will hold, where it is known beforehand. An increment
     /// that was cut off is gone on with only under the same tip, so a source leaves it out
@@ -90,6 +90,13 @@ pub trait Source {
     /// generation this source can deliver. Called again after each commit, until it says
     /// [`PlanKind::UpToDate`]: a source may hold several increments in a row.
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, Self::Error>;
+
+    /// Plans a whole copy of the tip in the place of what was planned last, for a target of which
+    /// more has to be replaced than has changed. `None`: it cannot, and that plan stands. Only
+    /// a source needs this that shows its tip as a stream and can make another one.
+    fn plan_whole(&mut self) -> Result<Option<Plan>, Self::Error> {
+        Ok(None)
+    }
 
     /// Whether an increment can be begun in the middle without reading what lies below. The
     /// root over a whole volume is then unknown to the source.
@@ -209,6 +216,9 @@ pub struct TargetState {
     /// Whether what stands there is no replica yet: a first full copy that is not complete,
     /// or a file that was not made by Driftline.
     pub incomplete: bool,
+    /// Whether a scrub found damage that the source is to replace: whatever of the volume is sent,
+    /// all of it has to be compared.
+    pub damaged: bool,
     /// An increment that was cut off, if one was.
     pub resume: Option<Resume>,
     /// What it can take in.
@@ -226,6 +236,7 @@ impl TargetState {
             root: None,
             size: 0,
             incomplete: false,
+            damaged: false,
             resume: None,
             takes: Takes::Volume,
         }
@@ -235,6 +246,7 @@ impl TargetState {
     pub fn advance(&mut self, committed: &Committed) {
         self.generation = Some(committed.generation);
         self.incomplete = false;
+        self.damaged = false;
         self.resume = None;
         match &mut self.takes {
             Takes::Volume => (self.root, self.size) = (Some(committed.root), committed.size),

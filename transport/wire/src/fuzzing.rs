@@ -152,6 +152,7 @@ fn state() -> driftline_extent::TargetState {
         root: Some(Root([3; 32])),
         size: 1 << 20,
         incomplete: false,
+        damaged: false,
         resume: None,
         takes: Takes::Volume,
     }

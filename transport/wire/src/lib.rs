@@ -64,7 +64,7 @@
 //! | 16 | request | dialler | verb (1 push, 2 pull, 3 status), the listener's name for the volume, and, of a push, that of one it is like |
 //! | 17 | accept | listener | nothing |
 //! | 18 | refuse | both | reason code, text; ends the session |
-//! | 19 | state | target | replica id, chunk key, volume, generation, root, size, incomplete, resume, what it takes |
+//! | 19 | state | target | replica id, chunk key, volume, generation, root, size, flags (1 incomplete, 2 damaged), resume, what it takes |
 //! | 20 | offer | source | plan kind, volume, base, tip, size, standing, expected bytes, overwrite |
 //! | 21 | begin | target | first chunk that is needed |
 //! | 22 | batch | source | number, up to 512 items |
@@ -145,6 +145,13 @@
 //! and 64 batches are announced and not applied. Batches are numbered, applied in order, and
 //! hashed on both sides; `finish` comes when all are applied. A target that is asked to begin
 //! where an earlier session was cut off says from which chunk on it needs items.
+//!
+//! A target says *damaged* where a scrub has found damage that it may replace. The source then
+//! offers a scan, or a full copy whose base is what the target holds, also if it has nothing new,
+//! and names `target-damaged` as its standing. The target asks for the damaged chunks, if they
+//! still are what was found, and refuses what is another thing. A source that can show no more than
+//! an increment offers that, and the damage stays. There is no other consent in it: `overwrite`
+//! stays clear.
 //!
 //! `finish` has the root over the whole volume wherever the source knows it: of whole copies and
 //! scans always, and of an increment if the source keeps a manifest of what the target holds. A

@@ -453,22 +453,35 @@ impl Codec for TargetState {
         out.option(self.generation.as_ref(), |out, generation| generation.encode(out));
         out.option(self.root.as_ref(), |out, root| root.encode(out));
         out.u64(self.size);
-        out.bool(self.incomplete);
+        out.u8(u8::from(self.incomplete) | u8::from(self.damaged) << 1);
         out.option(self.resume.as_ref(), |out, resume| resume.encode(out));
         self.takes.encode(out);
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let replica = ReplicaId::decode(from)?;
+        let chunk_key = from.array("chunk key")?;
+        let volume = from.option("volume", VolumeId::decode)?;
+        let generation = from.option("generation", Generation::decode)?;
+        let root = from.option("root", Root::decode)?;
+        let size = from.bounded(VOLUME_LEN_MAX, "size")?;
+        let (incomplete, damaged) = match from.u8("flags")? {
+            flags @ 0..4 => (flags & 1 != 0, flags & 2 != 0),
+            flags => return Err(DecodeError::Unknown { what: "flags", value: flags.into() }),
+        };
+        let resume = from.option("resume", Resume::decode)?;
+        let takes = Takes::decode(from)?;
         Ok(Self {
-            replica: ReplicaId::decode(from)?,
-            chunk_key: from.array("chunk key")?,
-            volume: from.option("volume", VolumeId::decode)?,
-            generation: from.option("generation", Generation::decode)?,
-            root: from.option("root", Root::decode)?,
-            size: from.bounded(VOLUME_LEN_MAX, "size")?,
-            incomplete: from.bool("incomplete")?,
-            resume: from.option("resume", Resume::decode)?,
-            takes: Takes::decode(from)?,
+            replica,
+            chunk_key,
+            volume,
+            generation,
+            root,
+            size,
+            incomplete,
+            damaged,
+            resume,
+            takes,
         })
     }
 }

@@ -22,6 +22,7 @@ fn state() -> TargetState {
         root: Some(Root([3; 32])),
         size: 1 << 30,
         incomplete: false,
+        damaged: false,
         resume: None,
         takes: Takes::Volume,
     }

@@ -315,6 +315,7 @@ fn sizes_and_watermarks_end_at_an_exbibyte() {
             root: None,
             size,
             incomplete: false,
+            damaged: false,
             resume: Some(resume),
             takes,
         }))

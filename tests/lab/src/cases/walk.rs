@@ -73,7 +73,7 @@ pub(super) fn walk(lab: &mut Lab) -> Result<()> {
 /// start that was missed; a run that is stopped goes on, also as an ordinary user.
 pub(super) fn timer(lab: &mut Lab) -> Result<()> {
     let [source, target, _] = testbed(lab)?;
-    source.sh("for verb in push pull; do
+    source.sh("for verb in push pull scrub; do
              set -- \"$@\" driftline-$verb@vm1.service driftline-$verb@vm1.timer
          done
          systemd-analyze verify --man=no --recursive-errors=no driftline-serve.service \"$@\"")?;

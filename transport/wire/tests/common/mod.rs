@@ -61,11 +61,11 @@ fn takes() -> impl Strategy<Value = Takes> {
 fn state() -> impl Strategy<Value = TargetState> {
     let names = (any::<[u8; 16]>(), any::<[u8; 32]>(), option::of(volume_id()));
     let content = (option::of(generation()), option::of(root()), size());
-    (names, content, any::<bool>(), option::of(resume()), takes()).prop_map(
-        |((replica, chunk_key, volume), content, incomplete, resume, takes)| {
+    (names, content, any::<(bool, bool)>(), option::of(resume()), takes()).prop_map(
+        |((replica, chunk_key, volume), content, (incomplete, damaged), resume, takes)| {
             let (replica, (generation, root, size)) = (ReplicaId(replica), content);
             let named = TargetState { replica, chunk_key, volume, ..TargetState::nothing() };
-            TargetState { generation, root, size, incomplete, resume, takes, ..named }
+            TargetState { generation, root, size, incomplete, damaged, resume, takes, ..named }
         },
     )
 }
