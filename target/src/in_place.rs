@@ -176,12 +176,7 @@ impl<D: Disk> InPlace<D> {
     }
 
     fn patch_one(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, Problem> {
-        let (Valid::Patch(patch), Some(_)) = (validate(item)?, item.narrowable()) else {
-            return Err(Problem::Malformed("an item is narrowed that cannot be"));
-        };
-        let is_named = |bytes: &[u8]| patch.is_named(&self.key, bytes);
-        let made = self.promised.patch(&patch, grains, data, is_named);
-        made.ok_or(Problem::Malformed("other grains came than were announced"))
+        self.promised.patch_item(&self.key, item, grains, data)
     }
 
     fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Problem> {

@@ -6,9 +6,13 @@
 
 use std::collections::HashMap;
 
-use driftline_extent::GrainMask;
+use driftline_extent::{GrainMask, Item};
+use driftline_manifest::ChunkKey;
 
-use crate::chunks::Patch;
+use crate::{
+    Problem,
+    chunks::{Patch, Valid, validate},
+};
 
 /// Bytes that are kept at most: as much as may be announced and not applied. Whoever announces
 /// more gets the answer that all is lacking.
@@ -67,8 +71,23 @@ impl Promised {
     }
 
     /// Puts the grains that came into the old version, and says whether that is what the item
-    /// names. `None`: they are not those of the item.
-    pub(crate) fn patch(
+    /// names.
+    pub(crate) fn patch_item(
+        &mut self,
+        key: &ChunkKey,
+        item: &Item,
+        grains: GrainMask,
+        data: &[u8],
+    ) -> Result<bool, Problem> {
+        let (Valid::Patch(patch), Some(_)) = (validate(item)?, item.narrowable()) else {
+            return Err(Problem::Malformed("an item is narrowed that cannot be"));
+        };
+        let made = self.patch(&patch, grains, data, |bytes| patch.is_named(key, bytes));
+        made.ok_or(Problem::Malformed("other grains came than were announced"))
+    }
+
+    /// The same of what was validated. `None`: they are not the grains of the item.
+    fn patch(
         &mut self,
         patch: &Patch,
         grains: GrainMask,

@@ -263,6 +263,7 @@ mod tests {
             root: None,
             size,
             incomplete: false,
+            damaged: false,
             resume: None,
             takes: Takes::Volume,
         }

@@ -9,7 +9,7 @@ use driftline_drbd::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args;
+use crate::{args, report::say};
 
 /// Shows what makes a tracker, or takes it away, and does it if that was agreed to.
 pub(crate) fn init_tracker(arguments: &args::InitTracker) -> anyhow::Result<()> {
@@ -18,18 +18,21 @@ pub(crate) fn init_tracker(arguments: &args::InitTracker) -> anyhow::Result<()> 
         Tracker { resource: resource.clone(), device: device.clone(), meta: meta.clone() };
     let steps = if *undo { tracker.to_undo()? } else { tracker.to_make()? };
     if steps.is_empty() {
-        println!("# nothing is to be done: it is {}", if *undo { "gone" } else { "there" });
+        say(format_args!(
+            "# nothing is to be done: it is {}",
+            if *undo { "gone" } else { "there" }
+        ));
         return Ok(());
     }
-    println!("{}", explanation(&tracker, *undo));
+    say(explanation(&tracker, *undo));
     for step in &steps {
-        println!("{step}");
+        say(step);
         if *yes {
             step.run().with_context(|| unfinished(step))?;
         }
     }
     if !yes {
-        println!("# nothing was done: say --yes to run these commands");
+        say("# nothing was done: say --yes to run these commands");
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args::{IncidentsAction, IncidentsCommand},
+    report::say,
     trust::{incidents, now_ms},
 };
 
@@ -16,26 +17,26 @@ pub(crate) fn run(command: &IncidentsCommand, dir: &Path, as_json: bool) -> anyh
     if let Some(IncidentsAction::Ack { id }) = &command.action {
         let seen = (id.clone(), incidents.acknowledge(id, now_ms())?);
         if as_json {
-            println!("{}", json(&seen));
+            say(json(&seen));
         } else {
-            println!("acknowledged: {}", line(&seen));
+            say(format_args!("acknowledged: {}", line(&seen)));
         }
         return Ok(());
     }
     let shown = incidents.all()?.into_iter().filter(|(_, one)| command.all || one.is_open());
     let shown: Vec<(String, Incident)> = shown.collect();
     if as_json {
-        println!("{}", json!({ "incidents": shown.iter().map(json).collect::<Vec<_>>() }));
+        say(json!({ "incidents": shown.iter().map(json).collect::<Vec<_>>() }));
         return Ok(());
     }
     if shown.is_empty() {
-        println!("no incident is open");
+        say("no incident is open");
     }
     for one in &shown {
-        println!("{}", line(one));
-        println!("    {}", one.1.detail);
+        say(line(one));
+        say(format_args!("    {}", one.1.detail));
         for extent in &one.1.extents {
-            println!("    at {} length {}", extent.offset(), extent.len());
+            say(format_args!("    at {} length {}", extent.offset(), extent.len()));
         }
     }
     Ok(())

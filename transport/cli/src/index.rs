@@ -12,6 +12,7 @@ use driftline_target::{Index, Listed};
 use crate::{
     args,
     config::{Config, Volume},
+    report::say,
     target::{BOOKS_END, TargetPlace, TargetTerms},
 };
 
@@ -26,7 +27,7 @@ pub(crate) fn rebuild(arguments: &args::IndexRebuild) -> anyhow::Result<()> {
     };
     let index = Index::rebuild(path, &replicas(&config))?;
     let (replicas, chunks) = index.counts().context("the index was made, and cannot be read")?;
-    println!("{} has {chunks} chunks of {replicas} replicas", path.display());
+    say(format_args!("{} has {chunks} chunks of {replicas} replicas", path.display()));
     Ok(())
 }
 

@@ -15,7 +15,8 @@ use crate::{
     args, incidents,
     place::Place,
     plain::PlainVolume,
-    replicate, report,
+    replicate,
+    report::{self, say},
     source::{self, Terms},
     target::{TargetPlace, TargetTerms},
     trust::Trust,
@@ -48,9 +49,9 @@ pub(crate) fn verify(arguments: &args::Verify, json: bool) -> anyhow::Result<()>
     let mut replica = place.open_replica(false, &TargetTerms::looking(&arguments.state))?;
     let report = replica.verify(&mut |_| {})?;
     if json {
-        println!("{}", report::verify_json(&report));
+        say(report::verify_json(&report));
     } else {
-        println!("{}", report::verify(&report));
+        say(report::verify(&report));
     }
     if !report.is_clean() {
         let detail = format!(
@@ -99,13 +100,14 @@ pub(crate) async fn status(
         let mut told = report::state_json(&state);
         told["scrubbed"] = json!(scrubbed_ms.map(|ms| ms / 1000));
         told["incidents"] = open.iter().map(incidents::json).collect();
-        println!("{told}");
+        say(told);
     } else {
-        println!("{}", report::state(&state));
+        say(report::state(&state));
         if let Some(ms) = scrubbed_ms {
-            println!("scrubbed   {}, and nothing was damaged", incidents::time(ms));
+            say(format_args!("scrubbed   {}, and nothing was damaged", incidents::time(ms)));
         }
-        open.iter().for_each(|incident| println!("incident   {}", incidents::line(incident)));
+        open.iter()
+            .for_each(|incident| say(format_args!("incident   {}", incidents::line(incident))));
     }
     Ok(())
 }

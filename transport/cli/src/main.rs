@@ -42,6 +42,7 @@ use crate::{
     exit::{classify, code},
     progress::Show,
     replicate::Direction,
+    report::say,
 };
 
 fn main() -> ExitCode {
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let (reason, exit) = classify(&error);
             if json {
-                println!("{}", report::error_json(&error));
+                say(report::error_json(&error));
             }
             eprintln!("driftline: {reason}: {error:#}");
             ExitCode::from(exit)
@@ -120,7 +121,7 @@ fn make_key(keygen: &args::Keygen) -> anyhow::Result<()> {
         (None, Some(file)) => keyfile::read(file)?,
         (None, None) => anyhow::bail!("name a file with --out or --public"),
     };
-    println!("{}", key.public());
+    say(key.public());
     Ok(())
 }
 

@@ -27,7 +27,7 @@ use crate::{
     index, job, keyfile, metrics,
     place::Place,
     progress::{Show, watch},
-    report,
+    report::{self, say},
     source::{self, AnySource, Terms},
     target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
     tree,
@@ -99,7 +99,7 @@ pub(crate) async fn run(
     let exit = done.as_ref().map_or_else(|error| classify(error).1, Done::exit_code);
     job.tell_metrics(&[(&source, &target, exit, done.as_ref().ok())]);
     let done = done?;
-    println!("{}", if json { report::done_json(&done).to_string() } else { report::done(&done) });
+    say(if json { report::done_json(&done).to_string() } else { report::done(&done) });
     Ok(exit)
 }
 

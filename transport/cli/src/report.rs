@@ -2,6 +2,7 @@
 //! The JSON keys are an interface.
 
 use std::{
+    fmt::Display,
     io::{self, Write},
     time::Duration,
 };
@@ -30,6 +31,17 @@ pub(crate) fn bytes(count: u64) -> String {
     let unit = UNITS[exponent as usize - 1];
     // Both fit in an f64 as far as one decimal shows.
     format!("{:.1} {unit}", count as f64 / (1_u64 << (10 * exponent)) as f64)
+}
+
+/// Prints a line, or several. Whoever reads them may have seen enough before the end.
+pub(crate) fn say(text: impl Display) {
+    let printed = io::stdout().lock().write_fmt(format_args!("{text}\n"));
+    match printed {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            tracing::warn!(%error, "what was done cannot be printed");
+        }
+        _ => {}
+    }
 }
 
 const fn kind(kind: PlanKind) -> &'static str {

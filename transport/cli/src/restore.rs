@@ -25,7 +25,7 @@ use crate::{
     plain::{PlainVolume, volume_id},
     progress::Show,
     replicate::{Done, Job, shown},
-    report,
+    report::{self, say},
     source::{self, AnySource},
     target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
 };
@@ -59,7 +59,7 @@ pub(crate) async fn run(arguments: &args::Restore, json: bool, show: Show) -> an
         true => report::restored_json(&restored, &to).to_string(),
         false => report::restored(&restored, &to),
     };
-    println!("{printed}");
+    say(printed);
     Ok(())
 }
 

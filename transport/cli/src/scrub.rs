@@ -16,7 +16,7 @@ use crate::{
     exit::{classify, code, reason},
     index, metrics,
     replicate::parse_rate,
-    report,
+    report::{self, say},
     target::{TargetPlace, TargetTerms},
     trust::{incidents, now_ms},
 };
@@ -60,11 +60,11 @@ pub(crate) async fn run(
     }
     let Done { report, .. } = done?;
     if json {
-        println!("{}", report::scrub_json(&report, incident.as_deref()));
+        say(report::scrub_json(&report, incident.as_deref()));
     } else {
-        println!("{}", report::scrub(&report));
+        say(report::scrub(&report));
         if let Some(id) = incident {
-            println!("incident {id}: see `driftline incidents`");
+            say(format_args!("incident {id}: see `driftline incidents`"));
         }
     }
     Ok(exit)

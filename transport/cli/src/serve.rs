@@ -30,7 +30,7 @@ use crate::{
     exit::degraded,
     index, keyfile, linstor,
     replicate::COMPRESSION,
-    report,
+    report::{self, say},
     source::{self, AnySource, Terms},
     target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
     trust::Trust,
@@ -51,7 +51,7 @@ pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::R
         linstor::config(&config.linstor).context("[linstor]")?;
     }
     if check {
-        println!("{} can be used; public key {}", path.display(), key.public());
+        say(format_args!("{} can be used; public key {}", path.display(), key.public()));
         return Ok(());
     }
     let index = match config.index.clone() {

@@ -18,7 +18,7 @@ use crate::{
     place::Place,
     progress::Show,
     replicate::{Done, Job, Together, remote_state},
-    report,
+    report::{self, say},
     source::moment,
     target::TargetPlace,
 };
@@ -99,7 +99,7 @@ pub(crate) async fn run(
     let show = if show == Show::Fitting { Show::Lines } else { show };
     let job = Arc::new(job);
     let outcomes = replicate(&job, members, at_once, show, &|(member, result)| match result {
-        Ok(done) if !json => println!("{}", report::member(&member.source(), done)),
+        Ok(done) if !json => say(report::member(&member.source(), done)),
         Ok(_) => {}
         Err(error) => {
             eprintln!("driftline: {}: {}: {error:#}", classify(error).0, member.source());
@@ -113,9 +113,9 @@ pub(crate) async fn run(
     });
     job.tell_metrics(&runs.collect::<Vec<_>>());
     if json {
-        println!("{}", report::tree_json(&outcomes, started.elapsed()));
+        say(report::tree_json(&outcomes, started.elapsed()));
     } else {
-        println!("{}", report::tree(&outcomes, started.elapsed()));
+        say(report::tree(&outcomes, started.elapsed()));
     }
     Ok(exit_code(&outcomes))
 }

@@ -202,3 +202,13 @@ fn a_folder_that_cannot_be_written_stops_nothing() {
     assert!(log.contains("manifest cannot be used"), "{log}");
     assert!(is_equal(dir, "out.img"));
 }
+
+/// As with `| head -n 1`.
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let dir = TempDir::new().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command(dir.path(), &["incidents"]).stdout(writer).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
