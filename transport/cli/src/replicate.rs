@@ -108,7 +108,7 @@ pub(crate) async fn run(
 pub(crate) struct Job {
     direction: Direction,
     overwrite: bool,
-    /// What a first copy is like, at the target.
+    /// What a first copy is said to be like, at the target.
     like: Option<String>,
     compression: Option<i32>,
     limit: Option<SharedLimit>,

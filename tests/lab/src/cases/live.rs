@@ -435,7 +435,6 @@ pub(super) fn clone(lab: &mut Lab) -> Result<()> {
     let report = clone.arrives(&pair, "")?;
     ensure!(report.kind() == "full", "the first copy is {}", report.kind());
     let (sent, received) = (report.sent(), report.received());
-    println!("zvol-clone: {sent} bytes sent and {received} received of {MIB} MiB");
     ensure!(
         sent * 50 <= MIB << 20,
         "{sent} bytes were sent and {received} received of a clone of {MIB} MiB"
