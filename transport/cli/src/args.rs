@@ -19,7 +19,8 @@ pub(crate) struct Arguments {
     /// Say more; twice for every message of the protocol.
     #[arg(long, short, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// Folder for what is remembered of sources and their targets: manifests and incidents.
+    /// Folder for what is remembered of sources and their targets: manifests, incidents, what was
+    /// pushed where.
     #[arg(
         long,
         global = true,
@@ -259,7 +260,8 @@ pub(crate) struct Replicate {
     /// Of a first copy: what it is a clone of, or otherwise like, at the target. What is equal, or
     /// nearly, at the same place there does not move again. Where TARGET is NAME@HOST:PORT this is
     /// the name of another volume there that this key may push or pull, else file:PATH or
-    /// zvol:POOL/NAME.
+    /// zvol:POOL/NAME. If it is not said, the origin of a clone of ZFS is used, if that was pushed
+    /// to the same place.
     #[arg(long, value_name = "VOLUME", conflicts_with = "recursive")]
     pub(crate) like: Option<String>,
     /// Of a local target: look for chunks that other replicas have in this file, and list there

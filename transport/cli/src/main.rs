@@ -10,6 +10,7 @@ mod index;
 mod inspect;
 mod job;
 mod keyfile;
+mod likeness;
 mod linstor;
 mod metrics;
 mod place;

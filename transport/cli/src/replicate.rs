@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use driftline_drbd::{CrossChecked, CrossChecks};
-use driftline_extent::{CHUNK_LEN, Reason, TargetState};
+use driftline_extent::{CHUNK_LEN, Reason, Takes, TargetState};
 use driftline_transport::{
     Connection, Failure, Progress, SharedLimit, Snapshot, SourceJob, Summary, TransportError,
     answer, chain, dial, receive_request, receive_state, request, serve_source, serve_target,
@@ -24,7 +24,7 @@ use tokio::{
 use crate::{
     args,
     exit::{classify, code, degraded, reason},
-    index, job, keyfile, metrics,
+    index, job, keyfile, likeness, metrics,
     place::Place,
     progress::{Show, watch},
     report::{self, say},
@@ -108,7 +108,7 @@ pub(crate) async fn run(
 pub(crate) struct Job {
     direction: Direction,
     overwrite: bool,
-    /// What a first copy is like, at the target.
+    /// What a first copy is said to be like, at the target.
     like: Option<String>,
     compression: Option<i32>,
     limit: Option<SharedLimit>,
@@ -191,6 +191,7 @@ impl Job {
             Direction::Push => target.to_string(),
             Direction::Pull => source.to_string(),
         })?;
+        self.remember(source, target, &done.summary);
         // What the user has asked for is nothing to point at; what was found always is.
         let degraded = if self.overwrite { None } else { degraded(&done.summary) };
         let found = cross_checks.iter().any(|check| !check.missed.is_empty());
@@ -265,6 +266,25 @@ impl Job {
             .then(|| incident(source, target, reason, format!("{error:#}")))
     }
 
+    /// Remembers what clones of this volume will be like there.
+    fn remember(&self, source: &Place, target: &Place, summary: &Summary) {
+        let before = summary.before.as_ref();
+        let takes_changes = before.is_some_and(|before| before.takes == Takes::Volume);
+        if let (Place::Zfs(name), true) = (source, takes_changes) {
+            likeness::remember(&self.trust_dir, name, target);
+        }
+    }
+
+    /// What it is like at the target, if that is found where nobody said it.
+    async fn found_like(&self, source: &Place, target: &Place) -> Option<String> {
+        match source {
+            Place::Zfs(name) if self.like.is_none() => {
+                likeness::find(self.trust_dir.clone(), name.clone(), target.clone()).await
+            }
+            _ => None,
+        }
+    }
+
     fn keep(&self, incident: &Incident) {
         if let Err(error) = incidents(&self.trust_dir).keep(incident) {
             tracing::warn!(error = chain(&error), "what was found cannot be kept");
@@ -297,8 +317,8 @@ impl Job {
             }
             (_, Place::Remote { volume, address }, Direction::Push) => {
                 let job = open()?;
-                let mut connection = self.dial(address, progress).await?;
-                request(&mut connection, Verb::Push, volume, self.like.as_deref()).await?;
+                let found = self.found_like(source, target).await;
+                let connection = self.ask(volume, address, found.as_deref(), progress).await?;
                 Ok(serve_source(connection, job).await?)
             }
             (_, Place::Remote { .. }, Direction::Pull) => {
@@ -311,14 +331,38 @@ impl Job {
                 if self.overwrite {
                     bail!("whether {source} may overwrite is decided where it is pushed from");
                 }
-                let opened = self.open(TargetPlace::of(target)?).await?;
+                let opened = self.open(TargetPlace::of(target)?, None).await?;
                 self.pull(volume, address, opened, progress).await
             }
             _ => {
                 let place = TargetPlace::of(target)?;
                 let job = open()?;
-                self.local(job, self.open(place).await?, progress).await
+                let found = self.found_like(source, target).await;
+                self.local(job, self.open(place, found).await?, progress).await
             }
+        }
+    }
+
+    /// Dials and asks to push. The user did not ask for the likeness that was found: where it is
+    /// refused, all moves.
+    async fn ask(
+        &self,
+        volume: &str,
+        address: &str,
+        found: Option<&str>,
+        progress: Arc<Progress>,
+    ) -> anyhow::Result<Connection<TcpStream>> {
+        let mut connection = self.dial(address, progress.clone()).await?;
+        let like = self.like.as_deref().or(found);
+        match (request(&mut connection, Verb::Push, volume, like).await, found) {
+            (Ok(()), _) => Ok(connection),
+            (Err(error), Some(like)) if error.reason() == Some(Reason::Denied) => {
+                tracing::info!(volume, like, "refused with that likeness: asked again without it");
+                let mut connection = self.dial(address, progress).await?;
+                request(&mut connection, Verb::Push, volume, None).await?;
+                Ok(connection)
+            }
+            (Err(error), _) => Err(error.into()),
         }
     }
 
@@ -336,17 +380,21 @@ impl Job {
         source::job(source, terms, self.compression)
     }
 
-    async fn open(&self, place: TargetPlace) -> anyhow::Result<AnyTarget> {
+    /// Opens a local target, with what was said or `found` that it is like.
+    async fn open(&self, place: TargetPlace, found: Option<String>) -> anyhow::Result<AnyTarget> {
         let mut terms = self.target.clone();
         let index = self.index.clone();
-        let like = self.like.as_deref().map(|like| like.parse().and_then(|p| TargetPlace::of(&p)));
-        let like = like.transpose().context("--like")?;
+        let parse = |like: &str| like.parse().and_then(|place| TargetPlace::of(&place));
+        let like = self.like.as_deref().map(parse).transpose().context("--like")?;
+        let found = found.as_deref().map(parse).transpose()?;
         let open = move || {
             let open = |path: PathBuf| index::open(&path, &index::replica(&place, &terms));
             terms.index = index.and_then(open);
             let mut target = place.open(&terms)?;
             if let Some(like) = like {
                 target.resemble(&like)?;
+            } else if let Some(Err(error)) = found.map(|found| target.resemble(&found)) {
+                tracing::info!("pushed without that likeness: {error}");
             }
             Ok::<_, AnyTargetError>(target)
         };

@@ -5,7 +5,11 @@ mod common;
 
 use std::fs;
 
-use common::{Pair, json, noise};
+use common::{
+    Pair, Server, command,
+    fake_zfs::{Fake, GUIDS, text},
+    json, noise, recorded_sha256, sha256,
+};
 use serde_json::Value;
 
 /// A clone of `base.img`: one grain in a hundred is another.
@@ -73,4 +77,121 @@ fn likeness_is_used_between_local_places_and_from_job_files() {
     let missing = json(dir, 1, &["push", "file:clone.img", "file:b.img", "--like", "file:gone"]);
     let detail = missing["error"]["detail"].as_str().unwrap();
     assert!(detail.contains("said to be like"), "{detail}");
+}
+
+/// A `zfs` with `tank/vm 1` and a clone of a clone of it, which are all equal, and what pushes
+/// from there.
+struct Clones {
+    zfs: Fake,
+    pair: Pair,
+}
+
+impl Clones {
+    fn new() -> Self {
+        let zfs = Fake::tree(&[("tank/clone", "volume"), ("tank/second", "volume")]);
+        let datasets = fs::read_to_string(zfs.path("dataset")).unwrap();
+        let of = |name: &str, origin: &str| {
+            let line = datasets.lines().find(|line| line.starts_with(name)).unwrap();
+            line.replacen("\t16384\t-\t", &format!("\t16384\t{origin}\t"), 1) + "\n"
+        };
+        let (second, clone) = (of("tank/second", "tank/vm 1@x"), of("tank/clone", "tank/second@y"));
+        zfs.write("dataset", &(of("tank/vm 1", "-") + &second + &clone));
+        let guid = GUIDS[0];
+        zfs.write("next", &format!("1 {guid}\n").repeat(9));
+        Self { zfs, pair: Pair::new() }
+    }
+
+    /// Pushes, which must succeed; gives how many bytes moved, and the log.
+    fn push(&self, volume: &str, target: &str, more: &[&str]) -> (u64, String) {
+        let source = format!("zfs:{volume}");
+        let arguments = [&["-v", "--json"], &self.pair.push(&source, target)[..], more].concat();
+        let mut push = command(self.pair.path(), &arguments);
+        let output = push.env("DRIFTLINE_ZFS", self.zfs.path("zfs")).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        let log = String::from_utf8(output.stderr).unwrap();
+        (moved(&serde_json::from_slice(&output.stdout).unwrap()), log)
+    }
+
+    fn is_equal(&self, file: &str) {
+        assert_eq!(sha256(&self.pair.path().join(file)), recorded_sha256("lz4-16k@s1"), "{file}");
+    }
+
+    /// A server that takes these volumes, each into a file of its name.
+    fn serve(&self, volumes: &[&str]) -> Server {
+        let at = self.pair.path().display();
+        let volume = |name: &&str| {
+            format!("[[volume]]\nname = \"{name}\"\ntarget = \"file:{at}/{name}.img\"\n")
+        };
+        let volumes_told: String = volumes.iter().map(volume).collect();
+        self.pair.serve(&format!("push = {volumes:?}\n{volumes_told}"))
+    }
+}
+
+const IS_CLONE: &str = "it is a clone of zfs:tank/vm 1";
+
+#[test]
+fn the_origin_of_a_clone_is_found_where_it_was_pushed_to() {
+    let clones = Clones::new();
+    let server = clones.serve(&["base", "one", "two", "three"]);
+    let other = clones.serve(&["away"]);
+    let at = |volume: &str, server: &Server| format!("{volume}@{}", server.address);
+    let (all, log) = clones.push("tank/vm 1", &at("base", &server), &[]);
+    assert!(!log.contains("clone"), "{log}");
+    assert!(all > 512 << 10, "{all} bytes are too few to be saved");
+    let (little, log) = clones.push("tank/clone", &at("one", &server), &[]);
+    assert!(log.contains(IS_CLONE) && log.contains("like=\"base\""), "{log}");
+    assert!(little * 50 <= all, "{little} bytes moved of {all}");
+    // That was the first copy. The next run has an old version.
+    let asked = || clones.zfs.calls().matches("list -Hp -d 0").count();
+    let before = asked();
+    let (_, log) = clones.push("tank/clone", &at("one", &server), &["--latest"]);
+    assert!(!log.contains("clone of"), "{log}");
+    assert_eq!(asked(), before + 1, "it is asked again what it is a clone of");
+    // Nothing is like it at another place, and what the user says is asked for and no other.
+    let (moved, log) = clones.push("tank/clone", &at("away", &other), &[]);
+    assert!(moved * 2 > all && !log.contains("clone of"), "{moved} bytes moved: {log}");
+    let (moved, log) = clones.push("tank/second", &at("two", &server), &["--like", "three"]);
+    assert!(moved * 2 > all && !log.contains("clone of"), "{moved} bytes moved: {log}");
+    for file in ["base.img", "one.img", "two.img", "away.img"] {
+        clones.is_equal(file);
+    }
+}
+
+#[test]
+fn a_likeness_that_was_found_and_may_not_be_had_is_done_without() {
+    let clones = Clones::new();
+    let mut server = clones.serve(&["base", "one", "two"]);
+    let address = server.address.to_string();
+    let (all, _) = clones.push("tank/vm 1", &format!("base@{address}"), &[]);
+    server.terminate();
+    let file = clones.pair.path().join("serve.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    let config = config.replace("127.0.0.1:0", &address).replacen("\"base\", ", "", 1);
+    fs::write(&file, config).unwrap();
+    let _server = Server::start(clones.pair.path());
+    let (moved, log) = clones.push("tank/second", &format!("one@{address}"), &[]);
+    assert!(log.contains(IS_CLONE) && log.contains("asked again without it"), "{log}");
+    assert!(moved * 2 > all, "{moved} bytes moved of {all}");
+    clones.is_equal("one.img");
+    // What is refused for itself stays refused.
+    let target = format!("base@{address}");
+    let refused = json(clones.pair.path(), 3, &clones.pair.push("file:one.img", &target));
+    assert_eq!(refused["error"]["reason"], "denied");
+}
+
+#[test]
+fn between_local_places_the_origin_is_found_too_and_may_be_gone() {
+    let clones = Clones::new();
+    let (all, _) = clones.push("tank/vm 1", "file:base.img", &[]);
+    let (little, log) = clones.push("tank/second", "file:one.img", &[]);
+    assert!(log.contains(IS_CLONE) && log.contains("/base.img"), "{log}");
+    assert!(little * 50 <= all, "{little} bytes moved of {all}");
+    fs::remove_file(clones.pair.path().join("one.img")).unwrap();
+    fs::remove_file(clones.pair.path().join("base.img")).unwrap();
+    let (moved, log) = clones.push("tank/clone", "file:two.img", &[]);
+    // The nearest of its origins was pushed there as well.
+    assert!(log.contains("it is a clone of zfs:tank/second"), "{log}");
+    assert!(log.contains("pushed without that likeness"), "{log}");
+    assert!(moved * 2 > all, "{moved} bytes moved of {all}");
+    clones.is_equal("two.img");
 }

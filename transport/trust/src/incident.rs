@@ -6,24 +6,22 @@
 //! and put in its place at once.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use driftline_extent::{Extent, Generation, Reason};
 
-use crate::record::{Lines, Record};
+use crate::{
+    record::{Lines, Record},
+    storage::{read_small, replace},
+};
 
 const TITLE: &str = "driftline incident 1";
 const END: &str = "incident";
 
 /// Where the damage is, as far as an incident says it.
 pub const EXTENTS_MAX: usize = 64;
-
-/// Longest file that is read: a whole one is much shorter.
-const FILE_LEN_MAX: u64 = 64 << 10;
 
 /// Something was found that a person should look at.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -248,13 +246,8 @@ impl Incidents {
     }
 
     fn read(&self, path: &Path) -> Result<Option<Incident>, IncidentError> {
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(path, error)),
-        };
-        let mut bytes = Vec::new();
-        file.take(FILE_LEN_MAX).read_to_end(&mut bytes).map_err(|error| failed(path, error))?;
+        let bytes = read_small(path).map_err(|error| failed(path, error))?;
+        let Some(bytes) = bytes else { return Ok(None) };
         let incident = str::from_utf8(&bytes).ok().and_then(Incident::decode);
         let damaged = || IncidentError::Damaged { path: path.display().to_string() };
         incident.map(Some).ok_or_else(damaged)
@@ -268,18 +261,6 @@ impl Incidents {
 
 fn failed(path: &Path, source: io::Error) -> IncidentError {
     IncidentError::Io { path: path.display().to_string(), source }
-}
-
-/// Puts a whole file in the place of another, durably.
-fn replace(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let new = path.with_extension(format!("new-{}", std::process::id()));
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

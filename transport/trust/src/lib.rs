@@ -5,6 +5,7 @@
 //! * [`Pass`], [`sample_size`], [`draw`]: how much of the space that a map calls unchanged is read
 //!   again in a run, and which part of it.
 //! * [`Incidents`]: what was found, kept until a person has acknowledged it.
+//! * [`Pushes`]: which source each target is a replica of.
 //!
 //! Nothing in here knows a clock or makes randomness; files are reached through [`Storage`]. All
 //! of a manifest can be made again from data, so whatever is wrong with its files costs time and
@@ -16,6 +17,7 @@ mod ids;
 mod incident;
 mod log;
 mod manifest;
+mod pushed;
 mod record;
 mod state;
 mod storage;
@@ -27,6 +29,7 @@ pub use audit::{
 pub use incident::{EXTENTS_MAX, Incident, IncidentError, Incidents};
 pub use log::Entry;
 pub use manifest::{Base, Files, Manifest, ManifestError};
+pub use pushed::{Pushed, Pushes};
 pub use state::Held;
 pub use storage::{FileStorage, Storage};
 pub use touched::Touched;

@@ -1,9 +1,10 @@
-//! Where the files of a manifest are: a seam, so that tests can cut the power.
+//! Where the files of a manifest are: a seam, so that tests can cut the power. And small files
+//! that are only ever read and written whole.
 
 use std::{
-    fs::{File, OpenOptions},
-    io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -102,4 +103,31 @@ impl Storage for FileStorage {
     fn sync(&self) -> io::Result<()> {
         self.0.sync_all()
     }
+}
+
+/// Longest small file that is read: a whole one is much shorter.
+const SMALL_LEN_MAX: u64 = 64 << 10;
+
+/// A small file, or the beginning of a longer one; `None` if there is none.
+pub(crate) fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(SMALL_LEN_MAX).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// Puts a whole file in the place of another, durably.
+pub(crate) fn replace(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let new = path.with_extension(format!("new-{}", std::process::id()));
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(dir)?.sync_all()
 }

@@ -19,6 +19,22 @@ impl Zfs {
         Ok(self.datasets(name, &["-d", "0"])?.into_iter().find(|dataset| dataset.name == *name))
     }
 
+    /// What this data set is a clone of, and what that is a clone of, the nearest first and at
+    /// most so many.
+    ///
+    /// # Errors
+    ///
+    /// As of [`dataset`](Self::dataset).
+    pub fn origins(&self, name: &DatasetName, max: usize) -> Result<Vec<DatasetName>, ZfsError> {
+        let mut origins = Vec::new();
+        while origins.len() < max {
+            let dataset = self.dataset(origins.last().unwrap_or(name))?;
+            let Some(origin) = dataset.and_then(|dataset| dataset.origin) else { break };
+            origins.push(origin.dataset().clone());
+        }
+        Ok(origins)
+    }
+
     /// This data set and all below it, parents before their children.
     ///
     /// # Errors

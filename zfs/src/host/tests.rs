@@ -141,6 +141,30 @@ fn only_a_missing_name_is_no_error() {
     assert_eq!(held.calls().len(), 2, "the second is not tried");
 }
 
+/// A chain of clones, and one of a ZFS that says that a clone is its own.
+#[test]
+fn origins_are_followed_so_far_and_no_further() {
+    let fake = Fake::new(
+        "for last; do :; done
+         [ \"$last\" != tank/gone ] || { echo \"cannot open '$last': dataset does not exist\" >&2; exit 1; }
+         case $last in tank/c) origin=tank/b@1 ;; tank/b) origin='tank/a b@2 x' ;; \
+             tank/round) origin=tank/round@1 ;; *) origin=- ;; esac
+         printf '%s\\tvolume\\t7\\t4096\\t4096\\t%s\\t0\\toff\\t-\\t-\\t-\\n' \"$last\" \"$origin\"",
+    );
+    let origins = |name: &str, max| {
+        let name: DatasetName = name.parse().unwrap();
+        let origins = fake.zfs.origins(&name, max).unwrap();
+        origins.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(origins("tank/c", 16), ["tank/b", "tank/a b"]);
+    assert_eq!(origins("tank/c", 1), ["tank/b"]);
+    assert_eq!(origins("tank/a b", 16), [""; 0]);
+    assert_eq!(origins("tank/gone", 16), [""; 0]);
+    assert_eq!(origins("tank/round", 3), ["tank/round"; 3]);
+    let broken = Fake::new("echo tank/c");
+    assert!(broken.zfs.origins(&"tank/c".parse().unwrap(), 16).is_err());
+}
+
 #[test]
 fn what_is_never_done_calls_nothing() {
     let fake = Fake::new("");

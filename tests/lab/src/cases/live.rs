@@ -35,6 +35,18 @@ impl Live {
         Ok(Self { replication, run_as: "" })
     }
 
+    /// The same zvol, to be pushed to another volume as well.
+    fn second(&self, pair: &Pair<'_>, name: &'static str) -> Result<Self> {
+        let first = self.replication.name;
+        pair.target.sh(&format!(
+            "sed -i 's/^push = .*/push = [\"{first}\", \"{name}\"]/' /etc/driftline/driftline.toml
+             printf '[[volume]]\\nname = \"{name}\"\\ntarget = \"file:/srv/{name}.img\"\\n' \
+                 >> /etc/driftline/driftline.toml
+             systemctl restart driftline-serve"
+        ))?;
+        Ok(Self { replication: self.replication.fork(name), run_as: self.run_as })
+    }
+
     /// The command that pushes it.
     fn command(&self, options: &str) -> String {
         let Self { replication: Replication { name, zvol, .. }, run_as } = self;
@@ -386,12 +398,7 @@ pub(super) fn renamed(lab: &mut Lab) -> Result<()> {
 pub(super) fn two(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
     let one = Live::new(&pair, "live-two", "-V 64M")?;
-    let other = Live { replication: one.replication.fork("live-second"), run_as: "" };
-    pair.target.sh("sed -i 's/^push = .*/push = [\"live-two\", \"live-second\"]/' \
-             /etc/driftline/driftline.toml
-         printf '[[volume]]\\nname = \"live-second\"\\ntarget = \"file:/srv/live-second.img\"\\n' \
-             >> /etc/driftline/driftline.toml
-         systemctl restart driftline-serve")?;
+    let other = one.second(&pair, "live-second")?;
     for seed in 1..=3 {
         one.write(pair.source, &format!("{seed} 0..2048"))?;
         one.push_slowly(pair.source, "8M")?;
@@ -407,6 +414,33 @@ pub(super) fn two(lab: &mut Lab) -> Result<()> {
     one.nothing_is_held(pair.source)?;
     pair.target.sh("rm -rf /srv/live-second.img /srv/live-second.img.driftline")?;
     one.remove(lab)
+}
+
+/// A clone of a volume that was pushed to the same target, 1 % of it written anew in scattered
+/// blocks: nobody says what it is like.
+pub(super) fn clone(lab: &mut Lab) -> Result<()> {
+    const MIB: u64 = 128;
+    let pair = lab.pair()?;
+    let origin = Live::new(&pair, "zvol-clone", &format!("-V {MIB}M"))?;
+    let blocks = MIB * 256;
+    origin.write(pair.source, &format!("1 0..{blocks}"))?;
+    let first = origin.arrives(&pair, "")?;
+    ensure!(first.sent() > MIB << 20, "{} bytes of noise were sent", first.sent());
+    let mut clone = origin.second(&pair, "zvol-clone-second")?;
+    clone.replication.zvol = "tank/zvol-clone-second".to_owned();
+    pair.source.sh("zfs snapshot tank/zvol-clone@golden
+         zfs clone -o snapdev=visible tank/zvol-clone@golden tank/zvol-clone-second
+         udevadm settle")?;
+    clone.replication.blocks(pair.source, "scatter", &format!("2 {}", blocks / 100))?;
+    let report = clone.arrives(&pair, "")?;
+    ensure!(report.kind() == "full", "the first copy is {}", report.kind());
+    let (sent, received) = (report.sent(), report.received());
+    ensure!(
+        sent * 50 <= MIB << 20,
+        "{sent} bytes were sent and {received} received of a clone of {MIB} MiB"
+    );
+    clone.remove(lab)?;
+    origin.remove(lab)
 }
 
 pub(super) fn no_bookmark(lab: &mut Lab) -> Result<()> {

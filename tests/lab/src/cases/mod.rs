@@ -78,6 +78,12 @@ pub(crate) const CASES: &[Case] = &[
         zvol::bookmark,
     ),
     case(
+        "zvol-clone",
+        "a first copy of a clone moves what makes it one, its origin found by itself",
+        LONG,
+        live::clone,
+    ),
+    case(
         "zvol-rollback",
         "a source that was rolled back is refused as base-mismatch",
         SHORT,

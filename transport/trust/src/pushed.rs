@@ -1,0 +1,154 @@
+//! What was pushed where: of each target the source that it is a replica of.
+//!
+//! Each target has a file `NAME.pushed` in a folder, where the name is made from the target: a
+//! record of text, see [`crate::record`]. It is written anew and put in its place at once, and
+//! whatever is no such record counts as none: nothing is decided by it but what moves.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    record::{Lines, Record},
+    storage::{read_small, replace},
+};
+
+const TITLE: &str = "driftline pushed 1";
+const END: &str = "pushed";
+
+/// A source that has arrived at a target.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pushed {
+    /// What was pushed, as it is written on the command line.
+    pub source: String,
+    /// Where it is, in words that mean the same from any folder.
+    pub target: String,
+    /// When it arrived last, in milliseconds since 1970.
+    pub last_ms: u64,
+}
+
+/// What this machine has pushed.
+#[derive(Clone, Debug)]
+pub struct Pushes {
+    dir: PathBuf,
+}
+
+impl Pushed {
+    fn encode(&self) -> String {
+        Record::new(TITLE)
+            .line("source", &self.source)
+            .line("target", &self.target)
+            .line("last", self.last_ms)
+            .finish()
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let lines = Lines::parse(text, TITLE)?;
+        let [source, target] = ["source", "target"].map(|key| lines.get(key).map(str::to_owned));
+        Some(Self { source: source?, target: target?, last_ms: lines.number("last")? })
+    }
+}
+
+impl Pushes {
+    /// Those in this folder, which need not exist yet.
+    pub const fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Keeps one, in the place of what its target was before.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn keep(&self, pushed: &Pushed) -> io::Result<()> {
+        replace(&self.dir, &self.path(&pushed.target), pushed.encode().as_bytes())
+    }
+
+    /// What this target is a replica of; `None` if that is not known.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn of(&self, target: &str) -> io::Result<Option<Pushed>> {
+        Ok(read(&self.path(target))?.filter(|pushed| pushed.target == target))
+    }
+
+    /// All of them that can be read, in no order.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn all(&self) -> io::Result<Vec<Pushed>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let path = entry?.path();
+            if path.extension().is_some_and(|end| end == END) {
+                all.extend(read(&path)?);
+            }
+        }
+        Ok(all)
+    }
+
+    fn path(&self, target: &str) -> PathBuf {
+        let name = blake3::hash(target.as_bytes()).to_hex();
+        self.dir.join(format!("{}.{END}", &name[..16]))
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<Pushed>> {
+    let bytes = read_small(path)?.unwrap_or_default();
+    Ok(str::from_utf8(&bytes).ok().and_then(Pushed::decode))
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn pushed(source: &str, target: &str, last_ms: u64) -> Pushed {
+        Pushed { source: source.into(), target: target.into(), last_ms }
+    }
+
+    #[test]
+    fn the_last_source_of_each_target_is_kept() {
+        let dir = TempDir::new().unwrap();
+        let pushes = Pushes::new(dir.path().join("a/b"));
+        assert_eq!(pushes.all().unwrap(), []);
+        assert_eq!(pushes.of("x@h:1").unwrap(), None);
+        let [first, second, other] =
+            [("zfs:t/a", "x@h:1", 1), ("zfs:t/b", "x@h:1", 2), ("zfs:t/a", "y@h:1", 3)]
+                .map(|(source, target, ms)| pushed(source, target, ms));
+        [&first, &second, &other].into_iter().for_each(|one| pushes.keep(one).unwrap());
+        assert_eq!(pushes.of("x@h:1").unwrap(), Some(second.clone()));
+        let mut all = pushes.all().unwrap();
+        all.sort_by_key(|one| one.last_ms);
+        assert_eq!(all, [second, other]);
+    }
+
+    #[test]
+    fn what_is_damaged_is_not_known_and_hides_no_other() {
+        let dir = TempDir::new().unwrap();
+        let pushes = Pushes::new(dir.path().to_owned());
+        let (one, other) = (pushed("zfs:t/a", "x@h:1", 1), pushed("zfs:t/a", "y@h:1", 2));
+        [&one, &other].into_iter().for_each(|one| pushes.keep(one).unwrap());
+        let path = pushes.path("x@h:1");
+        let whole = fs::read(&path).unwrap();
+        let mut changed = whole.clone();
+        changed[25] ^= 1;
+        for bytes in [&whole[..whole.len() - 1], &changed, &[0xff], &[]] {
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(pushes.of("x@h:1").unwrap(), None);
+            assert_eq!(pushes.all().unwrap(), std::slice::from_ref(&other));
+        }
+        // What an interrupted write leaves is none, and neither is another target's.
+        fs::write(path.with_extension("new-7"), &whole).unwrap();
+        fs::copy(pushes.path("y@h:1"), &path).unwrap();
+        assert_eq!(pushes.of("x@h:1").unwrap(), None);
+        pushes.keep(&one).unwrap();
+        assert_eq!(pushes.of("x@h:1").unwrap(), Some(one));
+    }
+}
