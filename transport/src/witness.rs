@@ -15,8 +15,8 @@ use std::{
 };
 
 use driftline_extent::{
-    Begin, ChunkId, Committed, Extent, Generation, Item, Plan, PlanKind, Reason, Root, Standing,
-    Takes, TargetState, Volume, chunk_count,
+    Begin, ChunkId, Committed, Generation, Item, Plan, PlanKind, Reason, Root, Standing, Takes,
+    TargetState, Volume, chunk_count,
 };
 use driftline_manifest::{ChunkKey, SPAN_CHUNKS};
 use driftline_trust::{
@@ -147,7 +147,7 @@ impl Witness {
         let mut rebuilt = Reason::ManifestMissing;
         if let Some(what) = damage {
             rebuilt = Reason::ManifestDamaged;
-            self.found(rebuilt, format!("{what}: it is made again from data"), state, plan, &[])?;
+            self.found(rebuilt, format!("{what}: it is made again from data"), state, plan)?;
         }
         let base = manifest.base(state);
         if let Base::Differs(ours) = base {
@@ -156,7 +156,7 @@ impl Witness {
                  was committed (root {}): all is compared",
                 ours.generation, ours.root
             );
-            self.found(Reason::RootMismatch, detail, state, plan, &[])?;
+            self.found(Reason::RootMismatch, detail, state, plan)?;
             manifest.set_suspect(Reason::RootMismatch).map_err(|e| in_manifest(&e))?;
         }
         let damaged = state.damaged.then_some(Reason::TargetDamaged);
@@ -324,8 +324,8 @@ impl Witness {
             return Ok(());
         }
         session.manifest.set_suspect(reason).map_err(|e| in_manifest(&e))?;
-        let (plan, base) = (session.plan.clone(), session.base);
-        self.keep(reason, detail.to_owned(), base.map(|held| held.generation), plan.tip, &[])
+        let (tip, base) = (session.plan.tip, session.base.map(|held| held.generation));
+        self.keep(Incident { base, tip, ..self.incident(reason, detail.to_owned()) })
     }
 
     /// The manifest cannot be used any more: what is damaged is made again from data, and what
@@ -337,7 +337,8 @@ impl Witness {
                 session.mode = Mode::Reading;
                 let (tip, base) = (session.plan.tip, session.base.map(|held| held.generation));
                 let detail = format!("{what}: it is made again from data");
-                self.keep(Reason::ManifestDamaged, detail, base, tip, &[])?;
+                let found = self.incident(Reason::ManifestDamaged, detail);
+                self.keep(Incident { base, tip, ..found })?;
                 self.read_all(Reason::ManifestDamaged);
             }
             error => {
@@ -417,21 +418,13 @@ impl Witness {
              increment was committed, and all is compared instead",
             checked.stale
         );
-        tracing::error!(
-            source = self.terms.source,
-            target = self.terms.target,
-            reason = Reason::AuditMismatch.as_str(),
-            "{detail}"
-        );
-        let extents = checked.extents.as_slice();
-        self.keep_chunks(
-            checked.stale,
-            Reason::AuditMismatch,
-            detail.clone(),
+        self.keep(Incident {
             base,
-            Some(tip),
-            extents,
-        )
+            tip: Some(tip),
+            extents: checked.extents.clone(),
+            chunks: checked.stale,
+            ..self.incident(Reason::AuditMismatch, detail.clone())
+        })
         .map_err(Finding::Failure)?;
         Ok(Failure::new(Reason::AuditMismatch, detail))
     }
@@ -442,53 +435,19 @@ impl Witness {
         detail: String,
         state: &TargetState,
         plan: &Plan,
-        extents: &[Extent],
     ) -> Result<(), Failure> {
-        self.keep(reason, detail, state.generation, plan.tip, extents)
+        let (base, tip) = (state.generation, plan.tip);
+        self.keep(Incident { base, tip, ..self.incident(reason, detail) })
     }
 
-    fn keep(
-        &self,
-        reason: Reason,
-        detail: String,
-        base: Option<Generation>,
-        tip: Option<Generation>,
-        extents: &[Extent],
-    ) -> Result<(), Failure> {
-        tracing::error!(
-            source = self.terms.source,
-            target = self.terms.target,
-            reason = reason.as_str(),
-            "{detail}"
-        );
-        self.keep_chunks(0, reason, detail, base, tip, extents)
+    fn incident(&self, reason: Reason, detail: String) -> Incident {
+        let Terms { source, target, now_ms, .. } = &self.terms;
+        Incident::found(reason, detail, [source, target], *now_ms)
     }
 
-    fn keep_chunks(
-        &self,
-        chunks: u64,
-        reason: Reason,
-        detail: String,
-        base: Option<Generation>,
-        tip: Option<Generation>,
-        extents: &[Extent],
-    ) -> Result<(), Failure> {
-        let now_ms = self.terms.now_ms;
-        let incident = Incident {
-            reason,
-            detail,
-            source: self.terms.source.clone(),
-            target: self.terms.target.clone(),
-            base,
-            tip,
-            extents: extents.to_vec(),
-            chunks,
-            first_ms: now_ms,
-            last_ms: now_ms,
-            count: 1,
-            mended: None,
-            acknowledged_ms: None,
-        };
+    fn keep(&self, incident: Incident) -> Result<(), Failure> {
+        let Incident { source, target, reason, detail, .. } = &incident;
+        tracing::error!(source, target, reason = reason.as_str(), "{detail}");
         let kept = self.terms.incidents.keep(&incident);
         kept.map(drop).map_err(|error| Failure::new(Reason::Failed, crate::chain(&error)))
     }

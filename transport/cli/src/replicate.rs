@@ -458,22 +458,7 @@ impl Job {
 
 /// Something that was found now.
 fn incident(source: &Place, target: &Place, reason: Reason, detail: String) -> Incident {
-    let now_ms = now_ms();
-    Incident {
-        reason,
-        detail,
-        source: source.to_string(),
-        target: target.to_string(),
-        base: None,
-        tip: None,
-        extents: Vec::new(),
-        chunks: 0,
-        first_ms: now_ms,
-        last_ms: now_ms,
-        count: 1,
-        mended: None,
-        acknowledged_ms: None,
-    }
+    Incident::found(reason, detail, [&source.to_string(), &target.to_string()], now_ms())
 }
 
 /// What a map of DRBD's did not name, and was sent nevertheless.

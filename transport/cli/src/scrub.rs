@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use driftline_extent::{CHUNK_LEN, Extent, Generation, Reason};
+use driftline_extent::{CHUNK_LEN, Reason};
 use driftline_target::ScrubReport;
 use driftline_transport::chain;
 use driftline_trust::{EXTENTS_MAX, Incident};
@@ -100,7 +100,7 @@ fn remember(trust_dir: &Path, target: &str, done: &anyhow::Result<Done>) -> Opti
         Err(error) => match reason(error) {
             Some(reason @ (Reason::TargetModified | Reason::VerifyFailed)) => {
                 let detail = format!("{error:#}");
-                (Some(incident(target, reason, detail, None, &[], 0)), None)
+                (Some(incident(target, reason, detail)), None)
             }
             _ => (None, None),
         },
@@ -141,33 +141,14 @@ fn incident_of(target: &str, report: &ScrubReport) -> Incident {
     } else {
         detail += ": nothing was changed";
     }
-    let extents: Vec<Extent> = found.damaged.iter().take(EXTENTS_MAX).collect();
-    let base = Some(found.generation);
-    incident(target, Reason::TargetDamaged, detail, base, &extents, found.damaged_chunks)
+    Incident {
+        base: Some(found.generation),
+        extents: found.damaged.iter().take(EXTENTS_MAX).collect(),
+        chunks: found.damaged_chunks,
+        ..incident(target, Reason::TargetDamaged, detail)
+    }
 }
 
-fn incident(
-    target: &str,
-    reason: Reason,
-    detail: String,
-    base: Option<Generation>,
-    extents: &[Extent],
-    chunks: u64,
-) -> Incident {
-    let now_ms = now_ms();
-    Incident {
-        reason,
-        detail,
-        source: SCRUB.to_owned(),
-        target: target.to_owned(),
-        base,
-        tip: None,
-        extents: extents.to_vec(),
-        chunks,
-        first_ms: now_ms,
-        last_ms: now_ms,
-        count: 1,
-        mended: None,
-        acknowledged_ms: None,
-    }
+fn incident(target: &str, reason: Reason, detail: String) -> Incident {
+    Incident::found(reason, detail, [SCRUB, target], now_ms())
 }

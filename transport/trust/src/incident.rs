@@ -77,6 +77,25 @@ pub enum IncidentError {
 }
 
 impl Incident {
+    /// What is found now, on the way from a source to a target, and no more known of it.
+    pub fn found(reason: Reason, detail: String, [source, target]: [&str; 2], now_ms: u64) -> Self {
+        Self {
+            reason,
+            detail,
+            source: source.to_owned(),
+            target: target.to_owned(),
+            base: None,
+            tip: None,
+            extents: Vec::new(),
+            chunks: 0,
+            first_ms: now_ms,
+            last_ms: now_ms,
+            count: 1,
+            mended: None,
+            acknowledged_ms: None,
+        }
+    }
+
     /// Its name: the same finding of the same volume has the same.
     pub fn name(&self) -> String {
         let mut hasher = blake3::Hasher::new_derive_key("driftline incident v1");
@@ -171,8 +190,6 @@ impl Incidents {
             Ok(Some(before)) => Incident {
                 first_ms: before.first_ms,
                 count: before.count.saturating_add(1),
-                mended: None,
-                acknowledged_ms: None,
                 ..incident.clone()
             },
             // One that cannot be read is overwritten by what is known.
