@@ -196,6 +196,13 @@ impl<D: Disk> Replica<D> {
         self.ids.sync()
     }
 
+    /// Has the next copy start over: what is below the watermark may be of another time, or of
+    /// another disk.
+    fn start_over(&mut self) -> Result<(), Problem> {
+        self.state.status = Status::Direct { tip: None, watermark: 0 };
+        self.slots.commit(&self.state)
+    }
+
     pub(crate) fn commit_direct(
         &mut self,
         direct: Direct,
@@ -217,9 +224,7 @@ impl<D: Disk> Replica<D> {
         }
         let found = self.ids.root(&self.key, size)?;
         if let Some(expected) = finish.root.filter(|expected| *expected != found) {
-            // Something below the watermark may be of another time: the next copy starts over.
-            self.state.status = Status::Direct { tip: None, watermark: 0 };
-            self.slots.commit(&self.state)?;
+            self.start_over()?;
             return Err(Problem::WrongRoot { expected, found });
         }
         self.volume.reach(size)?;
@@ -228,7 +233,13 @@ impl<D: Disk> Replica<D> {
         }
         self.ids.truncate(count)?;
         // The end may cut the last chunk only now.
-        self.prove_directly(direct.proven.min(count.saturating_sub(1))..count, size)?;
+        let unproven = direct.proven.min(count.saturating_sub(1))..count;
+        if let Err(problem) = self.prove_directly(unproven, size) {
+            if matches!(problem, Problem::ReadBack { .. }) {
+                self.start_over()?;
+            }
+            return Err(problem);
+        }
         let state = State {
             epoch: self.state.epoch + 1,
             size,

@@ -378,6 +378,37 @@ fn a_scan_of_what_became_shorter_starts_over() {
     assert!(fs::read(&place.path).unwrap() == short);
 }
 
+/// So it is with a first copy below whose watermark something else stands now.
+#[test]
+fn a_first_copy_on_another_disk_starts_over() {
+    let volume = pattern(7, 2 * CHUNK);
+    let place = place();
+    let plan = Plan { size: Some(2 * CHUNK_LEN), ..plan(PlanKind::Full, None, 1) };
+    let mut replica = place.open();
+    replica.checkpoint_every(CHUNK_LEN);
+    replica.begin(&offer(plan.clone())).unwrap();
+    let key = key(&replica);
+    let (items, root) = items(&key, PlanKind::Full, &whole(&volume), 2 * CHUNK_LEN, 0);
+    for chunked in &items {
+        put(&mut replica, chunked).unwrap();
+    }
+    drop(replica);
+    fs::write(&place.path, vec![1; 2 * CHUNK]).unwrap();
+    let mut replica = place.open();
+    assert_eq!(replica.begin(&offer(plan.clone())).unwrap().from, 2);
+    let tip = plan.tip.unwrap();
+    let finish = Finish { tip, size: Some(2 * CHUNK_LEN), root };
+    let error = replica.commit(&finish).unwrap_err();
+    assert_eq!(error.reason(), Reason::VerifyFailed, "{error}");
+    let mut replica = place_again(&place, replica);
+    assert_eq!(replica.begin(&offer(plan)).unwrap().from, 0);
+    for chunked in &items {
+        put(&mut replica, chunked).unwrap();
+    }
+    replica.commit(&finish).unwrap();
+    assert!(fs::read(&place.path).unwrap() == volume);
+}
+
 #[test]
 fn a_scan_compares_spans_first() {
     let volume = pattern(3, 5 * CHUNK + 99);

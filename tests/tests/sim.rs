@@ -16,8 +16,10 @@ const FRESH_MIN: u64 = 60;
 const OPTIONS: Options = Options { bug: None, audit: true, links: sim_support::links };
 
 /// Histories that broke an invariant once, by a bug of ours or by a mistake of the simulation's.
-const PAST: &[u64] =
-    &[4, 31, 79, 942, 1280, 2071, 2193, 3283, 3321, 5019, 10_150, 21_001, 30_037, 108_994];
+const PAST: &[u64] = &[
+    4, 31, 79, 942, 1280, 2071, 2193, 3283, 3321, 5019, 10_150, 21_001, 30_037, 54_919, 68_912,
+    108_994,
+];
 
 fn tell(seed: u64, options: &Options) -> Stats {
     match run(seed, options) {

@@ -29,6 +29,7 @@ struct Backup {
     held: Option<Held>,
     foreign: bool,
     pending: Vec<Fault>,
+    was_cut: bool,
 }
 
 /// A history being told.
@@ -335,6 +336,7 @@ impl<'a> History<'a> {
             held: self.held.clone(),
             foreign: self.foreign,
             pending: self.pending.clone(),
+            was_cut: self.was_cut,
         });
     }
 
@@ -348,6 +350,8 @@ impl<'a> History<'a> {
                 self.held = backup.held;
                 self.foreign = backup.foreign;
                 self.pending = backup.pending;
+                // So is what was cut off then.
+                self.was_cut = backup.was_cut;
             }
             // Without a generation there is nothing that it could be torn from.
             part if self.held.is_some() && backup.held.is_some() => {
