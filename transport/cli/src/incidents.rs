@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use crate::{
     args::{IncidentsAction, IncidentsCommand},
     report::say,
-    trust::{incidents, now_ms},
+    source::now_ms,
+    trust::incidents,
 };
 
 /// Shows incidents, or acknowledges one.

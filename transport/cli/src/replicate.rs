@@ -28,10 +28,10 @@ use crate::{
     place::Place,
     progress::{Show, watch},
     report::{self, say},
-    source::{self, AnySource, Terms},
+    source::{self, AnySource, Terms, now_ms},
     target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
     tree,
-    trust::{Trust, incidents, now_ms},
+    trust::{Trust, incidents},
 };
 
 /// Bytes in flight between the two ends of a local replication.

@@ -17,8 +17,9 @@ use crate::{
     index, metrics,
     replicate::parse_rate,
     report::{self, say},
+    source::now_ms,
     target::{TargetPlace, TargetTerms},
-    trust::{incidents, now_ms},
+    trust::incidents,
 };
 
 /// What stands for the source in what a scrub has found: it has none.

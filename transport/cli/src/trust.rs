@@ -3,7 +3,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -11,7 +11,7 @@ use driftline_extent::CHUNK_LEN;
 use driftline_transport::witness::{self, Witness};
 use driftline_trust::Incidents;
 
-use crate::{args, place::Place};
+use crate::{args, place::Place, source::now_ms};
 
 /// How long ago anything may have been read again at most, if nothing is said.
 const AGE_DAYS: u64 = 30;
@@ -84,12 +84,6 @@ impl Trust<'_> {
 /// The incidents of this machine.
 pub(crate) fn incidents(dir: &Path) -> Incidents {
     Incidents::new(PathBuf::from(dir).join("incidents"))
-}
-
-/// Milliseconds since 1970.
-pub(crate) fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
