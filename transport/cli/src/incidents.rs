@@ -46,7 +46,7 @@ pub(crate) fn run(command: &IncidentsCommand, dir: &Path, as_json: bool) -> anyh
 /// The open incidents of a target.
 pub(crate) fn open_of(dir: &Path, target: &str) -> Result<Vec<(String, Incident)>, IncidentError> {
     let all = incidents(dir).all()?.into_iter();
-    Ok(all.filter(|(_, one)| one.is_open() && one.target == target).collect())
+    Ok(all.filter(|(_, one)| one.is_open_of(target)).collect())
 }
 
 /// An incident, without where and why.

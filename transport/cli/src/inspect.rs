@@ -91,8 +91,10 @@ pub(crate) async fn status(
         }
         _ => {
             let (place, terms) = (TargetPlace::of(&place)?, TargetTerms::looking(&arguments.state));
-            let scrubbed_ms = place.inspect(&terms)?.and_then(|found| found.scrubbed_ms);
-            (place.state(&terms)?, scrubbed_ms)
+            match place.inspect(&terms)? {
+                Some(found) => (found.state, found.scrubbed_ms),
+                None => (place.state(&terms)?, None),
+            }
         }
     };
     let open = incidents::open_of(trust_dir, &arguments.target)?;

@@ -73,8 +73,8 @@ pub(crate) fn write_scrub(
 ) -> anyhow::Result<()> {
     let before = fs::read_to_string(path).unwrap_or_default();
     let all = incidents.all()?;
-    let open = all.iter().filter(|(_, one)| one.is_open() && one.target == scrubbed.target);
-    replace(path, &scrub_text(&before, scrubbed, open.count(), now_ms))
+    let open = all.iter().filter(|(_, one)| one.is_open_of(scrubbed.target)).count();
+    replace(path, &scrub_text(&before, scrubbed, open, now_ms))
 }
 
 fn scrub_text(before: &str, scrubbed: &Scrubbed<'_>, open: usize, now_ms: u64) -> String {
@@ -109,9 +109,7 @@ pub(crate) fn write(
 ) -> anyhow::Result<()> {
     let before = fs::read_to_string(path).unwrap_or_default();
     let incidents = incidents.all()?;
-    let open = |target: &str| {
-        incidents.iter().filter(|(_, one)| one.is_open() && one.target == target).count()
-    };
+    let open = |target: &str| incidents.iter().filter(|(_, one)| one.is_open_of(target)).count();
     replace(path, &text(&before, runs, &open, now_ms))
 }
 

@@ -205,15 +205,19 @@ impl TargetPlace {
         Ok(AnyTarget::Replica(Box::new(self.open_replica(true, terms)?)))
     }
 
+    /// The file or device whose bytes it is.
+    fn volume(&self) -> Result<PathBuf, AnyTargetError> {
+        match self {
+            Self::File(path) => Ok(path.clone()),
+            Self::Zvol(name) => Ok(device_of(name)),
+            Self::Zfs(name) => Err(AnyTargetError::NoReplica(name.clone())),
+        }
+    }
+
     /// Opens what stands there as it is, only to read it.
     fn read(&self) -> Result<FileDisk, AnyTargetError> {
-        let path = match self {
-            Self::File(path) => path.clone(),
-            Self::Zvol(name) => device_of(name),
-            Self::Zfs(name) => return Err(AnyTargetError::NoReplica(name.clone())),
-        };
         let unlike = |error| AnyTargetError::Unlike { place: self.clone(), error };
-        FileDisk::open_read(&path).map_err(unlike)
+        FileDisk::open_read(&self.volume()?).map_err(unlike)
     }
 
     /// Opens the replica that it is, or with `create` is to be.
@@ -260,11 +264,7 @@ impl TargetPlace {
         terms: &TargetTerms,
     ) -> Result<Option<Inspection>, AnyTargetError> {
         let options = Options { state_dir: terms.state_dir.clone(), ..Options::default() };
-        let path = match self {
-            Self::File(path) => path.clone(),
-            Self::Zvol(name) => device_of(name),
-            Self::Zfs(_) => return Ok(None),
-        };
+        let Ok(path) = self.volume() else { return Ok(None) };
         Ok(driftline_target::inspect(&path, self.state_dir(&options).as_deref())?)
     }
 

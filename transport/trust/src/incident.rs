@@ -111,6 +111,11 @@ impl Incident {
         self.acknowledged_ms.is_none()
     }
 
+    /// Whether it is of this target, and open.
+    pub fn is_open_of(&self, target: &str) -> bool {
+        self.is_open() && self.target == target
+    }
+
     fn encode(&self) -> String {
         let record = Record::new(TITLE)
             .line("reason", self.reason)
