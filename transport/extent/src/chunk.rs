@@ -25,8 +25,8 @@ pub const GRAIN_LEN: u64 = 4096;
 /// Grains in a chunk, one bit of a [`GrainMask`] each.
 pub const GRAINS_PER_CHUNK: u32 = (CHUNK_LEN / GRAIN_LEN) as u32;
 
-const BLOCKS_PER_GRAIN: u32 = (GRAIN_LEN / BLOCK_LEN) as u32;
-const _: () = assert!(GRAINS_PER_CHUNK == u16::BITS);
+// The blocks of grain `i` are byte `i` of a mask of blocks.
+const _: () = assert!(GRAIN_LEN / BLOCK_LEN == u8::BITS as u64 && GRAINS_PER_CHUNK == u16::BITS);
 
 /// Largest volume there is: 1 EiB. Chunk indices and byte offsets below it cannot overflow.
 pub const VOLUME_LEN_MAX: u64 = 1 << 60;
@@ -101,9 +101,10 @@ impl BlockMask {
 
     /// The grains that have any of its blocks.
     pub const fn grains(self) -> GrainMask {
+        let blocks = self.0.to_le_bytes();
         let (mut grains, mut i) = (0, 0);
-        while i < GRAINS_PER_CHUNK {
-            if !self.within(GrainMask(1 << i)).is_empty() {
+        while i < blocks.len() {
+            if blocks[i] != 0 {
                 grains |= 1 << i;
             }
             i += 1;
@@ -113,25 +114,25 @@ impl BlockMask {
 
     /// The blocks of this mask that lie in these grains.
     pub const fn within(self, grains: GrainMask) -> Self {
-        let (mut blocks, mut i) = (0, 0);
-        while i < GRAINS_PER_CHUNK {
-            if grains.0 >> i & 1 == 1 {
-                blocks |= ((1 << BLOCKS_PER_GRAIN) - 1) << (i * BLOCKS_PER_GRAIN);
+        let mut blocks = self.0.to_le_bytes();
+        let mut i = 0;
+        while i < blocks.len() {
+            if grains.0 >> i & 1 == 0 {
+                blocks[i] = 0;
             }
             i += 1;
         }
-        Self(self.0 & blocks)
+        Self(u128::from_le_bytes(blocks))
     }
 
     /// Each of its grains, ascending, and where the bytes of its blocks stand among those of all
     /// blocks of the mask.
     pub fn by_grain(self) -> impl Iterator<Item = (GrainMask, std::ops::Range<usize>)> {
         let mut at = 0;
-        let grains = (0..GRAINS_PER_CHUNK).map(|i| GrainMask(1 << i));
-        grains.filter_map(move |grain| {
+        (0..).zip(self.0.to_le_bytes()).filter_map(move |(i, blocks): (u32, u8)| {
             let start = at;
-            at += self.within(grain).byte_count() as usize;
-            (at > start).then_some((grain, start..at))
+            at += blocks.count_ones() as usize * BLOCK_LEN as usize;
+            (at > start).then_some((GrainMask(1 << i), start..at))
         })
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use driftline_extent::{BlockMask, ChunkId, GrainHash, GrainMask, Root};
+use twox_hash::XxHash3_64;
 
 use crate::tree::FANOUT;
 
@@ -16,18 +17,20 @@ pub struct ChunkKey {
     node: [u8; 32],
     root: [u8; 32],
     stream: [u8; 32],
-    grain: [u8; 32],
+    grain: u64,
 }
 
 impl ChunkKey {
     /// The names under `secret`, as a replica hands it out in its state.
     pub fn new(secret: &[u8; 32]) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] =
+            blake3::derive_key("driftline manifest v1 grain", secret);
         Self {
             chunk: blake3::derive_key("driftline manifest v1 chunk", secret),
             node: blake3::derive_key("driftline manifest v1 node", secret),
             root: blake3::derive_key("driftline manifest v1 root", secret),
             stream: blake3::derive_key("driftline manifest v1 stream", secret),
-            grain: blake3::derive_key("driftline manifest v1 grain", secret),
+            grain: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
         }
     }
 
@@ -53,9 +56,10 @@ impl ChunkKey {
         unlike.fold(GrainMask::default(), |sum, ((grain, _), _)| sum.union(grain))
     }
 
+    /// XXH3 with a secret seed, seven times as fast as BLAKE3 is on so few bytes. It need not be
+    /// more than fast: what it misses is noticed by the id over all of the blocks.
     fn grain(&self, bytes: &[u8]) -> GrainHash {
-        let [a, b, c, d, e, f, g, h, ..] = *blake3::keyed_hash(&self.grain, bytes).as_bytes();
-        GrainHash([a, b, c, d, e, f, g, h])
+        GrainHash(XxHash3_64::oneshot_with_seed(self.grain, bytes).to_le_bytes())
     }
 
     /// The hash of an opaque stream, before its first byte.
@@ -131,4 +135,26 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     let (blocks, rest) = bytes.as_chunks::<256>();
     blocks.iter().all(|block| block.iter().fold(0, |sum, byte| sum | byte) == 0)
         && rest.iter().all(|byte| *byte == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use driftline_extent::BLOCK_LEN;
+
+    use super::*;
+
+    /// What another implementation of BLAKE3 and XXH3 makes of it: a peer has to find the same.
+    #[test]
+    fn hashes_of_grains_are_pinned() {
+        let bytes: Vec<u8> = (0..4096).map(|i| (i * 7 + i / 256) as u8).collect();
+        let blocks = BlockMask::covering(8192, 8192 + 4096);
+        let first = BlockMask::covering(0, BLOCK_LEN);
+        let key = ChunkKey::new(&[3; 32]);
+        let whole = GrainHash([0x86, 0x5b, 0xdb, 0xa9, 0xed, 0xb7, 0x31, 0x6c]);
+        assert_eq!(key.grains(blocks, &bytes), [whole]);
+        let block = GrainHash([0xf4, 0x44, 0xb3, 0x8f, 0x76, 0x22, 0x94, 0x22]);
+        assert_eq!(key.grains(first, &bytes[..BLOCK_LEN as usize]), [block]);
+        assert_eq!(key.unlike(blocks, &bytes, &[whole]), GrainMask::default());
+        assert_eq!(key.unlike(blocks, &bytes, &[block]), GrainMask(1 << 2));
+    }
 }

@@ -125,15 +125,15 @@
 //! ```
 //!
 //! A *want* has a byte for each item: 0, nothing is lacking; 1, all of its data; 2 to 16, as many
-//! hashes follow. Those are of the target's own old version of the item, 8 bytes for each grain
-//! (4 KiB, aligned) with blocks of the data mask, over these blocks alone, keyed. The source then
-//! says with *narrowed*, before any data of the batch, which grains differ, as 16 bits for each
-//! such item, and sends only their blocks. Only a chunk with two grains of data or more, and on
-//! average half of each of them, is narrowed. The target puts what came into its old version and
-//! compares the result with the announced id. If that is something else, two grains had one hash:
-//! it applies nothing of the batch, or of those behind it, and says *again*, once for a batch,
-//! with the places of these items, and their whole data follows. So a hash that lies costs a
-//! round trip and never a byte.
+//! hashes follow. Those are of the target's own old version of the item, 8 bytes for each grain (4
+//! KiB, aligned) with blocks of the data mask, over these blocks alone: XXH3, 64 bits, seeded by
+//! the chunk key, little-endian. The source then says with *narrowed*, before any data of the
+//! batch, which grains differ, as 16 bits for each such item, and sends only their blocks. Only a
+//! chunk with two grains of data or more, and on average half of each of them, is narrowed. The
+//! target puts what came into its old version and compares the result with the announced id. If
+//! that is something else, two grains had one hash: it applies nothing of the batch, or of those
+//! behind it, and says *again*, once for a batch, with the places of these items, and their whole
+//! data follows. So a hash that lies costs a round trip and never a byte.
 //!
 //! The old version is what stands at the item's own place. Where that is nothing, as in a first
 //! copy, it is what stands at the same place of the volume that the *request* names as like it;
