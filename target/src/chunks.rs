@@ -5,7 +5,7 @@ use std::{borrow::Cow, ops::Range};
 use driftline_extent::{
     BlockMask, CHUNK_LEN, ChunkId, Extent, GrainMask, Item, VOLUME_LEN_MAX, chunk_count,
 };
-use driftline_manifest::{ChunkKey, Runs, SPAN_CHUNKS, is_zero, name_chunks};
+use driftline_manifest::{ChunkKey, DataRuns, SPAN_CHUNKS, is_zero};
 
 use crate::{Disk, Problem, disk::Store, ids::IdList};
 
@@ -75,7 +75,7 @@ impl Patch {
 
     /// The same, of a chunk that is still needed.
     fn gather(&self, chunk: &[u8]) -> Vec<u8> {
-        self.data.runs().flat_map(|run| &chunk[run]).copied().collect()
+        self.data.runs().map(|run| &chunk[run]).collect::<Vec<_>>().concat()
     }
 
     /// What is left of the patch if only these grains of it change; `bytes` are those of the
@@ -87,7 +87,7 @@ impl Patch {
         bytes: &[u8],
     ) -> (Self, Vec<u8>) {
         let within = self.data.by_grain().filter(|(grain, _)| grain.is_within(grains));
-        let kept: Vec<u8> = within.flat_map(|(_, range)| &bytes[range]).copied().collect();
+        let kept = within.map(|(_, range)| &bytes[range]).collect::<Vec<_>>().concat();
         (Self { data: self.data.within(grains), id: key.id(&kept), ..*self }, kept)
     }
 
@@ -236,23 +236,11 @@ pub(crate) fn prove_span<D: Disk>(
     volume: &Store<D>,
     size: u64,
     list: &IdList<D>,
-    chunks: Range<u64>,
+    chunks: &Range<u64>,
+    data: &mut DataRuns,
 ) -> Result<Vec<ChunkId>, Problem> {
     let end = chunks.end.min(chunk_count(size)).max(chunks.start);
-    let mut ids = vec![ChunkId::ZERO; (end - chunks.start) as usize];
-    let mut runs: Runs<'_> = Vec::new();
-    let (mut next, mut rest) = (chunks.start, ids.as_mut_slice());
-    while next < end
-        && let Some(data) = volume.next_data(next * CHUNK_LEN)?
-    {
-        let start = (data.offset() / CHUNK_LEN).min(end);
-        let len = data.end().div_ceil(CHUNK_LEN).min(end) - start;
-        let hole = (start - next) as usize;
-        let (run, later) = std::mem::take(&mut rest)[hole..].split_at_mut(len as usize);
-        runs.push((start, run));
-        (next, rest) = (start + len, later);
-    }
-    name_chunks(key, size, runs, |offset, buf| volume.read_at(offset, buf))?;
+    let ids = volume.name_range(key, size, chunks.start..end, data)?;
     let mut listed = list.entries(chunks.start..end);
     let mut expected = listed.next().transpose()?;
     for (index, found) in (chunks.start..).zip(&ids) {

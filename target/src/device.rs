@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     num::NonZeroU64,
-    os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -152,7 +152,8 @@ impl FileDisk {
     fn data_at_or_after(&self, from: u64) -> io::Result<Option<Extent>> {
         let Some(start) = self.data_start(from)? else { return Ok(None) };
         let len = Disk::len(self)?;
-        if self.fixed.is_some() {
+        // A file with as many blocks as bytes has no holes, and need not be searched for one.
+        if self.fixed.is_some() || self.file()?.metadata()?.blocks() >= len.div_ceil(512) {
             return Ok(Extent::from_bounds(start, len));
         }
         let end = match seek(self.file()?, SeekFrom::Hole(start)) {

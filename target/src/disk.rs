@@ -1,9 +1,9 @@
 //! The whole boundary between a replica and storage.
 
-use std::{fmt, io};
+use std::{fmt, io, ops::Range};
 
-use driftline_extent::{CHUNK_LEN, Extent};
-use driftline_manifest::is_zero;
+use driftline_extent::{CHUNK_LEN, ChunkId, Extent, Volume};
+use driftline_manifest::{ChunkKey, DataRuns, is_zero, name_listed, name_range};
 
 use crate::Problem;
 
@@ -181,6 +181,31 @@ impl<D: Disk> Store<D> {
         self.say(reopened)
     }
 
+    const fn as_volume(&self, size: u64) -> Stored<'_, D> {
+        Stored { disk: &self.disk, size }
+    }
+
+    /// Names chunks that are listed, ascending, of the first `size` bytes.
+    pub(crate) fn name_listed(
+        &self,
+        key: &ChunkKey,
+        size: u64,
+        indices: &[u64],
+    ) -> Result<Vec<ChunkId>, Problem> {
+        self.say(name_listed(key, &self.as_volume(size), size, indices))
+    }
+
+    /// Names a range of the chunks of the first `size` bytes.
+    pub(crate) fn name_range(
+        &self,
+        key: &ChunkKey,
+        size: u64,
+        chunks: Range<u64>,
+        data: &mut DataRuns,
+    ) -> Result<Vec<ChunkId>, Problem> {
+        self.say(name_range(key, &self.as_volume(size), size, chunks, data))
+    }
+
     /// Makes sure that what is read next is what would be read after a crash: a process
     /// that was killed, or a flush that failed, leaves things in the cache that are not on disk.
     pub(crate) fn settle(&self) -> Result<(), Problem> {
@@ -203,5 +228,25 @@ impl<D: Disk> Store<D> {
             at = data.end();
         }
         Ok(true)
+    }
+}
+
+/// A disk as a volume that can be read.
+struct Stored<'a, D> {
+    disk: &'a D,
+    size: u64,
+}
+
+impl<D: Disk> Volume for Stored<'_, D> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.disk.read_at(offset, buf)
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
+        self.disk.next_data(from)
     }
 }

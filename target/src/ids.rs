@@ -60,7 +60,8 @@ impl<D: Disk> IdList<D> {
 
     /// The entries within `chunks` that are not zero, ascending; holes cost nothing.
     pub(crate) fn entries(&self, chunks: Range<u64>) -> Entries<'_, D> {
-        Entries { list: self, next: chunks.start, end: chunks.end, window: 0..0, bytes: Vec::new() }
+        let (next, end) = (chunks.start, chunks.end);
+        Entries { list: self, next, end, data: 0..0, window: 0..0, bytes: Vec::new() }
     }
 
     /// The root over a volume of `size` bytes with these ids.
@@ -158,6 +159,8 @@ pub(crate) struct Entries<'a, D> {
     list: &'a IdList<D>,
     next: u64,
     end: u64,
+    /// Entries that may not be zero, the next after which was looked for.
+    data: Range<u64>,
     /// The entries that `bytes` holds.
     window: Range<u64>,
     bytes: Vec<u8>,
@@ -168,8 +171,11 @@ impl<D: Disk> Entries<'_, D> {
     /// is none.
     fn refill(&mut self) -> Result<bool, Problem> {
         let store = &self.list.store;
-        let Some(data) = store.next_data(self.next * ENTRY_LEN)? else { return Ok(false) };
-        let start = self.next.max(data.offset() / ENTRY_LEN);
+        if self.next >= self.data.end {
+            let Some(data) = store.next_data(self.next * ENTRY_LEN)? else { return Ok(false) };
+            self.data = data.offset() / ENTRY_LEN..data.end().div_ceil(ENTRY_LEN);
+        }
+        let start = self.next.max(self.data.start);
         let len = store.len()?;
         let end = self.end.min(start + WINDOW).min(len.div_ceil(ENTRY_LEN));
         if start >= end {

@@ -11,7 +11,7 @@ use driftline_extent::{
     BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, Lack, Plan, PlanKind, Resume,
     Root, VOLUME_LEN_MAX, VolumeId, chunk_count,
 };
-use driftline_manifest::TreeHasher;
+use driftline_manifest::{DataRuns, TreeHasher};
 
 use crate::{
     Disk, Problem, Replica,
@@ -34,8 +34,10 @@ pub(crate) struct Journaled {
     /// Size at the tip, if the plan said it.
     size: Option<u64>,
     /// The last spans that were compared, each chunk of which was proven to be what was
-    /// committed.
-    proven: VecDeque<Range<u64>>,
+    /// committed, with the ids of those that the base has.
+    proven: VecDeque<(Range<u64>, Vec<ChunkId>)>,
+    /// Where the base may hold data.
+    data: DataRuns,
 }
 
 /// What stands where a chunk is to be changed.
@@ -51,10 +53,14 @@ const PROVEN_MAX: usize = 16;
 
 impl Journaled {
     /// An increment of which nothing has come.
-    pub(crate) const fn new(header: Header, size: Option<u64>) -> Self {
-        let end = Position::START;
-        let proven = VecDeque::new();
-        Self { header, end, synced: end.at, last_data: None, size, proven }
+    pub(crate) fn new(header: Header, size: Option<u64>) -> Self {
+        Self::from(header, Position::START, size, None)
+    }
+
+    /// An increment of which what ends here has come.
+    fn from(header: Header, end: Position, size: Option<u64>, last_data: Option<u64>) -> Self {
+        let (synced, proven) = (Position::START.at, VecDeque::new());
+        Self { header, end, synced, last_data, size, proven, data: DataRuns::default() }
     }
 
     /// Appends a record and notes in the overlay what it leads to. Returns where the payload
@@ -246,9 +252,7 @@ impl<D: Disk> Replica<D> {
             }
         }
         self.received = received;
-        let synced = Position::START.at;
-        let proven = VecDeque::new();
-        Ok(Some((watermark, Journaled { header, end, synced, last_data, size, proven })))
+        Ok(Some((watermark, Journaled::from(header, end, size, last_data))))
     }
 
     /// Reads a chunk and proves that it is what was committed. Returns its id.
@@ -288,19 +292,21 @@ impl<D: Disk> Replica<D> {
         Ok(base)
     }
 
-    /// Whether a chunk was proven to be what was committed a moment ago, with its span.
-    fn is_proven(&self, index: u64) -> bool {
-        let Session::Journaled(session) = &self.session else { return false };
-        session.proven.iter().any(|chunks| chunks.contains(&index))
+    /// The id of a chunk that was proven to be what was committed a moment ago, with its span.
+    fn proven(&self, index: u64) -> Option<ChunkId> {
+        let Session::Journaled(session) = &self.session else { return None };
+        let (chunks, ids) = session.proven.iter().find(|(chunks, _)| chunks.contains(&index))?;
+        // What lies beyond the end is zeros.
+        Some(ids.get((index - chunks.start) as usize).copied().unwrap_or(ChunkId::ZERO))
     }
 
     pub(crate) fn lacks_patch(&mut self, patch: &Patch, narrow: bool) -> Result<Lack, Problem> {
+        let proven = self.proven(patch.index);
+        if patch.data.is_all() && proven == Some(patch.id) {
+            return Ok(Lack::Nothing);
+        }
         let mut chunk = chunk_buf();
-        let listed = if self.is_proven(patch.index) {
-            let listed = self.ids.get(patch.index)?;
-            if patch.data.is_all() && listed == patch.id {
-                return Ok(Lack::Nothing);
-            }
+        let listed = if let Some(listed) = proven {
             read_chunk(&self.volume, self.state.size, patch.index, &mut chunk)?;
             listed
         } else {
@@ -351,14 +357,13 @@ impl<D: Disk> Replica<D> {
             // Whatever the damage is like, each chunk is told, and looked at then.
             return Ok(true);
         }
-        let (size, ids) = (self.state.size, &self.ids);
-        let found = prove_span(&self.key, &self.volume, size, ids, chunks.clone())?;
+        let Session::Journaled(session) = &mut self.session else { return Err(Problem::NoSession) };
+        let (size, ids, data) = (self.state.size, &self.ids, &mut session.data);
+        let found = prove_span(&self.key, &self.volume, size, ids, &chunks, data)?;
         let mut tree = TreeHasher::new(&self.key);
-        found.into_iter().for_each(|id| tree.push(id));
-        if let Session::Journaled(session) = &mut self.session {
-            session.proven.truncate(PROVEN_MAX - 1);
-            session.proven.push_front(chunks);
-        }
+        found.iter().for_each(|id| tree.push(*id));
+        session.proven.truncate(PROVEN_MAX - 1);
+        session.proven.push_front((chunks, found));
         Ok(tree.into_span() != digest)
     }
 

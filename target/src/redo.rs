@@ -11,6 +11,9 @@ use crate::{
     state::{State, Status},
 };
 
+/// Chunks that are read back at once, on all cores.
+const READ_BACK_CHUNKS: usize = 4096;
+
 impl<D: Disk> Replica<D> {
     /// Completes the increment of a journal that was sealed when a session ended. Returns
     /// whether there was one.
@@ -153,11 +156,20 @@ impl<D: Disk> Replica<D> {
     /// Reads everything that was written, and compares it with what it should be.
     fn read_back_installed(&self, seal: &Seal) -> Result<(), Problem> {
         let (key, volume, size) = (&self.key, &self.volume, seal.size);
-        let mut buf = chunk_buf();
-        for entry in self.overlay.entries(0..chunk_count(size)) {
-            let (index, expected) = entry?;
-            read_back(key, volume, size, index, expected, &mut buf)?;
+        let mut written = self.overlay.entries(0..chunk_count(size));
+        loop {
+            let some: Result<Vec<_>, Problem> = written.by_ref().take(READ_BACK_CHUNKS).collect();
+            let (indices, expected): (Vec<u64>, Vec<ChunkId>) = some?.into_iter().unzip();
+            if indices.is_empty() {
+                break;
+            }
+            let found = volume.name_listed(key, size, &indices)?;
+            let mut pairs = indices.into_iter().zip(found.iter().zip(&expected));
+            if let Some((index, _)) = pairs.find(|(_, (found, expected))| found != expected) {
+                return Err(Problem::ReadBack { offset: index * CHUNK_LEN });
+            }
         }
+        let mut buf = chunk_buf();
         let base = seal.header.base_size;
         if size <= base {
             return Ok(());

@@ -2,8 +2,8 @@
 //! driftline-tests --bench narrow`.
 //!
 //! The bytes are the same in each run, and small tests assert their ratios; the times are not
-//! asserted. `DRIFTLINE_BENCH_GIB` says how large the scanned volume is, if not 10 GiB or what
-//! half of the free memory holds.
+//! asserted. `DRIFTLINE_BENCH_GIB` says how large the scanned volume is, if not 10 GiB or as much
+//! as fits twice into free memory.
 
 use std::{
     fs::{self, File},
@@ -176,7 +176,7 @@ fn moved(done: &Value) -> u64 {
     done["bytes"]["sent"].as_u64().unwrap() + done["bytes"]["received"].as_u64().unwrap()
 }
 
-/// As many GiB as were asked for, or as fit twice into free memory with something left.
+/// As many GiB as were asked for, or as fit twice into free memory with two left.
 fn scanned_gib() -> u64 {
     if let Ok(asked) = std::env::var("DRIFTLINE_BENCH_GIB") {
         return asked.parse().unwrap();
@@ -184,7 +184,7 @@ fn scanned_gib() -> u64 {
     let memory = fs::read_to_string("/proc/meminfo").unwrap();
     let available = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap();
     let kib: u64 = available.trim().trim_end_matches(" kB").parse().unwrap();
-    (kib / 5 * 2 / (1 << 20)).clamp(1, 10)
+    (kib.saturating_sub(2 << 20) / 2 / (1 << 20)).clamp(1, 10)
 }
 
 /// Writes noise.

@@ -1,12 +1,16 @@
 //! The source's worker: plans, chunks or scans, and hands over batches. Blocking, on a
 //! thread of its own.
 
-use std::{fmt, mem, sync::Arc};
+use std::{
+    fmt, mem,
+    sync::{Arc, mpsc::sync_channel},
+    thread,
+};
 
 use bytes::Bytes;
 use driftline_extent::{
     Begin, CHUNK_LEN, Change, Finish, Generation, Item, Offer, PART_LEN_MAX, Plan, PlanKind,
-    Reason, Source, Standing, TargetState, Volume,
+    Reason, Root, Source, Standing, TargetState, Volume,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope};
 use driftline_wire::{
@@ -16,12 +20,15 @@ use driftline_wire::{
 
 use crate::{
     Failure, Progress,
-    scan::{Scanner, root_of},
+    scan::{Scanner, Spans, root_of},
     witness::Witness,
 };
 
 /// Spans that are announced before the first is compared: both sides hash at the same time.
 const OPEN_SPANS_MAX: usize = 2;
+
+/// Spans that are hashed before they are asked for.
+const SPANS_AHEAD: usize = 1;
 
 /// Takes batches away from the worker and brings it the answers to spans.
 pub trait Outlet {
@@ -248,42 +255,45 @@ fn scan<S: Source>(
     payload: Payload,
 ) -> Result<Finish, Failure> {
     let Delivery { plan, begin, key, outlet, progress, mut witness } = delivery;
-    let mut scanner = Scanner::new(volume, key, begin.from);
-    let mut batcher = Batcher::new(outlet, progress);
-    let mut done = false;
-    loop {
-        while !done && scanner.open_spans() < OPEN_SPANS_MAX {
-            let mut noted: Result<(), Failure> = Ok(());
-            let span = scanner.next_span(&mut |first, ids| {
-                if noted.is_ok()
-                    && let Some(witness) = &mut witness
-                {
-                    noted = witness.note_scanned(first, ids);
+    let size = volume.size();
+    let root: Result<Root, Failure> = thread::scope(|scope| {
+        let (hashed, spans) = sync_channel(SPANS_AHEAD);
+        // While the target is waited for, the volume is read on, until nobody wants more.
+        let read = move || Spans::new(volume, key).all(|span| hashed.send(span).is_ok());
+        thread::Builder::new().name("scan".into()).spawn_scoped(scope, read)?;
+        let mut scanner = Scanner::new(key, begin.from);
+        let mut batcher = Batcher::new(outlet, progress);
+        let mut done = false;
+        loop {
+            while !done && scanner.open_spans() < OPEN_SPANS_MAX {
+                let Ok(span) = spans.recv() else {
+                    done = true;
+                    break;
+                };
+                let span = span?;
+                if let Some(witness) = &mut witness {
+                    witness.note_scanned(span.first, &span.ids)?;
                 }
-            })?;
-            noted?;
-            match span {
-                Some(item) => {
+                if let Some(item) = scanner.announce(span) {
                     batcher.push(Announced { item, payload: Payload::Held(Bytes::new()) })?;
                     batcher.flush()?;
                 }
-                None => done = true,
+                progress.set_read(scanner.bytes_done().min(size));
             }
-            progress.set_read(scanner.bytes_read());
+            if scanner.open_spans() == 0 {
+                return Ok(scanner.into_root(size));
+            }
+            let (span, differs) = batcher.outlet.compared().ok_or_else(session_over)?;
+            for announced in scanner.settle(&span, differs) {
+                batcher.push(match payload {
+                    Payload::InVolume => announced,
+                    Payload::Held(_) => held(volume, key, announced.item)?,
+                })?;
+            }
+            batcher.flush()?;
         }
-        if scanner.open_spans() == 0 {
-            break;
-        }
-        let (span, differs) = batcher.outlet.compared().ok_or_else(session_over)?;
-        for announced in scanner.settle(&span, differs) {
-            batcher.push(match payload {
-                Payload::InVolume => announced,
-                Payload::Held(_) => held(volume, key, announced.item)?,
-            })?;
-        }
-        batcher.flush()?;
-    }
-    let (size, root) = (volume.size(), scanner.into_root());
+    });
+    let root = root?;
     let tip = named_by(source, plan)?.map_or(Generation::Content(root), |finish| finish.tip);
     if let Some(witness) = witness
         && witness.conclude(tip, size)?.is_some_and(|own| own != root)

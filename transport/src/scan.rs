@@ -1,70 +1,98 @@
 //! A volume without a map: hashed whole, announced span by span, told in detail only where
 //! the target differs.
 
-use std::{collections::HashMap, io, mem};
+use std::{collections::HashMap, io};
 
 use driftline_extent::{BlockMask, CHUNK_LEN, ChunkId, Item, Root, Volume, chunk_count};
-use driftline_manifest::{ChunkKey, Runs, SPAN_CHUNKS, TreeHasher, name_chunks};
+use driftline_manifest::{ChunkKey, DataRuns, SPAN_CHUNKS, TreeHasher, name_range};
 use driftline_wire::{Announced, Payload};
 
 /// The root over all of a volume.
 pub fn root_of(volume: &dyn Volume, key: &ChunkKey) -> io::Result<Root> {
-    let mut scanner = Scanner::new(volume, key, u64::MAX);
-    while scanner.next_span(&mut |_, _| {})?.is_some() {}
-    Ok(scanner.into_root())
+    let mut tree = TreeHasher::new(key);
+    for span in Spans::new(volume, key) {
+        span?.ids.into_iter().for_each(|id| tree.push(id));
+    }
+    Ok(tree.into_root(volume.size()))
 }
 
-/// Goes over a volume once, in order, and remembers the ids of spans that are not settled.
-pub struct Scanner<'a> {
+/// What stands in a span of a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hashed {
+    /// The first chunk.
+    pub first: u64,
+    /// The ids of all its chunks.
+    pub ids: Vec<ChunkId>,
+}
+
+/// Reads and hashes a volume once, in order, span by span.
+pub struct Spans<'a> {
     volume: &'a dyn Volume,
+    key: ChunkKey,
+    next: u64,
+    data: DataRuns,
+}
+
+impl<'a> Spans<'a> {
+    /// All spans of this volume.
+    pub fn new(volume: &'a dyn Volume, key: &ChunkKey) -> Self {
+        Self { volume, key: key.clone(), next: 0, data: DataRuns::default() }
+    }
+}
+
+impl Iterator for Spans<'_> {
+    type Item = io::Result<Hashed>;
+
+    fn next(&mut self) -> Option<io::Result<Hashed>> {
+        let (first, size) = (self.next, self.volume.size());
+        let end = chunk_count(size).min(first + SPAN_CHUNKS);
+        if first == end {
+            return None;
+        }
+        self.next = end;
+        let ids = name_range(&self.key, self.volume, size, first..end, &mut self.data);
+        Some(ids.map(|ids| Hashed { first, ids }))
+    }
+}
+
+impl std::fmt::Debug for Spans<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spans").field("next", &self.next).finish_non_exhaustive()
+    }
+}
+
+/// Folds the spans of a volume to its root, and remembers the ids of those that are not settled.
+#[derive(Debug)]
+pub struct Scanner {
     key: ChunkKey,
     tree: TreeHasher,
     /// Spans that were announced and not compared yet, with the ids of their chunks.
     open: HashMap<u64, Vec<ChunkId>>,
     /// Chunks below this were delivered in an earlier session.
     from: u64,
-    /// End of the range known to be data (above the scan), from the volume's own map of holes.
-    data: Option<(u64, u64)>,
-    bytes_read: u64,
 }
 
-impl<'a> Scanner<'a> {
+impl Scanner {
     /// A scan that announces what lies at or above chunk `from`.
-    pub fn new(volume: &'a dyn Volume, key: &ChunkKey, from: u64) -> Self {
-        Self {
-            volume,
-            key: key.clone(),
-            tree: TreeHasher::new(key),
-            open: HashMap::new(),
-            from,
-            data: None,
-            bytes_read: 0,
-        }
+    pub fn new(key: &ChunkKey, from: u64) -> Self {
+        Self { key: key.clone(), tree: TreeHasher::new(key), open: HashMap::new(), from }
     }
 
-    /// The next span, once all of it was read and hashed; `None` at the end of the volume. `seen`
-    /// gets the first chunk and the ids of every span, also of those that are not told again.
-    pub fn next_span(&mut self, seen: &mut dyn FnMut(u64, &[ChunkId])) -> io::Result<Option<Item>> {
-        let chunks = chunk_count(self.volume.size());
-        loop {
-            let index = self.tree.chunks();
-            let count = SPAN_CHUNKS.min(chunks - index);
-            if count == 0 {
-                return Ok(None);
-            }
-            let ids = self.hash(index, count)?;
-            seen(index, &ids);
-            let mut span = TreeHasher::new(&self.key);
-            for id in &ids {
-                span.push(*id);
-                self.tree.push(*id);
-            }
-            // What an earlier session delivered is hashed for the root, and not told again.
-            if index + count > self.from {
-                self.open.insert(index, ids);
-                return Ok(Some(Item::Span { index, count, digest: span.into_span() }));
-            }
+    /// Takes the next span, and says what to announce. What an earlier session delivered is hashed
+    /// for the root, and not told again.
+    pub fn announce(&mut self, span: Hashed) -> Option<Item> {
+        let Hashed { first: index, ids } = span;
+        let mut digest = TreeHasher::new(&self.key);
+        for id in &ids {
+            digest.push(*id);
+            self.tree.push(*id);
         }
+        let count = ids.len() as u64;
+        if index + count <= self.from {
+            return None;
+        }
+        self.open.insert(index, ids);
+        Some(Item::Span { index, count, digest: digest.into_span() })
     }
 
     /// Spans that were announced and not settled.
@@ -82,49 +110,14 @@ impl<'a> Scanner<'a> {
         chunks.map(|(index, id)| announce(index, id)).collect()
     }
 
-    /// The root over the volume, after its end was reached.
-    pub fn into_root(self) -> Root {
-        self.tree.into_root(self.volume.size())
+    /// The bytes of the spans that were taken, holes included: they are done as well.
+    pub const fn bytes_done(&self) -> u64 {
+        self.tree.chunks() * CHUNK_LEN
     }
 
-    /// Bytes that were gone over so far, holes included: they are done as well.
-    pub const fn bytes_read(&self) -> u64 {
-        self.bytes_read
-    }
-
-    fn hash(&mut self, first: u64, count: u64) -> io::Result<Vec<ChunkId>> {
-        let mut ids = vec![ChunkId::ZERO; count as usize];
-        let mut runs: Runs<'_> = Vec::new();
-        let (mut next, end, mut rest) = (first, first + count, ids.as_mut_slice());
-        while next < end {
-            let hole = self.hole_chunks(next)?.min(end - next);
-            next += hole;
-            let len = self.data_chunks(next).min(end - next);
-            let (run, later) = mem::take(&mut rest)[hole as usize..].split_at_mut(len as usize);
-            runs.extend((len > 0).then_some((next, run)));
-            (next, rest) = (next + len, later);
-        }
-        let volume = self.volume;
-        name_chunks(&self.key, volume.size(), runs, |offset, buf| volume.read_at(offset, buf))?;
-        self.bytes_read = (end * CHUNK_LEN).min(volume.size());
-        Ok(ids)
-    }
-
-    /// How many chunks from `index` on may hold data, once [`hole_chunks`](Self::hole_chunks)
-    /// found none before.
-    fn data_chunks(&self, index: u64) -> u64 {
-        self.data.map_or(0, |(_, end)| end.div_ceil(CHUNK_LEN)).saturating_sub(index)
-    }
-
-    /// How many whole chunks from `index` on are a hole.
-    fn hole_chunks(&mut self, index: u64) -> io::Result<u64> {
-        let offset = index * CHUNK_LEN;
-        if self.data.is_none_or(|(_, end)| end <= offset) {
-            let data = self.volume.next_data(offset)?;
-            self.data = data.map(|extent| (extent.offset(), extent.end()));
-        }
-        let start = self.data.map_or(u64::MAX, |(start, _)| start);
-        Ok((start / CHUNK_LEN).saturating_sub(index))
+    /// The root over a volume of `size` bytes, after its last span.
+    pub fn into_root(self, size: u64) -> Root {
+        self.tree.into_root(size)
     }
 }
 
@@ -136,10 +129,4 @@ fn announce(index: u64, id: ChunkId) -> Announced {
         Item::Chunk { index, data: BlockMask::ALL, zero: BlockMask::NONE, id }
     };
     Announced { item, payload: Payload::InVolume }
-}
-
-impl std::fmt::Debug for Scanner<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Scanner").field("chunks", &self.tree.chunks()).finish_non_exhaustive()
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! * [`ChunkKey`] names a chunk, or some blocks of one, by keyed BLAKE3.
 //! * [`TreeHasher`] folds the ids of a volume's chunks into nodes and a root.
-//! * [`name_chunks`] names what a volume holds, on all cores.
+//! * [`name_range`] and [`name_listed`] name what a volume holds, on all cores.
 //! * [`Chunker`] turns ascending changes into the items that go to a target.
 //!
 //! Pure computation: no I/O of its own, no clock. Both ends of a link and the replica on disk use it,
@@ -25,5 +25,5 @@ mod tree;
 
 pub use chunker::{Chunked, Chunker, OutOfOrder, Scope};
 pub use key::{ChunkKey, StreamHasher, is_zero};
-pub use parallel::{Runs, name_chunks};
+pub use parallel::{DataRuns, name_listed, name_range};
 pub use tree::{FANOUT, SPAN_CHUNKS, SPAN_LEVEL, TreeHasher};

@@ -6,7 +6,7 @@ use driftline_extent::{
     BlockMask, CHUNK_LEN, ChunkId, Extent, Generation, Item, Plan, PlanKind, Reason, Root,
     TargetState, chunk_count,
 };
-use driftline_manifest::{ChunkKey, SPAN_CHUNKS, name_chunks};
+use driftline_manifest::{ChunkKey, DataRuns, SPAN_CHUNKS, name_listed};
 use driftline_trust::{
     EXTENTS_MAX, Entry, FileStorage, Files, Held, Manifest, ManifestError, Pass, Touched,
 };
@@ -225,36 +225,19 @@ impl Session {
 
     /// The ids of chunks, ascending, as the storage shows them; and how many bytes were read.
     fn name(&self, indices: &[u64], size: u64) -> io::Result<(Vec<ChunkId>, u64)> {
-        let mut ids = vec![ChunkId::ZERO; indices.len()];
-        let (mut runs, mut bytes) = (Vec::new(), 0);
-        let mut rest = ids.as_mut_slice();
-        let mut at = 0;
-        // Chunks that may hold data, at or after the one that is looked at.
-        let mut data = 0..0;
-        while let Some(index) = indices.get(at) {
-            if *index >= data.end {
-                data = match self.reader.next_data(index * CHUNK_LEN)? {
-                    Some(extent) => extent.offset() / CHUNK_LEN..extent.end().div_ceil(CHUNK_LEN),
-                    None => u64::MAX..u64::MAX,
-                };
+        let reader = self.reader.as_ref();
+        let mut data = DataRuns::default();
+        let (mut places, mut there) = (Vec::new(), Vec::new());
+        for (place, index) in indices.iter().enumerate() {
+            if data.next(reader, *index)?.contains(index) {
+                places.push(place);
+                there.push(*index);
             }
-            let follows = |i: &usize| indices[*i] == index + (*i - at) as u64;
-            let in_data = |i: &usize| data.contains(&indices[*i]);
-            let len = if in_data(&at) {
-                (at..indices.len()).take_while(|i| follows(i) && in_data(i)).count()
-            } else {
-                indices[at..].iter().take_while(|index| **index < data.start).count()
-            };
-            let (run, later) = std::mem::take(&mut rest).split_at_mut(len);
-            rest = later;
-            if data.contains(index) {
-                bytes += len as u64 * CHUNK_LEN;
-                runs.push((*index, run));
-            }
-            at += len;
         }
-        name_chunks(&self.key, size, runs, |offset, buf| self.reader.read_at(offset, buf))?;
-        Ok((ids, bytes))
+        let mut ids = vec![ChunkId::ZERO; indices.len()];
+        let named = name_listed(&self.key, reader, size, &there)?;
+        places.into_iter().zip(named).for_each(|(place, id)| ids[place] = id);
+        Ok((ids, there.len() as u64 * CHUNK_LEN))
     }
 }
 
