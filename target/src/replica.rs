@@ -435,9 +435,9 @@ impl<D: Disk> Replica<D> {
             }
             (PlanKind::Incremental, _) => Err(Problem::NotTheBase { offered: plan.base, holds }),
             (PlanKind::Full, Status::Direct { .. }) => Ok(Mode::Direct),
-            // All of the volume goes by, and only what may be replaced is.
+            // All of the volume goes by, and only what differs is replaced.
             (PlanKind::Full, Status::Complete { generation, .. })
-                if !overwrite && plan.base == Some(generation) && !self.repairs.is_empty() =>
+                if !overwrite && plan.base == Some(generation) =>
             {
                 Ok(Mode::Journaled)
             }

@@ -109,6 +109,7 @@ fn a_refusal_changes_nothing() {
         (plan(PlanKind::Incremental, Some(7), 8), Reason::BaseMismatch),
         (plan(PlanKind::Incremental, None, 8), Reason::BaseMismatch),
         (plan(PlanKind::Full, None, 8), Reason::BaseMismatch),
+        (plan(PlanKind::Full, Some(7), 8), Reason::BaseMismatch),
         (plan(PlanKind::Scan, None, 8), Reason::BaseMismatch),
         (plan(PlanKind::UpToDate, None, 1), Reason::StreamDamaged),
         (plan(PlanKind::Stream, Some(1), 8), Reason::Unsupported),
@@ -136,6 +137,28 @@ fn a_refusal_changes_nothing() {
     ok.overwrite = true;
     replica.begin(&ok).unwrap();
     assert_eq!(replica.state().generation, Some(Generation::Zfs(1)));
+}
+
+/// A source that shows only streams compares by one of all of it, from what the target holds.
+#[test]
+fn a_whole_copy_of_the_same_volume_is_a_comparison() {
+    let mut volume = pattern(3, 4 * CHUNK + 700);
+    let place = Place::holding(&volume);
+    volume[2 * CHUNK + 5] ^= 1;
+    let size = volume.len() as u64;
+    let mut replica = place.open();
+    let moved = deliver(&mut replica, plan(PlanKind::Full, Some(1), 2), &whole(&volume), size);
+    // The grain that differs, and nothing else.
+    assert_eq!(moved.unwrap(), 4096);
+    drop(replica);
+    assert_eq!(fs::read(&place.path).unwrap(), volume);
+    // What is not as it was committed is nobody's to overwrite.
+    volume[9] ^= 1;
+    fs::write(&place.path, &volume).unwrap();
+    let mut replica = place.open();
+    let error = deliver(&mut replica, plan(PlanKind::Full, Some(2), 3), &whole(&volume), size);
+    assert_eq!(error.unwrap_err().reason(), Reason::TargetModified);
+    assert_eq!(fs::read(&place.path).unwrap(), volume);
 }
 
 #[test]

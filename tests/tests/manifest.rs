@@ -134,7 +134,7 @@ fn deliver(
     note(&mut manifest, notes)?;
     let root = manifest.tip_root(tip.size)?;
     manifest.seal(Held { root, ..tip }, Pass::covering(chunk_count(tip.size), 1))?;
-    manifest.commit(false)?;
+    manifest.commit(None)?;
     Ok(root)
 }
 

@@ -125,7 +125,14 @@ async fn a_stream_of_any_length_fits() {
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         let source = Noise { noise, given: 0 };
         let (volume, witness) = (None, None);
-        let job = SourceJob { source, volume, overwrite: false, compression: Some(1), witness };
+        let job = SourceJob {
+            source,
+            volume,
+            overwrite: false,
+            compare: false,
+            compression: Some(1),
+            witness,
+        };
         serve_source(link, job).await
     };
     let receiving = async {

@@ -8,14 +8,14 @@ use std::{
 };
 
 use driftline_extent::{
-    Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Extent, Generation, Item, Plan, PlanKind,
-    Reason, ReplicaId, Root, Standing, TargetState, Volume, chunk_count,
+    Begin, BlockMask, CHUNK_LEN, Change, ChunkId, Committed, Extent, Generation, Item, Plan,
+    PlanKind, Reason, ReplicaId, Root, Standing, TargetState, Volume, chunk_count,
 };
 use driftline_manifest::{ChunkKey, TreeHasher};
 use driftline_tests::disk::Rng;
 use driftline_transport::{
     Failure,
-    witness::{Reader, Terms, Testimony, Witness},
+    witness::{Compare, Reader, Terms, Testimony, Witness},
 };
 use driftline_trust::{CONFIDENCE, Incidents, SAMPLE_MAX, draw, find_probability, sample_size};
 use tempfile::TempDir;
@@ -86,6 +86,7 @@ struct Side {
     state: TargetState,
     now_ms: u64,
     sample: Option<u64>,
+    compare: Compare,
     seed: u64,
 }
 
@@ -98,7 +99,8 @@ impl Side {
             ..TargetState::nothing()
         };
         let (dir, volume) = (TempDir::new().unwrap(), Sparse::new(size));
-        let mut side = Self { dir, volume, state, now_ms: 1 << 40, sample: None, seed: 0 };
+        let (sample, compare) = (None, Compare::Never);
+        let mut side = Self { dir, volume, state, now_ms: 1 << 40, sample, compare, seed: 0 };
         let expected = side.volume.empty_root();
         let root = side.run(PlanKind::Full, &[]).unwrap().0;
         assert_eq!(root, expected);
@@ -115,8 +117,22 @@ impl Side {
             target: "target".into(),
             age_ms: AGE,
             sample: self.sample,
+            compare: self.compare,
             now_ms: self.now_ms,
             seed,
+        }
+    }
+
+    /// A plan from what the target holds.
+    fn plan(&self, kind: PlanKind, tip: Generation) -> Plan {
+        Plan {
+            kind,
+            volume: None,
+            base: self.state.generation,
+            tip: Some(tip),
+            size: Some(self.volume.size),
+            standing: Standing::Proven,
+            bytes_expected: 0,
         }
     }
 
@@ -125,15 +141,7 @@ impl Side {
         self.seed += 1;
         let tip = Generation::Zfs(self.seed);
         let size = self.volume.size;
-        let mut plan = Plan {
-            kind,
-            volume: None,
-            base: self.state.generation,
-            tip: Some(tip),
-            size: Some(size),
-            standing: Standing::Proven,
-            bytes_expected: 0,
-        };
+        let mut plan = self.plan(kind, tip);
         let mut witness = Witness::new(self.terms());
         let told = witness.testimony();
         let reader: Reader = self.volume.clone();
@@ -147,6 +155,37 @@ impl Side {
         self.state.advance(&committed);
         let told = told.lock().unwrap().clone();
         Ok((root, told))
+    }
+
+    /// One run of a map that says that some chunks have changed, in which all is compared instead.
+    fn comparison(&mut self, changed: &[u64]) -> (Root, Testimony) {
+        self.seed += 1;
+        let tip = Generation::Zfs(self.seed);
+        let mut plan = self.plan(PlanKind::Incremental, tip);
+        let mut witness = Witness::new(self.terms());
+        let told = witness.testimony();
+        let reader: Reader = self.volume.clone();
+        witness.plan(&self.state, &mut plan, Some(reader)).unwrap();
+        assert_eq!((plan.kind, plan.standing), (PlanKind::Scan, Standing::Proven));
+        witness.begin(Begin { from: 0 }).unwrap();
+        let size = self.volume.size;
+        let ids: Vec<_> = (0..chunk_count(size)).map(|index| self.volume.id(index)).collect();
+        witness.note_scanned(0, &ids).unwrap();
+        assert!(witness.wants_map());
+        for index in changed {
+            let change = Change::Data { offset: index * CHUNK_LEN + 512, bytes: vec![1; 512] };
+            witness.note_mapped(&change);
+        }
+        let root = witness.conclude(tip, size).unwrap().expect("there is a manifest");
+        let committed = Committed { generation: tip, root, size };
+        witness.committed(&committed);
+        // Once is enough: a second increment of the same run is one.
+        let mut next = Plan { base: Some(tip), ..self.plan(PlanKind::Incremental, tip) };
+        self.state.advance(&committed);
+        witness.plan(&self.state, &mut next, Some(self.volume.clone())).unwrap();
+        assert_eq!(next.kind, PlanKind::Incremental);
+        let told = told.lock().unwrap().clone();
+        (root, told)
     }
 
     /// One run of a map that says that some chunks have changed, and nothing of others.
@@ -271,15 +310,7 @@ fn a_stale_chunk_fails_the_run_and_turns_the_next_into_a_scan() {
     let failure = side.increment(&[3]).unwrap_err();
     assert_eq!(failure.reason, Reason::AuditMismatch);
     assert!(failure.detail.contains(&(900 * CHUNK_LEN).to_string()), "{failure}");
-    let mut plan = Plan {
-        kind: PlanKind::Incremental,
-        volume: None,
-        base: before.generation,
-        tip: Some(Generation::Zfs(50)),
-        size: Some(64 << 20),
-        standing: Standing::Proven,
-        bytes_expected: 0,
-    };
+    let mut plan = side.plan(PlanKind::Incremental, Generation::Zfs(50));
     let mut witness = Witness::new(side.terms());
     let reader: Reader = side.volume.clone();
     witness.plan(&before, &mut plan, Some(reader)).unwrap();
@@ -300,18 +331,53 @@ fn a_stale_chunk_fails_the_run_and_turns_the_next_into_a_scan() {
 }
 
 #[test]
+fn all_is_compared_when_that_is_due_or_asked_for() {
+    let mut side = Side::new(64 << 20);
+    side.compare = Compare::After(7 * DAY);
+    // The first copy was a comparison of all.
+    side.now_ms += 7 * DAY - 1;
+    side.volume.write(3, 1);
+    side.increment(&[3]).unwrap();
+    side.now_ms += 1;
+    side.volume.write(5, 1);
+    let (root, told) = side.comparison(&[5]);
+    assert_eq!((told.missed, told.audit, told.rebuilt), (0, None, None));
+    // It is dated, and what is listed is what was compared.
+    side.now_ms += 7 * DAY - 1;
+    let (again, _) = side.increment(&[]).unwrap();
+    assert_eq!(again, root);
+    side.compare = Compare::Now;
+    assert_eq!(side.comparison(&[]).0, root);
+    // A clock that was set back says nothing of how long ago that was.
+    side.compare = Compare::After(7 * DAY);
+    side.now_ms -= 2 * HOUR;
+    side.comparison(&[]);
+    assert_eq!(side.incidents(), []);
+}
+
+#[test]
+fn a_comparison_tells_what_the_map_has_missed() {
+    let mut side = Side::new(64 << 20);
+    (side.sample, side.compare) = (Some(0), Compare::Now);
+    [3, 5, 900].iter().for_each(|chunk| side.volume.write(*chunk, 1));
+    let (root, told) = side.comparison(&[3, 4]);
+    assert_eq!(told.missed, 2);
+    let dir = side.dir.path().join("incidents");
+    let (_, incident) = Incidents::new(dir).all().unwrap().remove(0);
+    let chunk = |index| Extent::new(index * CHUNK_LEN, CHUNK_LEN).unwrap();
+    assert_eq!(incident.extents, [chunk(5), chunk(900)]);
+    assert_eq!((incident.reason, incident.chunks), (Reason::AuditMismatch, 2));
+    // All was compared, so it is equal again.
+    assert!(incident.mended.is_some() && incident.is_open());
+    side.compare = Compare::Never;
+    assert_eq!(side.increment(&[]).unwrap().0, root);
+}
+
+#[test]
 fn a_target_with_another_root_is_compared() {
     let mut side = Side::new(64 << 20);
     side.state.root = Some(Root([9; 32]));
-    let mut plan = Plan {
-        kind: PlanKind::Incremental,
-        volume: None,
-        base: side.state.generation,
-        tip: Some(Generation::Zfs(50)),
-        size: Some(64 << 20),
-        standing: Standing::Proven,
-        bytes_expected: 0,
-    };
+    let mut plan = side.plan(PlanKind::Incremental, Generation::Zfs(50));
     let mut witness = Witness::new(side.terms());
     let reader: Reader = side.volume.clone();
     witness.plan(&side.state, &mut plan, Some(reader)).unwrap();
@@ -337,15 +403,7 @@ fn an_increment_that_was_cut_off_has_the_same_root() {
         let changed = [3, 70, 900];
         changed.iter().for_each(|chunk| side.volume.write(*chunk, 1));
         let state = side.state.clone();
-        let plan = Plan {
-            kind: PlanKind::Incremental,
-            volume: None,
-            base: state.generation,
-            tip: Some(Generation::Zfs(50)),
-            size: Some(64 << 20),
-            standing: Standing::Proven,
-            bytes_expected: 0,
-        };
+        let plan = side.plan(PlanKind::Incremental, Generation::Zfs(50));
         let item = |index: u64| Item::Chunk {
             index,
             data: BlockMask::covering(512, 1024),

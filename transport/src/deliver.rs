@@ -79,32 +79,46 @@ pub fn plan<S: Source>(
     Ok(Offer { plan, overwrite })
 }
 
-/// Lets all of the volume go by where the target has damage to be replaced, also where the source
-/// has nothing new. What cannot is sent as it was planned: the damage stays.
+/// Lets all of the volume go by where the target has damage to be replaced, or the user wants all
+/// compared, also where the source has nothing new. What cannot is sent as it was planned, and the
+/// damage stays.
+///
+/// # Errors
+/// [`Reason::Unsupported`] if the user wants what cannot be done.
 pub fn cover<S: Source>(
     source: &mut S,
     state: &TargetState,
     offer: &mut Offer,
+    compare: bool,
 ) -> Result<(), Failure> {
-    if !state.damaged {
-        return Ok(());
-    }
-    let standing = Standing::Suspect(Reason::TargetDamaged);
     let plan = &mut offer.plan;
+    let standing = match (state.damaged, compare) {
+        (true, _) => Standing::Suspect(Reason::TargetDamaged),
+        (false, true) => plan.standing,
+        (false, false) => return Ok(()),
+    };
     match plan.kind {
         PlanKind::Scan => {
             // What was found at the source is worth more.
-            if matches!(plan.standing.reason(), None | Some(Reason::MapMissing)) {
+            if state.damaged && matches!(plan.standing.reason(), None | Some(Reason::MapMissing)) {
                 plan.standing = standing;
             }
         }
         PlanKind::UpToDate | PlanKind::Incremental => {
             match source.plan_whole().map_err(|e| Failure::from_error(&e))? {
                 Some(whole) => *plan = Plan { base: state.generation, standing, ..whole },
+                None if compare => {
+                    let detail = "this source shows only what changed: it cannot be compared";
+                    return Err(Failure::new(Reason::Unsupported, detail));
+                }
                 None => tracing::warn!(
                     "the target has damage to be replaced, and this source shows only what changed"
                 ),
             }
+        }
+        PlanKind::Stream if compare => {
+            let detail = "what a zfs: target holds is compared by its ZFS alone: `zpool scrub`";
+            return Err(Failure::new(Reason::Unsupported, detail));
         }
         PlanKind::Full | PlanKind::Stream => {}
     }
@@ -156,10 +170,12 @@ pub fn deliver<S: Source>(
 
 fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, Failure> {
     let Delivery { plan, begin, key, outlet, progress, witness } = delivery;
-    // The root over a whole volume needs all of it, also what an earlier session delivered. A
-    // source that need not read that again leaves the root to the target.
+    // The root over a whole volume needs all of it, also what an earlier session delivered. Of a
+    // first copy, a source that need not read that again leaves the root to the target.
     let (scope, from) = match plan.kind {
-        PlanKind::Full if begin.from > 0 && source.seeks() => (Scope::Rest, begin.from * CHUNK_LEN),
+        PlanKind::Full if begin.from > 0 && plan.base.is_none() && source.seeks() => {
+            (Scope::Rest, begin.from * CHUNK_LEN)
+        }
         PlanKind::Full => (Scope::Whole, 0),
         _ => (Scope::Increment, begin.from * CHUNK_LEN),
     };
@@ -294,6 +310,13 @@ fn scan<S: Source>(
         }
     });
     let root = root?;
+    if let Some(witness) = &mut witness
+        && witness.wants_map()
+    {
+        while let Some(change) = source.next_change(0).map_err(|e| Failure::from_error(&e))? {
+            witness.note_mapped(&change);
+        }
+    }
     let tip = named_by(source, plan)?.map_or(Generation::Content(root), |finish| finish.tip);
     if let Some(witness) = witness
         && witness.conclude(tip, size)?.is_some_and(|own| own != root)

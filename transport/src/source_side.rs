@@ -1,6 +1,7 @@
 //! The source side of a session: the sender, its worker and its packer.
 
 use std::{
+    mem,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver as Commands, Sender as CommandSender, channel},
@@ -35,6 +36,8 @@ pub struct SourceJob<S> {
     pub volume: Option<Arc<dyn Volume + Send + Sync>>,
     /// Whether the user has agreed to a full copy over whatever the target holds.
     pub overwrite: bool,
+    /// Whether the user wants all compared, whatever a map says.
+    pub compare: bool,
     /// The zstd level for data on the way; `None` sends it as it is.
     pub compression: Option<i32>,
     /// What keeps the source's own manifest, if anything does.
@@ -93,13 +96,14 @@ impl SourceSide {
         let (packs, packer_commands) = channel();
         let (batches, delivered) = mpsc::channel(BATCHES_WAITING);
         let (events, side_events) = mpsc::unbounded_channel();
-        let SourceJob { source, volume, overwrite, compression, witness } = job;
+        let SourceJob { source, volume, overwrite, compare, compression, witness } = job;
         let testimony = witness.as_ref().map(Witness::testimony);
         let packer = Packer::new(compression)?;
         let worker = SourceWorker {
             source,
             volume: volume.clone(),
             overwrite,
+            compare,
             witness,
             commands: worker_commands,
             batches,
@@ -235,6 +239,8 @@ struct SourceWorker<S> {
     source: S,
     volume: Option<Arc<dyn Volume + Send + Sync>>,
     overwrite: bool,
+    /// Until it is planned.
+    compare: bool,
     commands: Commands<SourceCommand>,
     batches: mpsc::Sender<Delivered>,
     events: mpsc::UnboundedSender<SourceEvent>,
@@ -279,7 +285,8 @@ impl<S: Source> SourceWorker<S> {
         if let Some(witness) = &mut self.witness {
             deliver::prepare(&mut self.source, self.volume.as_ref(), state, &mut offer, witness)?;
         }
-        deliver::cover(&mut self.source, state, &mut offer)?;
+        let compare = mem::take(&mut self.compare);
+        deliver::cover(&mut self.source, state, &mut offer, compare)?;
         let _ = self.events.send(SourceEvent::Planned(offer));
         Ok(())
     }

@@ -15,13 +15,13 @@ use std::{
 };
 
 use driftline_extent::{
-    Begin, ChunkId, Committed, Generation, Item, Plan, PlanKind, Reason, Root, Standing, Takes,
-    TargetState, Volume, chunk_count,
+    Begin, Change, ChunkId, Committed, Generation, Item, Plan, PlanKind, Reason, Root, Standing,
+    Takes, TargetState, Volume, chunk_count,
 };
 use driftline_manifest::{ChunkKey, SPAN_CHUNKS};
 use driftline_trust::{
     Base, Entry, Held, Incident, Incidents, ManifestError, Pass, SAMPLE_MAX, Touched, draw,
-    find_probability, sample_size, stale_bound,
+    find_probability, is_due, sample_size, stale_bound,
 };
 
 use self::session::{Checked, Finding, Mode, Session, in_manifest, open};
@@ -29,6 +29,17 @@ use crate::Failure;
 
 /// The volume as its storage shows it at the tip.
 pub type Reader = Arc<dyn Volume + Send + Sync>;
+
+/// When all is compared although there is a map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compare {
+    /// Only where the map is not to be relied on.
+    Never,
+    /// Now.
+    Now,
+    /// If that was last done so long ago, in milliseconds, or never.
+    After(u64),
+}
 
 /// What a witness is told beforehand.
 #[derive(Clone, Debug)]
@@ -45,6 +56,8 @@ pub struct Terms {
     pub age_ms: u64,
     /// How many chunks are drawn; `None`: as many as it takes, up to [`SAMPLE_MAX`].
     pub sample: Option<u64>,
+    /// When all is compared.
+    pub compare: Compare,
     /// When the run began, in milliseconds since 1970.
     pub now_ms: u64,
     /// What is drawn follows from it: fresh random bytes.
@@ -60,6 +73,8 @@ pub struct Testimony {
     pub rebuilt: Option<Reason>,
     /// The last audit.
     pub audit: Option<Audit>,
+    /// Chunks that had changed although the map did not say so, found as all was compared.
+    pub missed: u64,
 }
 
 /// What was read again of the space that a map calls unchanged.
@@ -131,7 +146,16 @@ impl Witness {
         if state.takes != Takes::Volume || !kinds.contains(&plan.kind) {
             return Ok(());
         }
-        let Some(reader) = reader else { return Ok(()) };
+        let Some(reader) = reader else {
+            if let (Compare::After(_), PlanKind::Incremental) = (self.terms.compare, plan.kind) {
+                tracing::warn!(
+                    source = self.terms.source,
+                    "when all was last compared is not known, as the source's snapshots cannot be \
+                     read: only what changed is sent"
+                );
+            }
+            return Ok(());
+        };
         let (mut manifest, damage) = match open(&self.terms.dir, state) {
             Ok(opened) => opened,
             Err(error) => {
@@ -173,6 +197,14 @@ impl Witness {
             );
         }
         let is_held = matches!(base, Base::Held(_));
+        let mut found = None;
+        if let (PlanKind::Incremental, Some(size)) = (plan.kind, plan.size)
+            && self.is_due(manifest.compared_ms())
+        {
+            plan.kind = PlanKind::Scan;
+            plan.bytes_expected = size;
+            found = is_held.then(Touched::default);
+        }
         let mode = match plan.kind {
             PlanKind::Incremental if !is_held => {
                 self.read_all(rebuilt);
@@ -189,9 +221,32 @@ impl Witness {
         let key = ChunkKey::new(&state.chunk_key);
         let (base, touched) = (Held::of(state), Touched::default());
         let plan = plan.clone();
-        self.session = Some(Session { manifest, reader, key, plan, base, mode, touched });
+        self.session = Some(Session { manifest, reader, key, plan, base, mode, touched, found });
         self.tell(|told| told.witnessed = true);
         Ok(())
+    }
+
+    /// Whether all is to be compared, which was last done then; and says so.
+    fn is_due(&self, compared_ms: Option<u64>) -> bool {
+        let Terms { source, target, compare, now_ms, .. } = &self.terms;
+        match (compare, compared_ms) {
+            (Compare::Never, _) => false,
+            (Compare::Now, _) => {
+                tracing::info!(source, target, "all is compared, as was asked for");
+                true
+            }
+            (Compare::After(_), None) => {
+                tracing::info!(source, target, "all is compared, as it never was");
+                true
+            }
+            (Compare::After(age_ms), Some(last_ms)) => {
+                let due = is_due(last_ms, *now_ms, *age_ms);
+                if due {
+                    tracing::info!(source, target, "all is compared, as that is due");
+                }
+                due
+            }
+        }
     }
 
     /// Says that all of the source is read, and why.
@@ -264,6 +319,19 @@ impl Witness {
         }
     }
 
+    /// Whether it wants to hear what the map says, after all was scanned: that is held against what
+    /// differs.
+    pub fn wants_map(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.found.is_some())
+    }
+
+    /// Hears of a change that the map tells of.
+    pub fn note_mapped(&mut self, change: &Change) {
+        if let Some(session) = &mut self.session {
+            session.touched.note_change(change);
+        }
+    }
+
     /// All of the increment has gone by: checks what its map calls unchanged, and says which root
     /// the target must come to, if that is known.
     ///
@@ -272,6 +340,11 @@ impl Witness {
     pub fn conclude(&mut self, tip: Generation, size: u64) -> Result<Option<Root>, Failure> {
         let Some(session) = &mut self.session else { return Ok(None) };
         session.check_cut(size);
+        let missed = session.missed(size);
+        if missed.stale > 0 {
+            self.map_missed(tip, missed)?;
+        }
+        let Some(session) = &mut self.session else { return Ok(None) };
         let mut pass = Pass::covering(chunk_count(size), self.terms.now_ms);
         if session.plan.kind == PlanKind::Incremental && session.mode == Mode::Following {
             match self.audit(tip, size) {
@@ -300,7 +373,11 @@ impl Witness {
     pub fn committed(&mut self, committed: &Committed) {
         let Some(mut session) = self.session.take() else { return };
         let trusted = session.plan.kind != PlanKind::Incremental;
-        if let Err(error) = session.manifest.commit(trusted) {
+        if trusted {
+            // Once a run is enough.
+            self.terms.compare = Compare::Never;
+        }
+        if let Err(error) = session.manifest.commit(trusted.then_some(self.terms.now_ms)) {
             tracing::warn!(
                 source = self.terms.source,
                 error = crate::chain(&error),
@@ -427,6 +504,21 @@ impl Witness {
         })
         .map_err(Finding::Failure)?;
         Ok(Failure::new(Reason::AuditMismatch, detail))
+    }
+
+    /// What was found is kept. It is on its way already, as all is compared.
+    fn map_missed(&mut self, tip: Generation, missed: Checked) -> Result<(), Failure> {
+        let Checked { stale, extents, .. } = missed;
+        let first = extents.first().map_or(0, |extent| extent.offset());
+        let detail = format!(
+            "{stale} chunks are not what they were at the last generation, although the map calls \
+             them unchanged, the first at offset {first}: all was compared, and they are sent"
+        );
+        let base = self.session.as_ref().and_then(|session| session.base);
+        let (base, tip) = (base.map(|held| held.generation), Some(tip));
+        let found = self.incident(Reason::AuditMismatch, detail);
+        self.tell(|told| told.missed = stale);
+        self.keep(Incident { base, tip, extents, chunks: stale, ..found })
     }
 
     fn found(

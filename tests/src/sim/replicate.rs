@@ -5,7 +5,7 @@ use std::io;
 use driftline_extent::{Explained, PlanKind, Reason};
 use driftline_transport::{
     TransportError,
-    witness::{self, Witness},
+    witness::{self, Compare, Witness},
 };
 use driftline_trust::Incidents;
 use driftline_wire::{SessionError, Verb};
@@ -172,6 +172,7 @@ impl History<'_> {
             target: "the replica".to_owned(),
             age_ms: 30 * DAY_MS,
             sample: Some(u64::MAX),
+            compare: Compare::Never,
             now_ms: DAY_MS * (20_000 + self.stats.sessions),
             seed: [7; 32],
         };

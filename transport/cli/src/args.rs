@@ -298,9 +298,18 @@ pub(crate) struct Replicate {
     pub(crate) state: StateDir,
 }
 
-/// How much of what a source's map calls unchanged is read again.
+/// How much of what a source's map calls unchanged is read again, and when all is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Args)]
 pub(crate) struct Audit {
+    /// Compare all of source and target now, whatever the source's map says, and move what
+    /// differs. No consent to overwrite is in it: what is not as it was committed is refused.
+    #[arg(long)]
+    pub(crate) compare: bool,
+    /// Of a source whose snapshots can be read at any offset: compare all in a run for which that
+    /// was last done so many days (30d) or hours (12h) ago, or never [default: never because of
+    /// time alone].
+    #[arg(long, value_name = "AGE")]
+    pub(crate) compare_every: Option<String>,
     /// Of a source whose snapshots can be read at any offset: within so many days (30d) or hours
     /// (12h), all that its maps call unchanged is read again and compared with the manifest, a
     /// part in each run [default: 30d].

@@ -65,8 +65,21 @@ struct WrittenVolume {
     tree: bool,
     zfs: Option<args::Zfs>,
     receive: Option<args::Receive>,
+    compare_every: Option<String>,
     audit_age: Option<String>,
     audit_sample: Option<String>,
+}
+
+impl WrittenVolume {
+    /// What is said of how its maps are checked.
+    fn audit(&self) -> args::Audit {
+        args::Audit {
+            compare: false,
+            compare_every: self.compare_every.clone(),
+            audit_age: self.audit_age.clone(),
+            audit_sample: self.audit_sample.clone(),
+        }
+    }
 }
 
 /// A configuration that makes sense.
@@ -106,7 +119,7 @@ pub(crate) enum Volume {
         place: Place,
         /// How it is replicated, if it is ZFS's.
         zfs: args::Zfs,
-        /// How much of what its maps call unchanged is read again.
+        /// How much of what its maps call unchanged is read again, and when all is.
         audit: args::Audit,
     },
     /// Peers push it to here.
@@ -226,15 +239,14 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
                 bail!("zfs is said of zfs: and linstor: sources, and it is {source}")
             }
             place => {
-                let WrittenVolume { zfs, audit_age, audit_sample, .. } = volume;
-                let audit = args::Audit { audit_age, audit_sample };
+                let audit = volume.audit();
                 Trust { dir: Path::new(""), audit: &audit, target: "" }.check()?;
-                Ok(Volume::Source { place, zfs: zfs.unwrap_or_default(), audit })
+                Ok(Volume::Source { place, zfs: volume.zfs.unwrap_or_default(), audit })
             }
         },
-        (None, Some(_)) if volume.audit_age.is_some() || volume.audit_sample.is_some() => {
-            bail!("audit_age and audit_sample are said of sources, and it is a target")
-        }
+        (None, Some(_)) if volume.audit() != args::Audit::default() => bail!(
+            "audit_age, audit_sample and compare_every are said of sources, and it is a target"
+        ),
         (None, Some(_)) if volume.zfs.is_some() => {
             bail!("zfs is said of sources, and it is a target")
         }

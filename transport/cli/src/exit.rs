@@ -66,7 +66,12 @@ pub(crate) fn degraded(summary: &Summary) -> Option<Reason> {
         }
         _ => None,
     });
-    scanned.or_else(|| summary.testimony.as_ref()?.rebuilt)
+    let testimony = summary.testimony.as_ref();
+    let missed = testimony.is_some_and(|testimony| testimony.missed > 0);
+    missed
+        .then_some(Reason::AuditMismatch)
+        .or(scanned)
+        .or_else(|| testimony.and_then(|testimony| testimony.rebuilt))
 }
 
 fn of_reason(reason: Reason) -> u8 {

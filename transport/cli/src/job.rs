@@ -30,6 +30,7 @@ struct Written {
     like: Option<String>,
     compress: Option<String>,
     limit_rate: Option<String>,
+    compare_every: Option<String>,
     audit_age: Option<String>,
     audit_sample: Option<String>,
     metrics: Option<PathBuf>,
@@ -103,6 +104,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     *index = index.take().or(written.index);
     or(compress, written.compress);
     or(limit_rate, written.limit_rate);
+    or(&mut audit.compare_every, written.compare_every);
     or(&mut audit.audit_age, written.audit_age);
     or(&mut audit.audit_sample, written.audit_sample);
     *metrics = metrics.take().or(written.metrics);
@@ -229,6 +231,7 @@ mod tests {
             ("version = 1", "", "version"),
             ("source =", "sorce =", "sorce"),
             ("target =", "full = true\ntarget =", "full"),
+            ("target =", "compare = true\ntarget =", "compare"),
             ("[zfs]", "[zfs]\nkept = 1", "kept"),
             ("[drbd]", "[drbd]\nmode = \"both\"", "both"),
             ("[linstor]", "[linstor]\ncontroler = \"a\"", "controler"),

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
+use driftline_extent::PlanKind;
 use driftline_target::ScrubReport;
 use driftline_trust::Incidents;
 
@@ -18,10 +19,11 @@ use crate::{place::Place, replicate::Done, scrub::SCRUB};
 pub(crate) type Run<'a> = (&'a Place, &'a Place, u8, Option<&'a Done>);
 
 /// Each metric and what it says. The names are an interface, and in the README.
-const METRICS: [(&str, &str); 10] = [
+const METRICS: [(&str, &str); 11] = [
     (LAST_RUN, "When the last run ended, in seconds since 1970."),
     (LAST_SUCCESS, "When the last run ended that was done, degraded or not."),
     (GENERATION, "When the run began that brought the replica to its generation."),
+    (COMPARED, "When the run began that last compared all of source and target."),
     ("driftline_exit_code", "Exit code of the last run."),
     ("driftline_run_seconds", "How long the last run took, unless it failed."),
     ("driftline_bytes", "Bytes of the last run, unless it failed."),
@@ -34,10 +36,11 @@ const METRICS: [(&str, &str); 10] = [
 const LAST_RUN: &str = "driftline_last_run_timestamp_seconds";
 const LAST_SUCCESS: &str = "driftline_last_success_timestamp_seconds";
 const GENERATION: &str = "driftline_generation_timestamp_seconds";
+const COMPARED: &str = "driftline_compared_timestamp_seconds";
 const AUDIT_OLDEST: &str = "driftline_audit_oldest_timestamp_seconds";
 
 /// What lasts until a later run says something else.
-const LASTING: [&str; 3] = [LAST_SUCCESS, GENERATION, AUDIT_OLDEST];
+const LASTING: [&str; 4] = [LAST_SUCCESS, GENERATION, COMPARED, AUDIT_OLDEST];
 
 /// The same of a scrub.
 const SCRUB_METRICS: [(&str, &str); 6] = [
@@ -140,9 +143,14 @@ fn text(before: &str, runs: &[Run<'_>], open: &dyn Fn(&str) -> usize, now_ms: u6
         say(INCIDENTS_OPEN, "", open(&target).to_string());
         let audit = done.and_then(|done| done.summary.testimony.as_ref()?.audit.as_ref());
         let began = done.map(|done| now_ms.saturating_sub(done.took.as_millis() as u64) / 1000);
+        let compared = done.is_some_and(|done| {
+            let mut plans = done.summary.increments.iter().map(|(plan, _)| plan.kind);
+            plans.any(|kind| matches!(kind, PlanKind::Full | PlanKind::Scan))
+        });
         let fresh = [
             done.map(|_| now.clone()),
             began.map(|began| began.to_string()),
+            began.filter(|_| compared).map(|began| began.to_string()),
             audit.map(|audit| (now_ms.saturating_sub(audit.oldest_ms) / 1000).to_string()),
         ];
         for (name, fresh) in LASTING.into_iter().zip(fresh) {

@@ -329,7 +329,8 @@ pub(crate) fn job(
 ) -> anyhow::Result<SourceJob<AnySource>> {
     let source = open(place, terms)?;
     let witness = terms.witness(place, &source)?;
-    Ok(SourceJob { witness, ..job_of(source, terms.overwrite, compression) })
+    let compare = terms.trust.audit.compare;
+    Ok(SourceJob { witness, compare, ..job_of(source, terms.overwrite, compression) })
 }
 
 /// An open source, for a session in which nothing checks its maps.
@@ -345,7 +346,7 @@ pub(crate) fn job_of(
         AnySource::DrbdLive(live) => Some(live.volume()),
         AnySource::Linstor(linstor) => linstor.volume(),
     };
-    SourceJob { source, volume, overwrite, compression, witness: None }
+    SourceJob { source, volume, overwrite, compare: false, compression, witness: None }
 }
 
 impl AnySource {

@@ -8,13 +8,13 @@ use std::{
 
 use anyhow::{Context, bail};
 use driftline_extent::CHUNK_LEN;
-use driftline_transport::witness::{self, Witness};
+use driftline_transport::witness::{self, Compare, Witness};
 use driftline_trust::Incidents;
 
 use crate::{args, place::Place, source::now_ms};
 
 /// How long ago anything may have been read again at most, if nothing is said.
-const AGE_DAYS: u64 = 30;
+const AGE_DAYS: u32 = 30;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -43,6 +43,7 @@ impl Trust<'_> {
             target: self.target.to_owned(),
             age_ms: self.age()?.as_millis() as u64,
             sample: self.sample()?,
+            compare: self.compare()?,
             now_ms: now_ms(),
             seed,
         };
@@ -52,20 +53,24 @@ impl Trust<'_> {
     /// Checks what was said, without using it.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         self.age()?;
+        self.compare()?;
         self.sample().map(drop)
     }
 
     fn age(&self) -> anyhow::Result<Duration> {
-        let Some(text) = &self.audit.audit_age else { return Ok(DAY * AGE_DAYS as u32) };
-        let parsed = match (text.strip_suffix('d'), text.strip_suffix('h')) {
-            (Some(days), _) => days.parse::<u32>().ok().and_then(|days| DAY.checked_mul(days)),
-            (_, Some(hours)) => hours.parse::<u32>().ok().and_then(|h| (DAY / 24).checked_mul(h)),
-            _ => None,
-        };
-        match parsed {
-            Some(age) if age >= DAY / 24 && age <= DAY * 3660 => Ok(age),
-            _ => bail!("--audit-age takes days or hours, as in 30d or 12h, from 1h to 3660d"),
-        }
+        let said = self.audit.audit_age.as_deref();
+        said.map_or(Ok(DAY * AGE_DAYS), |text| parse_age("--audit-age", text))
+    }
+
+    /// When all is compared although there is a map.
+    fn compare(&self) -> anyhow::Result<Compare> {
+        let every = self.audit.compare_every.as_deref();
+        let every = every.map(|text| parse_age("--compare-every", text)).transpose()?;
+        Ok(match every {
+            _ if self.audit.compare => Compare::Now,
+            Some(age) => Compare::After(age.as_millis() as u64),
+            None => Compare::Never,
+        })
     }
 
     /// How many chunks are drawn; `None`: as many as it takes.
@@ -81,6 +86,18 @@ impl Trust<'_> {
     }
 }
 
+fn parse_age(option: &str, text: &str) -> anyhow::Result<Duration> {
+    let parsed = match (text.strip_suffix('d'), text.strip_suffix('h')) {
+        (Some(days), _) => days.parse::<u32>().ok().and_then(|days| DAY.checked_mul(days)),
+        (_, Some(hours)) => hours.parse::<u32>().ok().and_then(|h| (DAY / 24).checked_mul(h)),
+        _ => None,
+    };
+    match parsed {
+        Some(age) if age >= DAY / 24 && age <= DAY * 3660 => Ok(age),
+        _ => bail!("{option} takes days or hours, as in 30d or 12h, from 1h to 3660d"),
+    }
+}
+
 /// The incidents of this machine.
 pub(crate) fn incidents(dir: &Path) -> Incidents {
     Incidents::new(PathBuf::from(dir).join("incidents"))
@@ -91,11 +108,29 @@ mod tests {
     use super::*;
 
     fn trust(age: &str, sample: &str) -> anyhow::Result<(Duration, Option<u64>)> {
-        let audit =
-            args::Audit { audit_age: Some(age.to_owned()), audit_sample: Some(sample.to_owned()) };
+        let audit = args::Audit {
+            audit_age: Some(age.to_owned()),
+            audit_sample: Some(sample.to_owned()),
+            ..args::Audit::default()
+        };
         let trust = Trust { dir: Path::new("/"), audit: &audit, target: "x" };
         trust.check()?;
         Ok((trust.age()?, trust.sample()?))
+    }
+
+    #[test]
+    fn when_all_is_compared() {
+        let compare = |now: bool, every: Option<&str>| {
+            let compare_every = every.map(str::to_owned);
+            let audit = args::Audit { compare: now, compare_every, ..args::Audit::default() };
+            let trust = Trust { dir: Path::new("/"), audit: &audit, target: "x" };
+            trust.check().and_then(|()| trust.compare())
+        };
+        assert_eq!(compare(false, None).unwrap(), Compare::Never);
+        assert_eq!(compare(true, Some("1d")).unwrap(), Compare::Now);
+        assert_eq!(compare(false, Some("2h")).unwrap(), Compare::After(7_200_000));
+        let error = compare(true, Some("2")).unwrap_err();
+        assert!(format!("{error}").starts_with("--compare-every takes"), "{error}");
     }
 
     #[test]

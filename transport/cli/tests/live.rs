@@ -67,6 +67,20 @@ fn without_bookmarks_the_snapshot_that_arrived_stays() {
     assert!(!calls.contains("send -t") && !calls.contains("bookmark tank"), "{calls}");
 }
 
+/// Its snapshots have no devices here, so all of it is sent, and named.
+#[test]
+fn all_is_compared_on_request() {
+    let fake = Fake::new(&[]);
+    fake.arrives(&[], 1);
+    let output = fake.push(&["--latest", "--compare"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    for part in ["\"kind\":\"full\"", "\"changed\":1179648,\"lacking\":0", "\"degraded\":null"] {
+        assert!(text(&output).contains(part), "{part} is not in {}", text(&output));
+    }
+    assert_eq!(sha256(&fake.path("vm.img")), recorded_sha256("lz4-16k@s1"));
+    fake.arrives(&[], 2);
+}
+
 #[test]
 fn two_targets_keep_apart_what_they_need() {
     let fake = Fake::new(&[]);

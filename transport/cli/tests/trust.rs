@@ -124,6 +124,60 @@ fn a_write_that_the_map_misses_is_found_mended_and_told() {
 }
 
 #[test]
+fn all_is_compared_on_request_and_in_time() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    snapshots(dir);
+    // The first copy compares all, and the next run comes too early for another time.
+    for (source, kind) in [("drbdmeta:s0.img", "full"), ("drbdmeta:s1.img", "incremental")] {
+        let more = ["--compare-every", "1h", "--metrics", "m.prom"];
+        let done = json(dir, 0, &push(source, &more));
+        assert_eq!(done["increments"][0]["kind"], kind, "{done}");
+        let metrics = fs::read_to_string(dir.join("m.prom")).unwrap();
+        let compared = "\ndriftline_compared_timestamp_seconds{";
+        assert_eq!(metrics.contains(compared), kind == "full", "{metrics}");
+    }
+
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    snapshots(dir);
+    json(dir, 0, &push("drbdmeta:s0.img", &[]));
+    let done = json(dir, 0, &push("drbdmeta:s1.img", &["--compare"]));
+    let increment = &done["increments"][0];
+    assert_eq!((&increment["kind"], &done["degraded"]), (&"scan".into(), &Value::Null), "{done}");
+    assert!(is_equal(dir, "out.img"));
+    assert_eq!(incidents(dir), [] as [Value; 0]);
+}
+
+#[test]
+fn a_comparison_tells_of_a_write_that_the_map_misses() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    snapshots(dir);
+    json(dir, 0, &push("drbdmeta:s0.img", &[]));
+    write_unseen(dir);
+    let done = json(dir, 8, &push("drbdmeta:s1.img", &["--compare", "--audit-sample", "0"]));
+    assert_eq!(done["increments"].as_array().unwrap().len(), 1);
+    assert_eq!(done["degraded"], "audit-mismatch", "{done}");
+    assert!(is_equal(dir, "out.img"), "the replica is not equal to its source");
+    let found = &incidents(dir)[0];
+    assert_eq!(found["extents"][0]["offset"], UNFLAGGED / 65536 * 65536);
+    assert_eq!(found["mended"]["tip"], "drbd:f9f05435c9b16542");
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/zfs");
+    let stream = |name: &str| format!("zstream:{}", data.join(name).display());
+    json(dir.path(), 0, &push(&stream("lz4-16k.full.zs"), &["--compare"]));
+    let increment = stream("lz4-16k.1-2.zs");
+    let refused = json(dir.path(), 3, &push(&increment, &["--compare"]));
+    assert_eq!(refused["error"]["reason"], "unsupported", "{refused}");
+    json(dir.path(), 0, &push(&increment, &[]));
+}
+
+#[test]
 fn a_manifest_that_is_gone_or_damaged_is_made_again_and_told() {
     for (damage, reason, open) in [("gone", "manifest-missing", 0), ("torn", "manifest-damaged", 1)]
     {

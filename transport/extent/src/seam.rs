@@ -42,7 +42,8 @@ pub struct Plan {
     /// The generation that must be the target's. Set for `Incremental`, for a `Stream` unless
     /// that has everything, and for a `Scan` where the source's storage says that its tip
     /// descends from it: such a scan goes over it without the user's consent, as an increment
-    /// would. A `Full` copy has it where it is to replace what a scrub has found damaged.
+    /// would. So does a `Full` copy with it, of a source that shows its tip only as a stream: all of
+    /// it is compared.
     pub base: Option<Generation>,
     /// The generation that the target will hold, where it is known beforehand. An increment
     /// that was cut off is gone on with only under the same tip, so a source leaves it out
@@ -91,8 +92,8 @@ pub trait Source {
     /// [`PlanKind::UpToDate`]: a source may hold several increments in a row.
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, Self::Error>;
 
-    /// Plans a whole copy of the tip in the place of what was planned last, for a target of which
-    /// more has to be replaced than has changed. `None`: it cannot, and that plan stands. Only
+    /// Plans a whole copy of the tip in the place of what was planned last, where all has to be
+    /// compared and not only what has changed. `None`: it cannot, and that plan stands. Only
     /// a source needs this that shows its tip as a stream and can make another one.
     fn plan_whole(&mut self) -> Result<Option<Plan>, Self::Error> {
         Ok(None)

@@ -24,6 +24,8 @@ pub(super) struct Session {
     pub(super) base: Option<Held>,
     pub(super) mode: Mode,
     pub(super) touched: Touched,
+    /// The chunks that differ from the base, where all is compared and the map held against that.
+    pub(super) found: Option<Touched>,
 }
 
 impl std::fmt::Debug for Session {
@@ -69,6 +71,16 @@ pub(super) struct Checked {
     pub(super) bytes_read: u64,
     pub(super) stale: u64,
     pub(super) extents: Vec<Extent>,
+}
+
+impl Checked {
+    fn note_stale(&mut self, index: u64, size: u64) {
+        self.stale += 1;
+        if self.extents.len() < EXTENTS_MAX {
+            let chunk = Extent::new(index * CHUNK_LEN, CHUNK_LEN);
+            self.extents.extend(chunk.and_then(|chunk| chunk.clamp(size)));
+        }
+    }
 }
 
 impl Session {
@@ -129,16 +141,35 @@ impl Session {
         let new = (first..).zip(ids).zip(&listed).filter(|((_, id), listed)| id != listed);
         for ((index, id), _) in new {
             self.manifest.note(index, std::slice::from_ref(id))?;
+            if let Some(found) = &mut self.found {
+                found.note(&Entry::Ids(index, vec![*id]));
+            }
         }
         Ok(())
+    }
+
+    /// What differs from the base although the map calls it unchanged.
+    pub(super) fn missed(&self, size: u64) -> Checked {
+        let mut checked = Checked::default();
+        // A chunk that the new end cuts is another one, and no map need tell.
+        let cut = self.is_cut(size).then_some(size / CHUNK_LEN);
+        let found = self.found.iter().flat_map(Touched::iter);
+        let known = |index| self.touched.has(index) || self.touched.is_zero(index);
+        for index in found.filter(|index| Some(*index) != cut && !known(*index)) {
+            checked.note_stale(index, size);
+        }
+        checked
+    }
+
+    /// Whether the tip ends within a chunk that the base had more of.
+    fn is_cut(&self, size: u64) -> bool {
+        self.base.is_some_and(|base| size < base.size) && !size.is_multiple_of(CHUNK_LEN)
     }
 
     /// A volume that was cut within a chunk leaves that chunk with another content, of which no
     /// map need tell.
     pub(super) fn check_cut(&mut self, size: u64) {
-        let cut = self.plan.kind == PlanKind::Incremental
-            && self.base.is_some_and(|base| size < base.size)
-            && !size.is_multiple_of(CHUNK_LEN);
+        let cut = self.plan.kind == PlanKind::Incremental && self.is_cut(size);
         if cut && !self.touched.has(size / CHUNK_LEN) {
             tracing::info!("the volume was cut within a chunk: all of the source is read once");
             self.mode = Mode::Reading;
@@ -214,11 +245,7 @@ impl Session {
             }
             // That the list is wrong is another finding.
             self.manifest.prove(index)?;
-            checked.stale += 1;
-            if checked.extents.len() < EXTENTS_MAX {
-                let chunk = Extent::new(index * CHUNK_LEN, CHUNK_LEN);
-                checked.extents.extend(chunk.and_then(|chunk| chunk.clamp(size)));
-            }
+            checked.note_stale(index, size);
         }
         Ok(())
     }

@@ -19,9 +19,10 @@
 //! `1 - c` it takes `k = n * (1 - (1 - c)^(1 / s))`, which is a bound as well for drawing without
 //! putting back. [`sample_size`] takes `s` as a hundredth of the chunks that the increment touches
 //! and `c` as 0.999: what is stale may share chunks, lie in chunks that are touched as well, or be
-//! a little less than a hundredth, and is still found with more than [`CONFIDENCE`]. It is at least [`SAMPLE_MIN`] chunks, which finds that a hundredth of the volume
-//! is stale whatever has changed, and at most [`SAMPLE_MAX`]: how many changes must go by for the
-//! promise to hold then is told with each run.
+//! a little less than a hundredth, and is still found with more than [`CONFIDENCE`]. It is at least
+//! [`SAMPLE_MIN`] chunks, which finds that a hundredth of the volume is stale whatever has changed,
+//! and at most [`SAMPLE_MAX`]: how many changes must go by for the promise to hold then is told with
+//! each run.
 
 use std::{collections::HashSet, ops::Range};
 
@@ -140,6 +141,15 @@ impl Pass {
     /// When that chunk was read that was not read for the longest time, or some time before.
     pub fn oldest_ms(&self) -> u64 {
         self.marks.iter().map(|mark| mark.1).min().unwrap_or(0)
+    }
+}
+
+/// Whether what was last done at `last_ms`, and is to be done again after `age_ms`, is due. If the
+/// clock was set back by more than an hour, it is not known how long ago that was.
+pub const fn is_due(last_ms: u64, now_ms: u64, age_ms: u64) -> bool {
+    match now_ms.checked_sub(last_ms) {
+        Some(elapsed) => elapsed >= age_ms,
+        None => last_ms - now_ms > SET_BACK_MS,
     }
 }
 
@@ -300,6 +310,13 @@ mod tests {
         assert_eq!(pass.share(10 * DAY + 1, AGE), 1);
         assert_eq!(pass.share(11 * DAY, AGE), 67);
         assert_eq!(pass.share(25 * DAY, AGE), 1000);
+    }
+
+    #[test]
+    fn what_is_due_is_so_by_a_clock_that_may_be_set_back() {
+        assert!(!is_due(DAY, 2 * DAY - 1, DAY) && is_due(DAY, 2 * DAY, DAY));
+        assert!(!is_due(DAY, DAY - 1000, DAY) && is_due(DAY, 0, DAY));
+        assert!(is_due(0, 1 << 40, AGE));
     }
 
     #[test]

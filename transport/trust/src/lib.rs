@@ -24,7 +24,8 @@ mod storage;
 mod touched;
 
 pub use audit::{
-    CONFIDENCE, Pass, SAMPLE_MAX, SAMPLE_MIN, draw, find_probability, sample_size, stale_bound,
+    CONFIDENCE, Pass, SAMPLE_MAX, SAMPLE_MIN, draw, find_probability, is_due, sample_size,
+    stale_bound,
 };
 pub use incident::{EXTENTS_MAX, Incident, IncidentError, Incidents};
 pub use log::Entry;

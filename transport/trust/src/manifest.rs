@@ -215,6 +215,11 @@ impl<S: Storage> Manifest<S> {
         self.state.suspect
     }
 
+    /// When all of the source was last compared with what it lists, in milliseconds since 1970.
+    pub const fn compared_ms(&self) -> Option<u64> {
+        self.state.compared_ms
+    }
+
     /// Notes, durably, that the next increment must not rely on a map.
     ///
     /// # Errors
@@ -363,14 +368,15 @@ impl<S: Storage> Manifest<S> {
         Ok(self.slots.commit(&self.state)?)
     }
 
-    /// The target holds the tip now: it becomes the base. `trusted` says that what led to it was
-    /// no map, so that whatever a map was suspected of is mended.
+    /// The target holds the tip now: it becomes the base. Where no map led to it, but all was
+    /// compared, `compared_ms` says when, in milliseconds since 1970: whatever a map was suspected
+    /// of is mended.
     ///
     /// # Errors
     /// [`ManifestError::Damaged`] if that cannot be done, or what the storage says.
-    pub fn commit(&mut self, trusted: bool) -> Result<(), ManifestError> {
-        if trusted {
-            self.state.suspect = None;
+    pub fn commit(&mut self, compared_ms: Option<u64>) -> Result<(), ManifestError> {
+        if compared_ms.is_some() {
+            (self.state.suspect, self.state.compared_ms) = (None, compared_ms);
         }
         match self.state.sealed.clone() {
             Some(sealed) => self.apply(sealed),

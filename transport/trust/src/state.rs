@@ -79,11 +79,14 @@ pub(crate) struct State {
     pub(crate) sealed: Option<Sealed>,
     /// Why the next increment is not to rely on a map.
     pub(crate) suspect: Option<Reason>,
+    /// When a run began that compared all of the source with the target, in milliseconds since
+    /// 1970, and came to its end.
+    pub(crate) compared_ms: Option<u64>,
 }
 
 impl State {
     pub(crate) const fn of_nothing(identity: Identity) -> Self {
-        Self { identity, held: None, sealed: None, suspect: None }
+        Self { identity, held: None, sealed: None, suspect: None, compared_ms: None }
     }
 
     fn encode(&self, sequence: u64) -> String {
@@ -91,7 +94,8 @@ impl State {
             .line("sequence", sequence)
             .line("replica", self.identity.replica)
             .line("key", Root(self.identity.key_check))
-            .option("suspect", self.suspect);
+            .option("suspect", self.suspect)
+            .option("compared", self.compared_ms);
         if let Some((held, pass)) = &self.held {
             record = encode_held(record, "held", held, pass);
         }
@@ -113,6 +117,10 @@ impl State {
             Some(word) => Some(reason(word)?),
             None => None,
         };
+        let compared_ms = match lines.get("compared") {
+            Some(_) => Some(lines.number("compared")?),
+            None => None,
+        };
         let held = match lines.get("held") {
             Some(_) => Some(decode_held(lines, "held")?),
             None => None,
@@ -126,7 +134,8 @@ impl State {
             }
             None => None,
         };
-        Some((lines.number("sequence")?, Self { identity, held, sealed, suspect }))
+        let state = Self { identity, held, sealed, suspect, compared_ms };
+        Some((lines.number("sequence")?, state))
     }
 }
 
@@ -236,6 +245,7 @@ mod tests {
             held: Some((held, pass)),
             sealed: Some(sealed),
             suspect: Some(Reason::AuditMismatch),
+            compared_ms: Some(1 << 40),
         };
         let nothing = State::of_nothing(Identity::of(&target));
         for state in [state, nothing] {

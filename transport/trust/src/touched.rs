@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use driftline_extent::{CHUNK_LEN, Change, Extent};
 use driftline_manifest::SPAN_CHUNKS;
 
 use crate::Entry;
@@ -30,6 +31,16 @@ impl Touched {
         }
     }
 
+    /// Notes a change that a map tells of, ascending.
+    pub fn note_change(&mut self, change: &Change) {
+        let chunks = |extent: Extent| extent.offset() / CHUNK_LEN..extent.end().div_ceil(CHUNK_LEN);
+        match (change, change.extent().map(chunks)) {
+            (Change::Data { .. }, Some(chunks)) => self.note_chunks(chunks),
+            (Change::Zero(_), Some(chunks)) => self.zeros.push(chunks),
+            (Change::Part(_), _) | (_, None) => {}
+        }
+    }
+
     fn note_chunks(&mut self, chunks: Range<u64>) {
         for index in chunks {
             let span = self.spans.entry(index / SPAN_CHUNKS).or_insert_with(|| [0; WORDS].into());
@@ -43,6 +54,17 @@ impl Touched {
     pub fn has(&self, index: u64) -> bool {
         let (word, bit) = place(index);
         self.spans.get(&(index / SPAN_CHUNKS)).is_some_and(|span| span[word] & bit != 0)
+    }
+
+    /// All such chunks, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u64> {
+        let bits = |word: u64| (0..u64::BITS).filter(move |bit| word >> bit & 1 == 1);
+        self.spans.iter().flat_map(move |(span, words)| {
+            let first = span * SPAN_CHUNKS;
+            (0..).zip(words.iter()).flat_map(move |(at, word)| {
+                bits(*word).map(move |bit| first + at * u64::from(u64::BITS) + u64::from(bit))
+            })
+        })
     }
 
     /// How many such chunks there are.
@@ -76,7 +98,20 @@ mod tests {
             touched.note(&entry);
         }
         let has: Vec<u64> = (0..9000).filter(|index| touched.has(*index)).collect();
-        assert_eq!((has, touched.count()), (vec![3, 4, 4095, 4096, 4097], 5));
+        assert_eq!((&has, touched.count()), (&vec![3, 4, 4095, 4096, 4097], 5));
+        assert_eq!(touched.iter().collect::<Vec<_>>(), has);
         assert!((0..9000).all(|index| touched.is_zero(index) == (7..20).contains(&index)));
+    }
+
+    #[test]
+    fn a_change_touches_all_chunks_that_it_lies_in() {
+        let mut touched = Touched::default();
+        let at = |offset, len| Extent::new(offset, len).unwrap();
+        touched.note_change(&Change::Data { offset: CHUNK_LEN - 512, bytes: vec![1; 1024] });
+        // Both lie in chunk 4.
+        touched.note_change(&Change::Zero(at(3 * CHUNK_LEN, CHUNK_LEN + 512)));
+        touched.note_change(&Change::Zero(at(4 * CHUNK_LEN + 1024, 2 * CHUNK_LEN)));
+        assert_eq!(touched.iter().collect::<Vec<_>>(), [0, 1]);
+        assert!((0..20).all(|index| touched.is_zero(index) == (3..7).contains(&index)));
     }
 }

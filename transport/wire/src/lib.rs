@@ -151,7 +151,8 @@
 //! and names `target-damaged` as its standing. The target asks for the damaged chunks, if they
 //! still are what was found, and refuses what is another thing. A source that can show no more than
 //! an increment offers that, and the damage stays. There is no other consent in it: `overwrite`
-//! stays clear.
+//! stays clear. A source that is to compare all without such a reason offers the same two, with
+//! the standing that its map has.
 //!
 //! `finish` has the root over the whole volume wherever the source knows it: of whole copies and
 //! scans always, and of an increment if the source keeps a manifest of what the target holds. A
