@@ -81,6 +81,8 @@ fn main() -> ExitCode {
     }
     println!("{:>9}  commits that only an audit would have found wrong", stats.unseen);
     println!("{:>9}  sessions that an audit ended", stats.found);
+    println!("{:>9}  comparisons that a map was held against", stats.compared);
+    println!("{:>9}  scrubs, which put {} chunks right", stats.scrubs, stats.repaired);
     match told.into_iter().filter_map(|row| row.1).min_by_key(|row| row.0) {
         None => ExitCode::SUCCESS,
         Some((at, finding)) => {

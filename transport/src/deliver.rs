@@ -314,7 +314,7 @@ fn scan<S: Source>(
         && witness.wants_map()
     {
         while let Some(change) = source.next_change(0).map_err(|e| Failure::from_error(&e))? {
-            witness.note_mapped(&change);
+            witness.note_mapped(&change, size);
         }
     }
     let tip = named_by(source, plan)?.map_or(Generation::Content(root), |finish| finish.tip);

@@ -73,8 +73,9 @@ pub struct Testimony {
     pub rebuilt: Option<Reason>,
     /// The last audit.
     pub audit: Option<Audit>,
-    /// Chunks that had changed although the map did not say so, found as all was compared.
-    pub missed: u64,
+    /// How many chunks had changed although the map did not say so, where all was compared and the
+    /// map held against that.
+    pub missed: Option<u64>,
 }
 
 /// What was read again of the space that a map calls unchanged.
@@ -325,10 +326,10 @@ impl Witness {
         self.session.as_ref().is_some_and(|session| session.found.is_some())
     }
 
-    /// Hears of a change that the map tells of.
-    pub fn note_mapped(&mut self, change: &Change) {
+    /// Hears of a change that the map of a volume of `size` bytes tells of.
+    pub fn note_mapped(&mut self, change: &Change, size: u64) {
         if let Some(session) = &mut self.session {
-            session.touched.note_change(change);
+            session.touched.note_change(change, size);
         }
     }
 
@@ -340,9 +341,12 @@ impl Witness {
     pub fn conclude(&mut self, tip: Generation, size: u64) -> Result<Option<Root>, Failure> {
         let Some(session) = &mut self.session else { return Ok(None) };
         session.check_cut(size);
-        let missed = session.missed(size);
-        if missed.stale > 0 {
-            self.map_missed(tip, missed)?;
+        if session.found.is_some() {
+            let missed = session.missed(size);
+            self.tell(|told| told.missed = Some(missed.stale));
+            if missed.stale > 0 {
+                self.map_missed(tip, missed)?;
+            }
         }
         let Some(session) = &mut self.session else { return Ok(None) };
         let mut pass = Pass::covering(chunk_count(size), self.terms.now_ms);
@@ -517,7 +521,6 @@ impl Witness {
         let base = self.session.as_ref().and_then(|session| session.base);
         let (base, tip) = (base.map(|held| held.generation), Some(tip));
         let found = self.incident(Reason::AuditMismatch, detail);
-        self.tell(|told| told.missed = stale);
         self.keep(Incident { base, tip, extents, chunks: stale, ..found })
     }
 

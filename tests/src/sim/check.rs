@@ -1,6 +1,6 @@
 //! The invariants.
 
-use driftline_extent::{Generation, PlanKind, Reason, Target};
+use driftline_extent::{CHUNK_LEN, Extent, Generation, PlanKind, Reason, Target};
 
 use super::{
     disks,
@@ -30,6 +30,8 @@ pub(super) struct Run {
     pub(super) undisturbed: bool,
     /// Whether a write did not arrive as it was, and nothing had befallen the target before.
     pub(super) spoilt: bool,
+    /// How many chunks a comparison of all says that the map has missed, if there was one.
+    pub(super) missed: Option<u64>,
 }
 
 /// Where the replica may stand after a run.
@@ -68,6 +70,7 @@ impl History<'_> {
             consent: false,
             undisturbed: false,
             spoilt: false,
+            missed: None,
         })
     }
 
@@ -97,6 +100,7 @@ impl History<'_> {
             return self.check_nothing(&run, &content);
         };
         self.check_truth(&run, advanced, &stand)?;
+        self.check_missed(&run)?;
         let arrived = self.holds(&content, &stand.content);
         let claimed = self.holds(&content, &stand.held.claim);
         let sound = arrived && claimed && clean;
@@ -116,6 +120,10 @@ impl History<'_> {
         self.foreign = false;
         if claimed && clean && self.is_kept(stand.held.generation) {
             self.pending.clear();
+        }
+        let compared_all = run.planned.iter().take(advanced);
+        if compared_all.into_iter().any(|planned| planned.kind != PlanKind::Incremental) {
+            self.listed = None;
         }
         self.held = Some(stand.held);
         self.check_end(&run, advanced, latent)
@@ -208,10 +216,39 @@ impl History<'_> {
         Ok(())
     }
 
+    /// That a comparison of all tells exactly which chunks the map has missed.
+    fn check_missed(&mut self, run: &Run) -> Result<(), String> {
+        let (Some(told), Some(held), Some(planned)) = (run.missed, &self.held, run.planned.first())
+        else {
+            return Ok(());
+        };
+        self.stats.compared += 1;
+        let (image, claim) = (&planned.image, planned.claim.as_deref().unwrap_or_default());
+        let mut base = held.claim.clone();
+        // A chunk that the new end cuts is another one, and no map need tell.
+        let cut = image.len < base.len && !image.len.is_multiple_of(CHUNK_LEN);
+        let cut = cut.then_some(image.len / CHUNK_LEN);
+        base.set_len(image.len);
+        let mut chunks: Vec<u64> =
+            base.differing(image).into_iter().map(|page| page * 4096 / CHUNK_LEN).collect();
+        chunks.dedup();
+        let known = |chunk: u64| {
+            let whole = Extent::new(chunk * CHUNK_LEN, CHUNK_LEN);
+            Some(chunk) == cut
+                || whole.is_some_and(|whole| claim.iter().any(|e| e.intersect(&whole).is_some()))
+        };
+        chunks.retain(|chunk| !known(*chunk));
+        if told == chunks.len() as u64 {
+            return Ok(());
+        }
+        Err(format!("{told} chunks are told that the map has missed, and it has {chunks:?}"))
+    }
+
     /// That nothing was written over which is not in the books, unless by consent.
     fn check_untouched(&self, run: &Run, content: &Image) -> Result<(), String> {
         let Some(held) = self.held.as_ref().filter(|_| !run.consent) else { return Ok(()) };
-        for page in run.before.differing(&held.claim) {
+        let listed = |page| self.listed.as_ref().is_some_and(|l| l.allows(&run.before, page));
+        for page in run.before.differing(&held.claim).into_iter().filter(|page| !listed(*page)) {
             let len = content.len.saturating_sub(page * 4096).min(4096) as usize;
             if len == 0 || !content.same_page(&run.before, page, len) {
                 return Err(format!("page {page} was not in the books, and was written over"));
@@ -235,7 +272,7 @@ impl History<'_> {
     }
 
     /// Whether the newest snapshot of the keeper, where there is one, is of this generation.
-    fn is_kept(&self, generation: Generation) -> bool {
+    pub(super) fn is_kept(&self, generation: Generation) -> bool {
         let device = self.world.kept("volume").filter(|_| self.kept);
         device.is_none_or(|d| d.snapshots.last().is_some_and(|(newest, _)| *newest == generation))
     }
@@ -265,7 +302,7 @@ impl History<'_> {
                         | Reason::Denied
                 );
                 self.refused = helps.then_some(*reason);
-                let legitimate = latent || self.may_refuse(*reason, run.consent);
+                let legitimate = (latent && !self.told) || self.may_refuse(*reason, run.consent);
                 if run.undisturbed && !legitimate {
                     return Err(format!("was refused for no reason: {reason}: {detail}"));
                 }

@@ -12,7 +12,7 @@ use crate::disk::{FakeDisk, World};
 pub(super) const UNIT: u64 = 16 * 1024;
 
 /// What the books of a replica are called.
-pub(super) const BOOKS: [&str; 4] = ["state", "journal", "ids", "overlay"];
+pub(super) const BOOKS: [&str; 5] = ["state", "journal", "ids", "overlay", "repair"];
 
 /// A disk as a replica with a bug would use it.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ use super::{
     Fault, Finding, Options, Rung, Stats,
     disks::BOOKS,
     replicate::Mishap,
+    scrub::Listed,
     storage::{Kind, Storage},
 };
 use crate::disk::{Image, Rng, Saved, World};
@@ -30,6 +31,7 @@ struct Backup {
     foreign: bool,
     pending: Vec<Fault>,
     was_cut: bool,
+    listed: Option<Listed>,
 }
 
 /// A history being told.
@@ -50,6 +52,10 @@ pub(super) struct History<'a> {
     pub(super) foreign: bool,
     /// What befell the target and was not mended yet.
     pub(super) pending: Vec<Fault>,
+    /// What a scrub has found that may be replaced.
+    pub(super) listed: Option<Listed>,
+    /// Whether a scrub has told of all that befell the target, so that no run need fail for it.
+    pub(super) told: bool,
     /// Whether the record of change has left something out, or two instants have one name.
     pub(super) lied: bool,
     /// Why the last run was refused, where consent would help.
@@ -143,6 +149,8 @@ impl<'a> History<'a> {
             past: Vec::new(),
             foreign: false,
             pending: Vec::new(),
+            listed: None,
+            told: false,
             lied: false,
             refused: None,
             was_cut: false,
@@ -174,7 +182,10 @@ impl<'a> History<'a> {
         *self.stats.faults.entry(fault).or_default() += 1;
         self.say(format!("! {fault}"));
         match fault.rung() {
-            Rung::Scrub => self.pending.push(fault),
+            Rung::Scrub => {
+                self.pending.push(fault);
+                self.told = false;
+            }
             Rung::Audit => self.lied = true,
             _ => {}
         }
@@ -206,20 +217,34 @@ impl<'a> History<'a> {
             80..82 => self.destroy_a_snapshot(rng),
             82..84 => self.back_up(),
             84..87 => self.restore(rng),
-            87..90 => self.write_locally(rng),
-            90..92 => self.swap(rng),
-            92..95 => self.flip_at_rest(rng),
+            87..90 => {
+                self.write_locally(rng);
+                self.scrub_perhaps(rng)?;
+            }
+            90..92 => {
+                self.swap(rng);
+                self.scrub_perhaps(rng)?;
+            }
+            92..95 => {
+                self.flip_at_rest(rng);
+                self.scrub_perhaps(rng)?;
+            }
             95..96 => {
                 self.befalls(Fault::SourceCrashed);
                 self.storage.crash();
             }
             96..98 => self.write(rng, false),
+            98..99 => self.scrub(rng)?,
             _ => {
                 self.befalls(Fault::TargetDied);
                 self.world.crash(rng.next_u64());
             }
         }
         self.check_idle()
+    }
+
+    fn scrub_perhaps(&mut self, rng: &mut Rng) -> Result<(), String> {
+        if rng.below(2) == 0 { self.scrub(rng) } else { Ok(()) }
     }
 
     fn extent(&self, rng: &mut Rng) -> Extent {
@@ -330,13 +355,14 @@ impl<'a> History<'a> {
             return;
         }
         self.say("the target is backed up".to_owned());
-        let names = ["volume", BOOKS[0], BOOKS[1], BOOKS[2], BOOKS[3]];
+        let names: Vec<_> = std::iter::once("volume").chain(BOOKS).collect();
         self.backup = Some(Backup {
             disks: self.world.save(&names),
             held: self.held.clone(),
             foreign: self.foreign,
             pending: self.pending.clone(),
             was_cut: self.was_cut,
+            listed: self.listed.clone(),
         });
     }
 
@@ -352,12 +378,16 @@ impl<'a> History<'a> {
                 self.pending = backup.pending;
                 // So is what was cut off then.
                 self.was_cut = backup.was_cut;
+                (self.listed, self.told) = (backup.listed, false);
             }
             // Without a generation there is nothing that it could be torn from.
             part if self.held.is_some() && backup.held.is_some() => {
                 self.befalls(Fault::TornApart);
                 self.say(format!("only the {}", if part == 1 { "volume" } else { "books" }));
                 self.world.put_back(&backup.disks, |name| (name == "volume") == (part == 1));
+                if part != 1 {
+                    self.listed = backup.listed;
+                }
             }
             _ => {}
         }
@@ -393,7 +423,7 @@ impl<'a> History<'a> {
     }
 
     fn flip_at_rest(&mut self, rng: &mut Rng) {
-        let part = ["volume", "volume", "ids", "state", "journal"][rng.below(5) as usize];
+        let part = ["volume", "volume", "ids", "state", "journal", "repair"][rng.below(6) as usize];
         let len = self.world.image(part).len;
         if len == 0 || (self.held.is_none() && !self.foreign) {
             return;
@@ -413,6 +443,7 @@ impl<'a> History<'a> {
                 // As the messages say.
                 self.say("the books are removed".to_owned());
                 BOOKS.iter().for_each(|book| self.world.remove(book));
+                self.listed = None;
                 (self.held, self.foreign, self.broken) = (None, true, false);
             }
             self.storage.snapshot(true, false);

@@ -2,8 +2,9 @@
 //!
 //! A history is a list of steps: the volume is written, discarded, resized, snapshotted, rolled
 //! back; increments are pushed and pulled by the real cores, while the link is cut, disks fail,
-//! lie, forget, are swapped and put back, and storages leave changes out of their maps. A model
-//! knows what each generation holds. After every step the replica is opened and read, and:
+//! lie, forget, are swapped and put back, and storages leave changes out of their maps; the replica
+//! is scrubbed and repaired. A model knows what each generation holds. After every step the replica
+//! is opened and read, and:
 //!
 //! * it is at the generation where it was, or at one that was offered since (N or N + 1);
 //! * its bytes are those of that generation, or verifying it says that they are not, and then
@@ -11,9 +12,13 @@
 //! * its generation is what the source held under that name, or something befell this history
 //!   that only the audit can find ([`Rung::Audit`], and [`Options::audit`] says that it is
 //!   there);
-//! * nothing that was not in its books was written over without consent;
+//! * nothing that was not in its books was written over without consent, be that to a whole copy or
+//!   to the repair of what a scrub has found and nobody has touched since;
+//! * a scrub says what is true, and writes nothing but what the books name;
+//! * a comparison of all names exactly the chunks that the map has missed;
 //! * a session that said it went well did;
-//! * a session that nothing disturbed went well, or was refused for lack of a base.
+//! * a session that nothing disturbed went well, or was refused for lack of a base; so did one that
+//!   found nothing but what a scrub had listed.
 //!
 //! At its end all faults stop, and the replica must become equal to the source.
 //!
@@ -25,6 +30,7 @@ mod disks;
 mod expect;
 mod history;
 mod replicate;
+mod scrub;
 mod source;
 mod storage;
 
@@ -90,6 +96,12 @@ pub struct Stats {
     pub unseen: u64,
     /// Sessions that an audit ended because a map had lied.
     pub found: u64,
+    /// Comparisons of all that a map was held against.
+    pub compared: u64,
+    /// Scrubs of the replica.
+    pub scrubs: u64,
+    /// Chunks that they put right.
+    pub repaired: u64,
     /// How often each fault befell them.
     pub faults: std::collections::BTreeMap<Fault, u64>,
 }
@@ -103,6 +115,9 @@ impl Stats {
         self.commits += other.commits;
         self.unseen += other.unseen;
         self.found += other.found;
+        self.compared += other.compared;
+        self.scrubs += other.scrubs;
+        self.repaired += other.repaired;
         for (fault, count) in &other.faults {
             *self.faults.entry(*fault).or_default() += count;
         }

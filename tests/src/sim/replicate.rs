@@ -15,7 +15,7 @@ use super::{
     check::{Ended, Run},
     disks,
     history::History,
-    source::{Manner, SimSource},
+    source::{Manner, Planned, SimSource},
 };
 use crate::{
     disk::{Rng, Spoil},
@@ -103,6 +103,22 @@ impl Mishap {
     }
 }
 
+/// What came of a session.
+struct Told {
+    ended: Ended,
+    planned: Vec<Planned>,
+    committed: usize,
+    missed: Option<u64>,
+}
+
+impl Told {
+    /// There was none.
+    fn refused(error: &impl Explained) -> Self {
+        let ended = Ended::Refused(error.reason(), error.to_string());
+        Self { ended, planned: Vec::new(), committed: 0, missed: None }
+    }
+}
+
 /// Why a session ended, in one word.
 fn reason_of(error: &TransportError) -> Reason {
     match error {
@@ -137,7 +153,7 @@ impl History<'_> {
             Mishap::Spoil(after, spoil) => self.world.spoil_at(*after, *spoil),
             _ => {}
         }
-        let (ended, planned, committed) = self.session(consent, mishap, rng);
+        let Told { ended, planned, committed, missed } = self.session(consent, mishap, rng);
         self.say(format!("  {} planned, {committed} committed, {ended:?}", planned.len()));
         match mishap {
             Mishap::Stop(_, Some(luck), again) => {
@@ -157,7 +173,7 @@ impl History<'_> {
         }
         let ok = matches!(ended, Ended::Well);
         let undisturbed = matches!(mishap, Mishap::None);
-        let run = Run { before, planned, committed, ended, consent, undisturbed, spoilt };
+        let run = Run { before, planned, committed, ended, consent, undisturbed, spoilt, missed };
         self.check(run)?;
         Ok(ok)
     }
@@ -172,22 +188,18 @@ impl History<'_> {
             target: "the replica".to_owned(),
             age_ms: 30 * DAY_MS,
             sample: Some(u64::MAX),
-            compare: Compare::Never,
+            // Now and then somebody wants to know.
+            compare: if self.stats.sessions % 5 == 4 { Compare::Now } else { Compare::Never },
             now_ms: DAY_MS * (20_000 + self.stats.sessions),
             seed: [7; 32],
         };
         Some(Witness::new(terms))
     }
 
-    fn session(
-        &mut self,
-        consent: bool,
-        mishap: &Mishap,
-        rng: &mut Rng,
-    ) -> (Ended, Vec<super::source::Planned>, usize) {
+    fn session(&mut self, consent: bool, mishap: &Mishap, rng: &mut Rng) -> Told {
         let replica = match disks::open(&self.world, self.kept, self.options.bug) {
             Ok(replica) => replica,
-            Err(error) => return (Ended::Refused(error.reason(), error.to_string()), vec![], 0),
+            Err(error) => return Told::refused(&error),
         };
         let blocks = self.storage.live.len / self.storage.block_len.max(512) + 1;
         let manner = Manner {
@@ -202,7 +214,7 @@ impl History<'_> {
         };
         let mut source = match SimSource::new(&self.storage, &manner) {
             Ok(source) => source,
-            Err(error) => return (Ended::Refused(error.reason(), error.to_string()), vec![], 0),
+            Err(error) => return Told::refused(&error),
         };
         let mut script = Script {
             verb: if rng.below(2) == 0 { Verb::Push } else { Verb::Pull },
@@ -224,6 +236,7 @@ impl History<'_> {
         let volume = source.volume();
         let volume = volume.as_deref().map(|volume| volume as &dyn driftline_extent::Volume);
         let mut witness = self.witness();
+        let testimony = witness.as_ref().map(Witness::testimony);
         let witness = witness.as_mut();
         let outcome = session::run_witnessed(links, &mut source, volume, replica, &script, witness);
         drop(outcome.replica);
@@ -238,6 +251,7 @@ impl History<'_> {
                 Ended::Refused(reason_of(error), error.to_string())
             }
         };
-        (ended, planned, outcome.committed.len())
+        let missed = testimony.and_then(|told| told.lock().ok()?.missed);
+        Told { ended, planned, committed: outcome.committed.len(), missed }
     }
 }

@@ -67,7 +67,7 @@ pub(crate) fn degraded(summary: &Summary) -> Option<Reason> {
         _ => None,
     });
     let testimony = summary.testimony.as_ref();
-    let missed = testimony.is_some_and(|testimony| testimony.missed > 0);
+    let missed = testimony.and_then(|testimony| testimony.missed).is_some_and(|count| count > 0);
     missed
         .then_some(Reason::AuditMismatch)
         .or(scanned)

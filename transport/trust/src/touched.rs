@@ -31,10 +31,12 @@ impl Touched {
         }
     }
 
-    /// Notes a change that a map tells of, ascending.
-    pub fn note_change(&mut self, change: &Change) {
+    /// Notes a change that a map of a volume of `size` bytes tells of, ascending. What it says of
+    /// what lies beyond the end touches nothing.
+    pub fn note_change(&mut self, change: &Change, size: u64) {
         let chunks = |extent: Extent| extent.offset() / CHUNK_LEN..extent.end().div_ceil(CHUNK_LEN);
-        match (change, change.extent().map(chunks)) {
+        let within = change.extent().and_then(|extent| extent.clamp(size));
+        match (change, within.map(chunks)) {
             (Change::Data { .. }, Some(chunks)) => self.note_chunks(chunks),
             (Change::Zero(_), Some(chunks)) => self.zeros.push(chunks),
             (Change::Part(_), _) | (_, None) => {}
@@ -107,10 +109,16 @@ mod tests {
     fn a_change_touches_all_chunks_that_it_lies_in() {
         let mut touched = Touched::default();
         let at = |offset, len| Extent::new(offset, len).unwrap();
-        touched.note_change(&Change::Data { offset: CHUNK_LEN - 512, bytes: vec![1; 1024] });
-        // Both lie in chunk 4.
-        touched.note_change(&Change::Zero(at(3 * CHUNK_LEN, CHUNK_LEN + 512)));
-        touched.note_change(&Change::Zero(at(4 * CHUNK_LEN + 1024, 2 * CHUNK_LEN)));
+        let size = 9 * CHUNK_LEN + 512;
+        let changes = [
+            Change::Data { offset: CHUNK_LEN - 512, bytes: vec![1; 1024] },
+            // Both lie in chunk 4.
+            Change::Zero(at(3 * CHUNK_LEN, CHUNK_LEN + 512)),
+            Change::Zero(at(4 * CHUNK_LEN + 1024, 2 * CHUNK_LEN)),
+            // Of the chunk in which the volume ends it says nothing.
+            Change::Zero(at(size, 5 * CHUNK_LEN)),
+        ];
+        changes.iter().for_each(|change| touched.note_change(change, size));
         assert_eq!(touched.iter().collect::<Vec<_>>(), [0, 1]);
         assert!((0..20).all(|index| touched.is_zero(index) == (3..7).contains(&index)));
     }
