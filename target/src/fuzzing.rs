@@ -10,8 +10,8 @@ use std::{
 };
 
 use driftline_extent::{
-    CHUNK_LEN, Extent, Finish, Generation, Offer, Plan, PlanKind, ReplicaId, Root, Standing,
-    Target, chunk_count,
+    BlockMask, CHUNK_LEN, ChunkId, Extent, Finish, Generation, Item, Offer, Plan, PlanKind,
+    ReplicaId, Root, Standing, Target, chunk_count,
 };
 use driftline_manifest::{ChunkKey, TreeHasher};
 
@@ -19,6 +19,7 @@ use crate::{
     Disk, Disks, Replica,
     codec::Writer,
     journal::{Header, Journal, Position, Record, Seal},
+    repair::{ENTRY_LEN, MAGIC, VERSION},
     state::{Slots, State, Status},
 };
 
@@ -51,6 +52,28 @@ pub fn journal(data: &[u8]) {
     for journal in std::iter::once(Memory::of(data)).chain(mended) {
         exercise(Disks { journal, ..books() }, Some(Generation::Zfs(2)));
     }
+}
+
+/// Opens a replica whose list of damage is made of `data`: as it is, and read as its entries.
+#[doc(hidden)]
+pub fn repair(data: &[u8]) {
+    for bytes in [data, &damage(data)] {
+        exercise(Disks { repair: Memory::of(bytes), ..books() }, None);
+    }
+}
+
+/// A list of damage of [`books`] with the entries that `data` can be read as.
+fn damage(data: &[u8]) -> Vec<u8> {
+    let count = data.len() as u64 / ENTRY_LEN;
+    Writer::default()
+        .bytes(MAGIC)
+        .u32(VERSION)
+        .u32(0)
+        .bytes(&header().replica.0)
+        .u64(header().epoch)
+        .u64(count)
+        .bytes(&data[..(count * ENTRY_LEN) as usize])
+        .checksummed()
 }
 
 /// The header of a journal that belongs to [`books`].
@@ -108,10 +131,21 @@ fn exercise(disks: Disks<Memory>, tip: Option<Generation>) {
         standing: Standing::Proven,
         bytes_expected: 0,
     };
-    if replica.begin(&Offer { plan, overwrite: false }).is_ok() {
+    if replica.begin(&Offer { plan: plan.clone(), overwrite: false }).is_ok() {
         let tip = Generation::Zfs(2);
         let _ = replica.commit(&Finish { tip, size: None, root: None });
     }
+    // A source compares all, and some of it is another thing.
+    let plan = Plan { kind: PlanKind::Scan, ..plan };
+    if replica.begin(&Offer { plan, overwrite: false }).is_ok() {
+        let (data, zero) = (BlockMask::ALL, BlockMask::NONE);
+        let item = Item::Chunk { index: 1, data, zero, id: ChunkId([6; 32]) };
+        let _ = replica.lacks(&[Item::Zero { index: 0, count: 1 }, item]);
+        let _ = replica.apply(&Item::Zero { index: 0, count: 1 }, None);
+        let root = Some(Root([3; 32]));
+        let _ = replica.commit(&Finish { tip: Generation::Zfs(3), size: None, root });
+    }
+    let _ = replica.scrub(true, 1, &mut |_| {});
 }
 
 fn empty(size: u64) -> Disks<Memory> {
@@ -259,8 +293,7 @@ impl Disk for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunks::Patch;
-    use driftline_extent::{BlockMask, ChunkId};
+    use crate::{chunks::Patch, repair::Repairs};
     use proptest::prelude::*;
 
     /// A mix of plausible and arbitrary records, in the form that `journal` reads.
@@ -296,6 +329,20 @@ mod tests {
         }
 
         #[test]
+        fn any_list_of_damage_is_survived(
+            mut data in prop::collection::vec(any::<u8>(), 0..300),
+            index in 0..8_u8,
+        ) {
+            repair(&data);
+            if data.len() > 40 {
+                // A zero chunk that rots, as it is listed.
+                data[..40].fill(0);
+                data[0] = index;
+            }
+            repair(&data);
+        }
+
+        #[test]
         fn any_state_is_survived(
             mut data in prop::collection::vec(any::<u8>(), 232..400),
             status in 1..4_u8,
@@ -310,6 +357,17 @@ mod tests {
             data[184..192].fill(0);
             state(&data);
         }
+    }
+
+    /// The fuzzer gets past the checksum.
+    #[test]
+    fn a_mended_list_of_damage_is_believed() {
+        let mut data = vec![0; ENTRY_LEN as usize + 5];
+        (data[0], data[50]) = (4, 9);
+        let disks = books();
+        let state = Slots::peek(disks.state).unwrap().unwrap();
+        let list = |bytes: &[u8]| Repairs::open(Memory::of(bytes), Some(&state)).unwrap();
+        assert!(list(&damage(&data)).contains(4) && list(&data).is_empty());
     }
 
     /// The fuzzer gets past the checksums.

@@ -29,10 +29,10 @@ use crate::{
     state::State,
 };
 
-const MAGIC: &[u8; 8] = b"DRIFTRP\n";
-const VERSION: u32 = 1;
+pub(crate) const MAGIC: &[u8; 8] = b"DRIFTRP\n";
+pub(crate) const VERSION: u32 = 1;
 const HEADER_LEN: u64 = 48;
-const ENTRY_LEN: u64 = 72;
+pub(crate) const ENTRY_LEN: u64 = 72;
 
 /// How many chunks are listed at most: 4 GiB. Of more damage than that, all is copied anew.
 pub(crate) const REPAIRS_MAX: usize = 1 << 16;

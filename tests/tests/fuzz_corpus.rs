@@ -8,11 +8,14 @@ use driftline_tests::fuzz_extent;
 /// A fuzz target's name, and what it runs.
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 13] = [
+const TARGETS: [Target; 16] = [
     ("drbd_metadata", driftline_drbd::fuzzing::metadata),
     ("extent_set", fuzz_extent::extent_set),
     ("journal", driftline_target::fuzzing::journal),
+    ("repair", driftline_target::fuzzing::repair),
     ("state", driftline_target::fuzzing::state),
+    ("trust_manifest", driftline_trust::fuzzing::manifest),
+    ("trust_records", driftline_trust::fuzzing::records),
     ("wire_frame", driftline_wire::fuzzing::frames),
     ("wire_hello", driftline_wire::fuzzing::hello),
     ("wire_message", driftline_wire::fuzzing::message),

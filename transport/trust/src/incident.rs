@@ -17,7 +17,7 @@ use crate::{
     storage::{read_small, replace},
 };
 
-const TITLE: &str = "driftline incident 1";
+pub(crate) const TITLE: &str = "driftline incident 1";
 const END: &str = "incident";
 
 /// Where the damage is, as far as an incident says it.
@@ -116,7 +116,7 @@ impl Incident {
         self.is_open() && self.target == target
     }
 
-    fn encode(&self) -> String {
+    pub(crate) fn encode(&self) -> String {
         let record = Record::new(TITLE)
             .line("reason", self.reason)
             .line("detail", &self.detail)
@@ -137,7 +137,7 @@ impl Incident {
         record.finish()
     }
 
-    fn decode(text: &str) -> Option<Self> {
+    pub(crate) fn decode(text: &str) -> Option<Self> {
         let lines = Lines::parse(text, TITLE)?;
         let word = lines.get("reason")?;
         let generation = |key| match lines.get(key) {

@@ -13,6 +13,8 @@
 #![forbid(unsafe_code)]
 
 mod audit;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ids;
 mod incident;
 mod log;

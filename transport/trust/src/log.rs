@@ -186,6 +186,10 @@ impl<S: Storage> Log<S> {
         Frames { storage: &self.storage, position: Position { at: 0, check: context } }
     }
 
+    pub(crate) fn into_storage(self) -> S {
+        self.storage
+    }
+
     pub(crate) fn clear(&mut self) -> io::Result<()> {
         self.start([0; 32])
     }

@@ -14,7 +14,7 @@ use crate::{
     storage::{read_small, replace},
 };
 
-const TITLE: &str = "driftline pushed 1";
+pub(crate) const TITLE: &str = "driftline pushed 1";
 const END: &str = "pushed";
 
 /// A source that has arrived at a target.
@@ -35,7 +35,7 @@ pub struct Pushes {
 }
 
 impl Pushed {
-    fn encode(&self) -> String {
+    pub(crate) fn encode(&self) -> String {
         Record::new(TITLE)
             .line("source", &self.source)
             .line("target", &self.target)
@@ -43,7 +43,7 @@ impl Pushed {
             .finish()
     }
 
-    fn decode(text: &str) -> Option<Self> {
+    pub(crate) fn decode(text: &str) -> Option<Self> {
         let lines = Lines::parse(text, TITLE)?;
         let [source, target] = ["source", "target"].map(|key| lines.get(key).map(str::to_owned));
         Some(Self { source: source?, target: target?, last_ms: lines.number("last")? })

@@ -17,7 +17,7 @@ use crate::{
     record::{Lines, Record, unhex},
 };
 
-const TITLE: &str = "driftline manifest 1";
+pub(crate) const TITLE: &str = "driftline manifest 1";
 const SLOT_LEN: usize = 8192;
 
 /// A generation whose content is known.
@@ -89,7 +89,7 @@ impl State {
         Self { identity, held: None, sealed: None, suspect: None, compared_ms: None }
     }
 
-    fn encode(&self, sequence: u64) -> String {
+    pub(crate) fn encode(&self, sequence: u64) -> String {
         let mut record = Record::new(TITLE)
             .line("sequence", sequence)
             .line("replica", self.identity.replica)
@@ -109,7 +109,7 @@ impl State {
         record.finish()
     }
 
-    fn decode(lines: &Lines<'_>) -> Option<(u64, Self)> {
+    pub(crate) fn decode(lines: &Lines<'_>) -> Option<(u64, Self)> {
         let replica = ReplicaId(lines.bytes("replica")?);
         let identity = Identity { replica, key_check: lines.bytes("key")? };
         let reason = |word: &str| Reason::all().find(|reason| reason.as_str() == word);
@@ -207,6 +207,10 @@ impl<S: Storage> Slots<S> {
             None => (0, Found::Nothing),
         };
         Ok((Self { storage, sequence }, found))
+    }
+
+    pub(crate) fn into_storage(self) -> S {
+        self.storage
     }
 
     /// Makes `state` what the next open finds: entirely or not at all.

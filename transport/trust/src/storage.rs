@@ -47,6 +47,10 @@ pub trait Storage {
 pub struct FileStorage(File);
 
 impl FileStorage {
+    pub(crate) const fn of(file: File) -> Self {
+        Self(file)
+    }
+
     /// Opens a file, or makes it, for its owner only.
     ///
     /// # Errors
