@@ -9,7 +9,7 @@ use driftline_drbd::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{args, report::say};
+use crate::{args, print::say};
 
 /// Shows what makes a tracker, or takes it away, and does it if that was agreed to.
 pub(crate) fn init_tracker(arguments: &args::InitTracker) -> anyhow::Result<()> {

@@ -7,7 +7,9 @@ use driftline_extent::{Explained, PlanKind, Reason};
 use driftline_target::TargetError;
 use driftline_transport::{Failure, Summary, TransportError};
 
-use crate::{plain::PlainError, source::SourceError, target::AnyTargetError};
+use crate::{
+    linstor::LinstorSourceError, plain::PlainError, source::SourceError, target::AnyTargetError,
+};
 
 /// The exit codes, an interface: see the help text and the README.
 pub(crate) mod code {
@@ -35,6 +37,7 @@ pub(crate) fn classify(error: &anyhow::Error) -> (&'static str, u8) {
 fn is_connection(cause: &(dyn Error + 'static)) -> bool {
     cause.is::<TransportError>()
         || cause.downcast_ref::<SourceError>().is_some_and(SourceError::is_connection)
+        || cause.downcast_ref::<LinstorSourceError>().is_some_and(LinstorSourceError::is_connection)
 }
 
 /// What an error says about the data.
@@ -50,6 +53,7 @@ pub(crate) fn reason(error: &anyhow::Error) -> Option<Reason> {
             .or_else(|| cause.downcast_ref::<AnyTargetError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<TargetError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<SourceError>().map(Explained::reason))
+            .or_else(|| cause.downcast_ref::<LinstorSourceError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<TrackerError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<PlainError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<driftline_zfs::StreamError>().map(Explained::reason))

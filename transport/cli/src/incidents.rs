@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::{
     args::{IncidentsAction, IncidentsCommand},
-    report::say,
-    source::now_ms,
+    clock::now_ms,
+    print::say,
     trust::incidents,
 };
 

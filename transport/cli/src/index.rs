@@ -12,7 +12,7 @@ use driftline_target::{Index, Listed};
 use crate::{
     args,
     config::{Config, Volume},
-    report::say,
+    print::say,
     target::{BOOKS_END, TargetPlace, TargetTerms},
 };
 

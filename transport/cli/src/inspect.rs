@@ -15,10 +15,10 @@ use crate::{
     args, incidents,
     place::Place,
     plain::PlainVolume,
-    replicate,
-    report::{self, say},
-    source::{self, Terms},
+    print::say,
+    replication, report, source,
     target::{TargetPlace, TargetTerms},
+    terms::Terms,
     trust::Trust,
 };
 
@@ -87,7 +87,7 @@ pub(crate) async fn status(
     let place: Place = arguments.target.parse()?;
     let (state, scrubbed_ms) = match &place {
         Place::Remote { volume, address } => {
-            (replicate::remote_state(volume, address, &arguments.peer).await?, None)
+            (replication::remote_state(volume, address, &arguments.peer).await?, None)
         }
         _ => {
             let (place, terms) = (TargetPlace::of(&place)?, TargetTerms::looking(&arguments.state));

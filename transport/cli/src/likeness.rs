@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use driftline_trust::{Pushed, Pushes};
 use driftline_zfs::{DatasetName, host::Zfs};
 
-use crate::{place::Place, source::now_ms};
+use crate::{clock::now_ms, place::Place};
 
 /// How many clones of clones are followed.
 const ORIGINS_MAX: usize = 16;

@@ -34,9 +34,11 @@ use driftline_zfs::{DatasetName, LiveOptions, LiveSource, Pick, host::Zfs};
 pub(crate) use self::error::LinstorSourceError;
 use crate::{
     args,
+    clock::now_ms,
     place::Place,
     plain::{PlainVolume, volume_id},
-    source::{SourceError, Terms, Told, id_of, live_options, now_ms, plain_map},
+    terms::{Terms, id_of, live_options},
+    told::{Told, plain_map},
 };
 
 /// The controller where none is named, as to LINSTOR's own client.
@@ -363,7 +365,7 @@ fn open_device(device: &Path) -> std::io::Result<Arc<dyn Volume + Send + Sync>> 
 
 /// What goes wrong with LINSTOR, as every source's failure.
 fn told(error: impl Into<LinstorSourceError>) -> anyhow::Error {
-    SourceError::from(error.into()).into()
+    error.into().into()
 }
 
 impl Source for LinstorSource {

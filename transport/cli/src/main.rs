@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod clock;
 mod config;
+mod done;
 mod drbd;
 mod exit;
 mod incidents;
@@ -15,15 +17,19 @@ mod linstor;
 mod metrics;
 mod place;
 mod plain;
+mod print;
 mod progress;
 mod receive;
 mod replicate;
+mod replication;
 mod report;
 mod restore;
 mod scrub;
 mod serve;
 mod source;
 mod target;
+mod terms;
+mod told;
 mod tree;
 mod trust;
 mod zvol;
@@ -41,9 +47,9 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use crate::{
     args::{Arguments, Command, DrbdCommand},
     exit::{classify, code},
+    print::say,
     progress::Show,
-    replicate::Direction,
-    report::say,
+    replication::Direction,
 };
 
 fn main() -> ExitCode {

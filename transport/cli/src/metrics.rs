@@ -13,7 +13,10 @@ use driftline_extent::PlanKind;
 use driftline_target::ScrubReport;
 use driftline_trust::Incidents;
 
-use crate::{place::Place, replicate::Done, scrub::SCRUB};
+use crate::{done::Done, place::Place};
+
+/// What stands for the source in what a scrub has found: it has none.
+pub(crate) const SCRUB: &str = "scrub";
 
 /// A run: from where, to where, its exit code, and what it did unless it failed.
 pub(crate) type Run<'a> = (&'a Place, &'a Place, u8, Option<&'a Done>);

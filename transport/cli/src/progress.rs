@@ -10,7 +10,7 @@ use driftline_transport::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::report::bytes;
+use crate::print::bytes;
 
 /// How often a bar is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(200);

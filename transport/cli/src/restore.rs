@@ -21,26 +21,16 @@ use driftline_transport::{Failure, Progress, SourceJob};
 
 use crate::{
     args,
+    done::Restored,
     place::Place,
     plain::{PlainVolume, volume_id},
+    print::say,
     progress::Show,
-    replicate::{Done, Job, shown},
-    report::{self, say},
+    replication::{Job, shown},
+    report,
     source::{self, AnySource},
     target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
 };
-
-/// What a restore did.
-pub(crate) struct Restored {
-    /// Which generation it is, if FROM says that.
-    pub(crate) of: Option<Generation>,
-    pub(crate) size: u64,
-    /// How many bytes differed.
-    pub(crate) written: u64,
-    /// Whether each chunk was compared with the books of a replica.
-    pub(crate) verified: bool,
-    pub(crate) done: Done,
-}
 
 /// What is restored from, where that is on this machine.
 struct Opened {

@@ -12,18 +12,16 @@ use driftline_transport::chain;
 use driftline_trust::{EXTENTS_MAX, Incident};
 
 use crate::{
-    args,
+    args::{self, units::parse_rate},
+    clock::now_ms,
     exit::{classify, code, reason},
-    index, metrics,
-    replicate::parse_rate,
-    report::{self, say},
-    source::now_ms,
+    index,
+    metrics::{self, SCRUB},
+    print::say,
+    report,
     target::{TargetPlace, TargetTerms},
     trust::incidents,
 };
-
-/// What stands for the source in what a scrub has found: it has none.
-pub(crate) const SCRUB: &str = "scrub";
 
 /// A scrub that was done, and when one last found nothing.
 struct Done {

@@ -29,10 +29,12 @@ use crate::{
     config::{Config, Volume},
     exit::degraded,
     index, keyfile, linstor,
-    replicate::COMPRESSION,
-    report::{self, say},
-    source::{self, AnySource, Terms},
+    print::{bytes, say},
+    replication::COMPRESSION,
+    report,
+    source::{self, AnySource},
     target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
+    terms::Terms,
     trust::Trust,
 };
 
@@ -200,7 +202,7 @@ impl Server {
                     tracing::info!(peer, volume, "{audit}");
                 }
                 for (_, committed) in &summary.increments {
-                    let size = report::bytes(committed.size);
+                    let size = bytes(committed.size);
                     tracing::info!(
                         peer, volume, generation = %committed.generation, size,
                         root = %committed.root, "committed"

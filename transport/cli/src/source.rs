@@ -5,46 +5,29 @@ use std::{
     io::{self, BufReader, Read},
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail};
 use driftline_drbd::{
-    CrossChecks, DrbdError, DrbdVolume, GuardCommand, Layout, LiveError as DrbdLiveError,
-    LiveOptions as DrbdOptions, LiveVolume, Map, Mode, host::CowSize,
+    CrossChecks, DrbdError, DrbdVolume, Layout, LiveError as DrbdLiveError, LiveVolume,
 };
 use driftline_extent::{
-    Change, ChangeMap, Explained, Extent, ExtentSet, Finish, Generation, Plan, PlanKind, Reason,
-    Source, Standing, TargetState, Volume,
+    Change, Explained, Finish, Generation, Plan, PlanKind, Reason, Source, TargetState, Volume,
 };
 use driftline_target::FileDisk;
 use driftline_transport::{SourceJob, witness::Witness};
-use driftline_zfs::{
-    DatasetName, LiveError, LiveOptions, LiveSource, Moment, Pick, ReadBack, SendStream,
-    StreamError,
-    host::{Package, Zfs},
-    select::OwnNames,
-};
+use driftline_zfs::{DatasetName, LiveError, LiveSource, Pick, SendStream, StreamError, host::Zfs};
 
 use crate::{
-    args,
     linstor::{LinstorSource, LinstorSourceError},
     place::Place,
-    plain::{PlainError, PlainVolume, volume_id},
-    trust::Trust,
-    zvol_delta::zvol_delta,
+    plain::{PlainError, PlainVolume},
+    terms::{Terms, drbd_options, live_options, moment},
+    told::{Told, plain_map},
 };
 
 /// Read-ahead of a stream.
 const STREAM_BUFFER_LEN: usize = 1 << 20;
-
-/// What snapshots and bookmarks of ours begin with if nothing else is said.
-const PREFIX: &str = "driftline";
-
-/// For how many seconds the I/O of a DRBD volume is suspended at most, if nothing is said, and
-/// what may be said.
-const FREEZE_MAX: u64 = 10;
-const FREEZE_RANGE: std::ops::RangeInclusive<u64> = 1..=60;
 
 /// A source of any kind.
 pub(crate) enum AnySource {
@@ -70,45 +53,6 @@ pub(crate) enum AnySource {
     DrbdLive(Box<LiveVolume>),
     /// A volume of LINSTOR.
     Linstor(Box<LinstorSource>),
-}
-
-/// A change map, as `driftline map` tells it.
-pub(crate) struct Told {
-    pub(crate) map: ChangeMap,
-    /// Bytes that DRBD's bitmap names, and bytes that only its activity log names.
-    pub(crate) drbd: Option<(u64, u64)>,
-}
-
-impl From<ChangeMap> for Told {
-    fn from(map: ChangeMap) -> Self {
-        Self { map, drbd: None }
-    }
-}
-
-impl From<Map> for Told {
-    fn from(Map { map, bitmap_bytes, activity_log_bytes }: Map) -> Self {
-        Self { map, drbd: Some((bitmap_bytes, activity_log_bytes)) }
-    }
-}
-
-/// What is agreed about a source, besides where it is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Terms<'a> {
-    /// Whether the user has agreed to a full copy over whatever the target holds.
-    pub(crate) overwrite: bool,
-    /// How a volume of ZFS is replicated.
-    pub(crate) zfs: &'a args::Zfs,
-    /// How a volume of DRBD is replicated.
-    pub(crate) drbd: &'a args::Drbd,
-    /// How LINSTOR is spoken to.
-    pub(crate) linstor: &'a args::Linstor,
-    /// Where it goes, in words that are the same for each run: what is kept in ZFS for this
-    /// target is told from what is kept for another by them.
-    pub(crate) to: &'a str,
-    /// The instant of the snapshot that is taken, if it is not this volume's alone.
-    pub(crate) moment: Option<&'a Moment>,
-    /// How its maps are checked.
-    pub(crate) trust: Trust<'a>,
 }
 
 /// Why a source failed.
@@ -203,35 +147,6 @@ pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource>
     }
 }
 
-/// Now, in milliseconds since 1970.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
-}
-
-/// The names of what is made in ZFS for replication to this target.
-fn own_names(wanted: &args::Zfs, to: &str) -> anyhow::Result<OwnNames> {
-    let prefix = wanted.prefix.as_deref().unwrap_or(PREFIX);
-    Ok(OwnNames::new(prefix, id_of(&[to]))?)
-}
-
-/// What tells things that are made for one replication from those for another, which these words
-/// name.
-pub(crate) fn id_of(words: &[&str]) -> [u8; 4] {
-    let [a, b, c, d, ..] = *blake3::hash(words.join("\0").as_bytes()).as_bytes();
-    [a, b, c, d]
-}
-
-/// The instant of a run that replicates these data sets, which has not come yet.
-pub(crate) fn moment<'a>(
-    zfs: Zfs,
-    wanted: &args::Zfs,
-    to: &str,
-    datasets: impl IntoIterator<Item = &'a DatasetName>,
-) -> anyhow::Result<Moment> {
-    let name = own_names(wanted, to)?.snapshot(now_ms());
-    Ok(Moment::new(zfs, name, datasets)?)
-}
-
 fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
     let Terms { zfs: wanted, to, .. } = terms;
     let zfs = Zfs::find()?;
@@ -244,79 +159,25 @@ fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
     Ok(LiveSource::new(zfs, name.clone(), live_options(pick, terms)?))
 }
 
-/// How this snapshot of a volume of ZFS is replicated.
-pub(crate) fn live_options(pick: Pick, terms: Terms<'_>) -> anyhow::Result<LiveOptions> {
-    let Terms { overwrite, zfs: wanted, to, .. } = terms;
-    Ok(LiveOptions {
-        pick,
-        names: own_names(wanted, to)?,
-        keep: wanted.keep.unwrap_or(0),
-        allow_full: overwrite,
-        read_back: match wanted.read_back {
-            None => ReadBack::Nothing,
-            Some(args::ReadBack::Changed) => ReadBack::Changed,
-            Some(args::ReadBack::All) => ReadBack::All,
-        },
-        raw: wanted.raw,
-        package: match wanted.with {
-            None => Package::One,
-            Some(args::With::Properties) => Package::Properties,
-            Some(args::With::Tree) => Package::Replicate,
-        },
-    })
-}
-
-fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> {
-    let Terms { overwrite, drbd: wanted, to, .. } = terms;
-    let cow = wanted.cow_size.as_deref().map_or(Ok(CowSize::DEFAULT), str::parse);
-    let seconds = wanted.freeze_max.unwrap_or(FREEZE_MAX);
-    if !FREEZE_RANGE.contains(&seconds) {
-        let (start, end) = (FREEZE_RANGE.start(), FREEZE_RANGE.end());
-        bail!("--freeze-max takes {start} to {end} seconds");
-    }
-    if wanted.cross_check && wanted.mode == Some(args::DrbdMode::Cumulative) {
-        bail!("--cross-check is of what --mode rotate records, and the mode is cumulative");
-    }
-    let name = place.to_string();
-    Ok(DrbdOptions {
-        mode: wanted.mode.map(|mode| match mode {
-            args::DrbdMode::Rotate => Mode::Rotate,
-            args::DrbdMode::Cumulative => Mode::Cumulative,
-        }),
-        cow: cow.map_err(|why| anyhow::anyhow!("--cow-size: {why}"))?,
-        freeze_max: Duration::from_secs(seconds),
-        // Volumes of one group share its names, and each may have several targets.
-        id: id_of(&[&name, to]),
-        volume: volume_id("driftline volume id v1 drbd", name.as_bytes()),
-        allow_full: overwrite,
-        // This very program, also if another version was installed meanwhile.
-        guard: GuardCommand {
-            program: "/proc/self/exe".into(),
-            args: ["drbd", "guard"].map(str::to_owned).into(),
-        },
-        cross_check: wanted.cross_check.then_some(zvol_delta),
-    })
-}
-
-impl Terms<'_> {
-    /// What checks the maps of this source. A plain file has none, nor has a thin volume of
-    /// LINSTOR, and each run reads all of it.
-    fn witness(&self, place: &Place, source: &AnySource) -> anyhow::Result<Option<Witness>> {
-        match source {
-            AnySource::Live(_) | AnySource::Drbd { .. } | AnySource::DrbdLive(_) => {
-                self.trust.witness(place).map(Some)
-            }
-            AnySource::Linstor(linstor) if linstor.has_maps() => {
-                self.trust.witness(place).map(Some)
-            }
-            AnySource::Plain(_) | AnySource::Linstor(_) => Ok(None),
-            AnySource::Stream { name, .. } => {
-                tracing::info!(
-                    source = name,
-                    "a stream shows nothing but what it calls changed: the rest is not checked"
-                );
-                Ok(None)
-            }
+/// What checks the maps of this source. A plain file has none, nor has a thin volume of
+/// LINSTOR, and each run reads all of it.
+fn witness(
+    terms: &Terms<'_>,
+    place: &Place,
+    source: &AnySource,
+) -> anyhow::Result<Option<Witness>> {
+    match source {
+        AnySource::Live(_) | AnySource::Drbd { .. } | AnySource::DrbdLive(_) => {
+            terms.trust.witness(place).map(Some)
+        }
+        AnySource::Linstor(linstor) if linstor.has_maps() => terms.trust.witness(place).map(Some),
+        AnySource::Plain(_) | AnySource::Linstor(_) => Ok(None),
+        AnySource::Stream { name, .. } => {
+            tracing::info!(
+                source = name,
+                "a stream shows nothing but what it calls changed: the rest is not checked"
+            );
+            Ok(None)
         }
     }
 }
@@ -328,7 +189,7 @@ pub(crate) fn job(
     compression: Option<i32>,
 ) -> anyhow::Result<SourceJob<AnySource>> {
     let source = open(place, terms)?;
-    let witness = terms.witness(place, &source)?;
+    let witness = witness(&terms, place, &source)?;
     let compare = terms.trust.audit.compare;
     Ok(SourceJob { witness, compare, ..job_of(source, terms.overwrite, compression) })
 }
@@ -389,27 +250,6 @@ impl AnySource {
             }
         }
     }
-}
-
-/// All that a plain file can say: where its holes are.
-pub(crate) fn plain_map(volume: &dyn Volume) -> io::Result<ChangeMap> {
-    let size = volume.size();
-    let mut changed = ExtentSet::new();
-    let mut next = 0;
-    while let Some(data) = volume.next_data(next)?.and_then(|data| data.clamp(size)) {
-        changed.insert(data);
-        next = data.end();
-    }
-    let whole: ExtentSet = Extent::new(0, size).into_iter().collect();
-    Ok(ChangeMap {
-        base: None,
-        tip: None,
-        size: Some(size),
-        granularity: 1,
-        zero: whole.subtract(&changed),
-        changed,
-        standing: Standing::Suspect(Reason::MapMissing),
-    })
 }
 
 impl Source for AnySource {

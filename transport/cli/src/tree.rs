@@ -14,13 +14,15 @@ use tracing::Instrument;
 
 use crate::{
     args,
+    done::{Done, Member, Outcome},
     exit::{classify, code},
     place::Place,
+    print::say,
     progress::Show,
-    replicate::{Done, Job, Together, remote_state},
-    report::{self, say},
-    source::moment,
+    replication::{Job, Together, remote_state},
+    report,
     target::TargetPlace,
+    terms::moment,
 };
 
 /// How many members are on their way at the same time if nothing is said, and at most.
@@ -50,24 +52,6 @@ pub(crate) fn check(arguments: &args::Replicate) -> anyhow::Result<()> {
     }
     Ok(())
 }
-
-/// One data set of the tree.
-#[derive(Clone, Debug)]
-pub(crate) struct Member {
-    name: DatasetName,
-    pub(crate) target: Place,
-    /// The member that it is in, by its number.
-    parent: Option<usize>,
-}
-
-impl Member {
-    pub(crate) fn source(&self) -> Place {
-        Place::Zfs(self.name.clone())
-    }
-}
-
-/// How it went with a member.
-pub(crate) type Outcome = (Member, anyhow::Result<Done>);
 
 /// Runs the command and prints what it did.
 pub(crate) async fn run(

@@ -6,17 +6,22 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use driftline_extent::CHUNK_LEN;
 use driftline_transport::witness::{self, Compare, Witness};
 use driftline_trust::Incidents;
 
-use crate::{args, place::Place, source::now_ms};
+use crate::{
+    args::{
+        self,
+        units::{DAY, parse_age, parse_bytes},
+    },
+    clock::now_ms,
+    place::Place,
+};
 
 /// How long ago anything may have been read again at most, if nothing is said.
 const AGE_DAYS: u32 = 30;
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What is agreed about checking.
 #[derive(Clone, Copy, Debug)]
@@ -78,23 +83,11 @@ impl Trust<'_> {
         match self.audit.audit_sample.as_deref() {
             None | Some("auto") => Ok(None),
             Some(text) => {
-                let bytes = args::parse_bytes(text);
+                let bytes = parse_bytes(text);
                 let bytes = bytes.context("--audit-sample takes auto, or bytes, as in 64M or 0")?;
                 Ok(Some(bytes.div_ceil(CHUNK_LEN)))
             }
         }
-    }
-}
-
-fn parse_age(option: &str, text: &str) -> anyhow::Result<Duration> {
-    let parsed = match (text.strip_suffix('d'), text.strip_suffix('h')) {
-        (Some(days), _) => days.parse::<u32>().ok().and_then(|days| DAY.checked_mul(days)),
-        (_, Some(hours)) => hours.parse::<u32>().ok().and_then(|h| (DAY / 24).checked_mul(h)),
-        _ => None,
-    };
-    match parsed {
-        Some(age) if age >= DAY / 24 && age <= DAY * 3660 => Ok(age),
-        _ => bail!("{option} takes days or hours, as in 30d or 12h, from 1h to 3660d"),
     }
 }
 

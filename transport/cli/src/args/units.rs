@@ -1,0 +1,74 @@
+//! Numbers and times as they are typed.
+
+use std::time::Duration;
+
+use anyhow::bail;
+
+/// A day.
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Compression levels of zstd that make sense on a link.
+const LEVELS: std::ops::RangeInclusive<i32> = -7..=19;
+
+/// A number of bytes, with K, M or G for powers of 1024.
+pub(crate) fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(char::is_alphabetic);
+    let unit = match &text[digits.len()..] {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// A time as in 30d or 12h, for an option of this name.
+pub(crate) fn parse_age(option: &str, text: &str) -> anyhow::Result<Duration> {
+    let parsed = match (text.strip_suffix('d'), text.strip_suffix('h')) {
+        (Some(days), _) => days.parse::<u32>().ok().and_then(|days| DAY.checked_mul(days)),
+        (_, Some(hours)) => hours.parse::<u32>().ok().and_then(|h| (DAY / 24).checked_mul(h)),
+        _ => None,
+    };
+    match parsed {
+        Some(age) if age >= DAY / 24 && age <= DAY * 3660 => Ok(age),
+        _ => bail!("{option} takes days or hours, as in 30d or 12h, from 1h to 3660d"),
+    }
+}
+
+/// A zstd level for `--compress`; `None` is off.
+pub(crate) fn parse_level(text: &str) -> anyhow::Result<Option<i32>> {
+    match text.parse() {
+        _ if text == "off" => Ok(None),
+        Ok(level) if LEVELS.contains(&level) => Ok(Some(level)),
+        _ => bail!("--compress takes off, or a level from {} to {}", LEVELS.start(), LEVELS.end()),
+    }
+}
+
+/// Bytes in a second for `--limit-rate`.
+pub(crate) fn parse_rate(text: &str) -> anyhow::Result<u64> {
+    match parse_bytes(text) {
+        // Slower, a peer would seem to have gone silent.
+        Some(rate) if rate >= 1 << 10 => Ok(rate),
+        _ => bail!("--limit-rate takes at least 1K, as in 500K, 10M or 1G"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_and_levels() {
+        assert_eq!(parse_rate("7000").unwrap(), 7000);
+        assert_eq!(parse_rate("10M").unwrap(), 10 << 20);
+        for bad in
+            ["", "0", "1023", "M", "10Q", "-1", "99999999999999999999", "18446744073709551615G"]
+        {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_level("off").unwrap(), None);
+        assert_eq!(parse_level("-5").unwrap(), Some(-5));
+        assert!(parse_level("99").is_err() && parse_level("fast").is_err());
+    }
+}
