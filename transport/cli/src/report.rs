@@ -88,7 +88,8 @@ pub(crate) fn audit(summary: &Summary) -> Option<String> {
     };
     Some(format!(
         "audit: {} of {} chunks drawn (seed {}) and the next {} of the rolling pass, {} read: \
-         {found}. {missed}{of_changes}. Nothing was last read longer ago than {} (limit {})",
+         {found}. {missed}{of_changes}. Nothing was last read longer ago than {} (limit {}), \
+         and what goes stale is found after {} on average",
         audit.sampled,
         audit.chunks,
         Root(audit.seed),
@@ -96,6 +97,8 @@ pub(crate) fn audit(summary: &Summary) -> Option<String> {
         bytes(audit.bytes_read),
         days(audit.oldest_ms),
         days(audit.age_ms),
+        // Half of a pass, which takes half of the limit.
+        days(audit.age_ms / 4),
     ))
 }
 
