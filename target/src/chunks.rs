@@ -9,6 +9,9 @@ use driftline_manifest::{ChunkKey, DataRuns, SPAN_CHUNKS, is_zero};
 
 use crate::{Disk, Problem, disk::Store, ids::IdList};
 
+/// Chunks that are read together, on all cores, where a volume is gone over.
+const WALK_CHUNKS: usize = 256;
+
 /// The blocks that one item changes in one chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Patch {
@@ -283,39 +286,58 @@ pub(crate) fn walk_any<D: Disk>(
 ) -> Result<(), Problem> {
     let end = chunks.end.min(chunk_count(size));
     let mut listed = list.entries(chunks.start..end).peekable();
-    let mut buf = chunk_buf();
-    // The chunks of the volume that may not be zero, next at or after `at`.
-    let mut data = 0..0;
+    let mut data = DataRuns::default();
     let mut at = chunks.start;
-    while at < end {
-        if at >= data.end {
-            data = match volume.next_data(at * CHUNK_LEN)? {
-                Some(e) => e.offset() / CHUNK_LEN..e.end().div_ceil(CHUNK_LEN),
-                None => end..end,
-            };
+    loop {
+        // What is listed as something, or may hold data: with its listed id, in order.
+        let (mut together, mut there) = (Vec::new(), Vec::new());
+        while together.len() < WALK_CHUNKS && at < end {
+            let run = volume.data_run(size, at, &mut data)?;
+            let entry = listed.peek().and_then(|entry| entry.as_ref().ok()).copied();
+            if entry.is_none() {
+                // The list cannot be read, or has come to its end.
+                listed.next().transpose()?;
+            }
+            at = run.start.min(entry.map_or(end, |(index, _)| index)).min(end);
+            if at == end {
+                break;
+            }
+            if run.contains(&at) {
+                there.push(at);
+            }
+            let id = entry.filter(|(index, _)| *index == at).map(|(_, id)| id);
+            if id.is_some() {
+                listed.next();
+            }
+            together.push((at, id.unwrap_or(ChunkId::ZERO)));
+            at += 1;
         }
-        let entry = match listed.peek() {
-            Some(Ok(entry)) => Some(*entry),
-            Some(Err(_)) => return listed.next().map_or(Ok(()), |error| error.map(drop)),
-            None => None,
-        };
-        let next_listed = entry.map_or(end, |(index, _)| index);
-        at = at.max(data.start).min(next_listed);
-        if at >= end {
+        if together.is_empty() {
             return Ok(());
         }
-        let found = if data.contains(&at) {
-            read_chunk(volume, size, at, &mut buf).map(|()| key.id(&buf))
-        } else {
-            Ok(ChunkId::ZERO)
-        };
-        let mut id = ChunkId::ZERO;
-        if next_listed == at {
-            listed.next();
-            id = entry.map_or(ChunkId::ZERO, |(_, id)| id);
+        let mut found = names_of(key, volume, size, &there).peekable();
+        for (index, listed) in together {
+            let read = found.next_if(|(read, _)| *read == index);
+            visit(index, read.map_or(Ok(ChunkId::ZERO), |(_, id)| id), listed)?;
         }
-        visit(at, found, id)?;
-        at += 1;
     }
-    Ok(())
+}
+
+/// What stands in these chunks, each with its index. If they cannot all be read together, each is
+/// read by itself.
+fn names_of<D: Disk>(
+    key: &ChunkKey,
+    volume: &Store<D>,
+    size: u64,
+    indices: &[u64],
+) -> impl Iterator<Item = (u64, Result<ChunkId, Problem>)> {
+    let together = volume.name_listed(key, size, indices).ok();
+    let mut buf = chunk_buf();
+    indices.iter().enumerate().map(move |(place, index)| {
+        let id = match &together {
+            Some(ids) => Ok(ids[place]),
+            None => read_chunk(volume, size, *index, &mut buf).map(|()| key.id(&buf)),
+        };
+        (*index, id)
+    })
 }

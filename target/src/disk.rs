@@ -185,6 +185,16 @@ impl<D: Disk> Store<D> {
         Stored { disk: &self.disk, size }
     }
 
+    /// The first run of chunks at or after `index` that may hold anything but zeros.
+    pub(crate) fn data_run(
+        &self,
+        size: u64,
+        index: u64,
+        data: &mut DataRuns,
+    ) -> Result<Range<u64>, Problem> {
+        self.say(data.next(&self.as_volume(size), index))
+    }
+
     /// Names chunks that are listed, ascending, of the first `size` bytes.
     pub(crate) fn name_listed(
         &self,

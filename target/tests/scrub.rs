@@ -330,14 +330,11 @@ fn what_nobody_has_agreed_to_is_refused_as_ever() {
             scrub(&mut place.open(), false);
         }
         let before = fs::read(&place.path).unwrap();
-        let mut replica = place.open();
-        let scan = plan(PlanKind::Scan, Some(1), 2);
-        let error = deliver(&mut replica, scan, &whole(&volume), volume.len() as u64).unwrap_err();
-        assert_eq!(error.reason(), Reason::TargetModified);
-        drop(replica);
-        let full = plan(PlanKind::Full, Some(1), 2);
-        let error = place.open().begin(&offer(full)).unwrap_err();
-        assert_eq!(error.reason(), Reason::BaseMismatch);
+        for kind in [PlanKind::Scan, PlanKind::Full] {
+            let (mut replica, plan) = (place.open(), plan(kind, Some(1), 2));
+            let done = deliver(&mut replica, plan, &whole(&volume), volume.len() as u64);
+            assert_eq!(done.unwrap_err().reason(), Reason::TargetModified);
+        }
         assert!(fs::read(&place.path).unwrap() == before);
     }
 }

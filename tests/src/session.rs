@@ -270,6 +270,7 @@ impl<'a, T: Target> Session<'a, T> {
         if let Some(witness) = &mut self.witness {
             deliver::prepare(source, None, state, &mut offer, witness)?;
         }
+        deliver::cover(source, state, &mut offer, false)?;
         Ok(offer)
     }
 

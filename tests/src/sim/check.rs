@@ -291,6 +291,9 @@ impl History<'_> {
                 if !latent && !done {
                     return Err("said that it went well, and the replica is elsewhere".into());
                 }
+                if self.told && self.is_latent() {
+                    return Err("damage that a scrub has listed was not replaced".into());
+                }
             }
             Ended::Refused(reason, detail) => {
                 let helps = matches!(

@@ -88,6 +88,8 @@ pub(super) struct SimSource<'a> {
     shown: bool,
     /// What was planned so far, in order.
     pub(super) planned: Vec<Planned>,
+    /// Whether the last of them is of the last plan.
+    noted: bool,
     changes: u64,
 }
 
@@ -112,7 +114,9 @@ impl<'a> SimSource<'a> {
             }),
         };
         let told = TargetState::nothing();
-        Ok(Self { storage, manner, inner, told, shown: false, planned: Vec::new(), changes: 0 })
+        let planned = Vec::new();
+        let (shown, noted, changes) = (false, false, 0);
+        Ok(Self { storage, manner, inner, told, shown, planned, noted, changes })
     }
 
     /// The volume for reading at random.
@@ -183,6 +187,7 @@ impl<'a> SimSource<'a> {
     }
 
     fn note(&mut self, plan: &Plan) {
+        self.noted = false;
         let tip = match self.storage.kind {
             Kind::Zfs => plan.tip.and_then(|tip| self.storage.find(&tip)),
             Kind::Drbd | Kind::Plain => self.storage.newest(),
@@ -191,6 +196,7 @@ impl<'a> SimSource<'a> {
         let base = plan.base.filter(|_| plan.kind == PlanKind::Incremental);
         let claim = base.and_then(|base| self.storage.claim(&base, tip, &self.manner.noise));
         let (kind, image) = (plan.kind, tip.image.clone());
+        self.noted = true;
         self.planned.push(Planned { kind, tip: tip.generation, image, claim });
     }
 }
@@ -238,6 +244,20 @@ impl Source for SimSource<'_> {
         self.shown = false;
         self.note(&plan);
         Ok(plan)
+    }
+
+    /// As a live ZFS: a stream of all of the tip.
+    fn plan_whole(&mut self) -> Result<Option<Plan>, SourceError> {
+        if self.storage.kind != Kind::Zfs {
+            return Ok(None);
+        }
+        if self.noted {
+            self.planned.pop();
+        }
+        self.inner = Inner::Nothing;
+        let plan = self.plan_stream(None)?;
+        self.note(&plan);
+        Ok(Some(plan))
     }
 
     fn next_change(&mut self, from: u64) -> Result<Option<Change>, SourceError> {
