@@ -19,18 +19,39 @@ const LINK_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// A snapshot's device cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the device {path} cannot be read: {what}; a volume shows the devices of its snapshots after \
-     `zfs set snapdev=visible`"
-)]
-pub struct DeviceError {
-    path: String,
-    what: io::Error,
+pub enum DeviceError {
+    /// It is not there.
+    #[error(
+        "the device {} cannot be opened: {what}; a volume shows the devices of its snapshots after \
+         `zfs set snapdev=visible`",
+        path.display()
+    )]
+    Open {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the operating system says.
+        what: io::Error,
+    },
+    /// It was there. ZFS takes the devices away when it is asked to destroy what they are of, or to
+    /// export the pool, and does not bring them back if it refuses.
+    #[error(
+        "the device {} cannot be read any more: {what}; if somebody has tried to destroy the \
+         snapshot or to export the pool, ZFS has taken it away: `zfs set snapdev=hidden` and then \
+         `zfs set snapdev=visible` bring it back, and the next run goes on",
+        path.display()
+    )]
+    Read {
+        /// Where it was.
+        path: PathBuf,
+        /// What the operating system says.
+        what: io::Error,
+    },
 }
 
 /// An open snapshot of a volume.
 #[derive(Debug)]
 pub struct SnapshotDevice {
+    path: PathBuf,
     file: File,
     size: u64,
 }
@@ -40,8 +61,8 @@ impl SnapshotDevice {
     pub fn open(snapshot: &PointName, size: u64) -> Result<Self, DeviceError> {
         let path = device_of(snapshot);
         match wait_for_device(&path, LINK_WAIT_MAX).and_then(|()| File::open(&path)) {
-            Ok(file) => Ok(Self { file, size }),
-            Err(what) => Err(DeviceError { path: path.display().to_string(), what }),
+            Ok(file) => Ok(Self { path, file, size }),
+            Err(what) => Err(DeviceError::Open { path, what }),
         }
     }
 }
@@ -75,7 +96,9 @@ impl Volume for SnapshotDevice {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
+        self.file.read_exact_at(buf, offset).map_err(|what| {
+            io::Error::new(what.kind(), DeviceError::Read { path: self.path.clone(), what })
+        })
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
@@ -86,6 +109,17 @@ impl Volume for SnapshotDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_read_any_more_is_named_with_a_way_out() {
+        let (path, file) = (PathBuf::from("/dev/zvol/tank/vm@a"), tempfile::tempfile().unwrap());
+        let device = SnapshotDevice { path, file, size: 512 };
+        let error = device.read_at(0, &mut [0; 512]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        for part in ["/dev/zvol/tank/vm@a", "zfs set snapdev=hidden"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
 
     #[test]
     fn links_are_where_udev_puts_them() {

@@ -129,8 +129,8 @@ impl Pool {
     }
 }
 
-/// `zpool export -f` in the middle is refused, though it takes the devices away; after the push
-/// it is not refused, and what is exported is not there.
+/// `zpool export -f` in the middle is refused, though it takes the devices away, by which the push
+/// ends in words; after it the export is not refused, and what is exported is not there.
 pub(super) fn exported(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
     let pool = Pool::new(pair.source, "exported", "")?;
@@ -143,8 +143,12 @@ pub(super) fn exported(lab: &mut Lab) -> Result<()> {
         output.code,
         output.stderr
     );
+    // What is sent is sent, and what is checked cannot be read any more.
     let (code, said) = end_of_push(pair.source)?;
-    ensure!(code == "0", "the push ended with {code}: {said}");
+    ensure!(
+        code == "1" && said.contains("exported/volume@") && said.contains("snapdev=hidden"),
+        "the push ended with {code}: {said}"
+    );
     pair.source.until("zpool export -f exported")?;
     live.fails(&pair, "", "there is no exported/volume")?;
     pair.source.sh("zpool import -d /dev/mapper exported; udevadm settle")?;
