@@ -35,9 +35,9 @@ pub enum DeviceError {
     /// It was there. ZFS takes the devices away when it is asked to destroy what they are of, or to
     /// export the pool, and does not bring them back if it refuses.
     #[error(
-        "the device {} cannot be read any more: {what}; if somebody has tried to destroy the \
-         snapshot or to export the pool, ZFS has taken it away: `zfs set snapdev=hidden` and then \
-         `zfs set snapdev=visible` bring it back, and the next run goes on",
+        "the device {} cannot be read any more: {what}; see zpool status. If somebody has tried to \
+         destroy the snapshot or to export the pool, ZFS has taken it away: `zfs set \
+         snapdev=hidden` and then `snapdev=visible` bring it back, and the next run goes on",
         path.display()
     )]
     Read {
@@ -116,7 +116,7 @@ mod tests {
         let device = SnapshotDevice { path, file, size: 512 };
         let error = device.read_at(0, &mut [0; 512]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        for part in ["/dev/zvol/tank/vm@a", "zfs set snapdev=hidden"] {
+        for part in ["/dev/zvol/tank/vm@a", "see zpool status", "zfs set snapdev=hidden"] {
             assert!(error.to_string().contains(part), "{error}");
         }
     }
