@@ -299,6 +299,11 @@ impl Job {
                 if self.overwrite {
                     bail!("whether {source} may overwrite is decided where it is pushed from");
                 }
+                if self.audit != args::Audit::default() {
+                    bail!(
+                        "how the maps of {source} are checked is said in the configuration there"
+                    );
+                }
                 let opened = self.open(TargetPlace::of(target)?, None).await?;
                 self.pull(volume, address, opened, progress).await
             }
