@@ -63,6 +63,14 @@ impl Journaled {
         Self { header, end, synced, last_data, size, proven, data: DataRuns::default() }
     }
 
+    /// The ids of these chunks that the base has, if they were proven a moment ago.
+    fn proven_ids(&self, chunks: &Range<u64>) -> Option<&[ChunkId]> {
+        let covers = |span: &Range<u64>| span.start <= chunks.start && chunks.end <= span.end;
+        let (span, ids) = self.proven.iter().find(|(span, _)| covers(span))?;
+        let place = |index: u64| ((index - span.start) as usize).min(ids.len());
+        Some(&ids[place(chunks.start)..place(chunks.end)])
+    }
+
     /// Appends a record and notes in the overlay what it leads to. Returns where the payload
     /// stands.
     pub(crate) fn append<D: Disk>(
@@ -295,9 +303,9 @@ impl<D: Disk> Replica<D> {
     /// The id of a chunk that was proven to be what was committed a moment ago, with its span.
     fn proven(&self, index: u64) -> Option<ChunkId> {
         let Session::Journaled(session) = &self.session else { return None };
-        let (chunks, ids) = session.proven.iter().find(|(chunks, _)| chunks.contains(&index))?;
+        let ids = session.proven_ids(&(index..index + 1))?;
         // What lies beyond the end is zeros.
-        Some(ids.get((index - chunks.start) as usize).copied().unwrap_or(ChunkId::ZERO))
+        Some(ids.first().copied().unwrap_or(ChunkId::ZERO))
     }
 
     pub(crate) fn lacks_patch(&mut self, patch: &Patch, narrow: bool) -> Result<Lack, Problem> {
@@ -358,12 +366,18 @@ impl<D: Disk> Replica<D> {
             return Ok(true);
         }
         let Session::Journaled(session) = &mut self.session else { return Err(Problem::NoSession) };
-        let (size, ids, data) = (self.state.size, &self.ids, &mut session.data);
-        let found = prove_span(&self.key, &self.volume, size, ids, &chunks, data)?;
         let mut tree = TreeHasher::new(&self.key);
-        found.iter().for_each(|id| tree.push(*id));
-        session.proven.truncate(PROVEN_MAX - 1);
-        session.proven.push_front((chunks, found));
+        // A part of a span follows it; what is told again is looked at again.
+        let is_part = session.proven.iter().all(|(span, _)| *span != chunks);
+        if let Some(ids) = session.proven_ids(&chunks).filter(|_| is_part) {
+            ids.iter().for_each(|id| tree.push(*id));
+        } else {
+            let (size, ids, data) = (self.state.size, &self.ids, &mut session.data);
+            let found = prove_span(&self.key, &self.volume, size, ids, &chunks, data)?;
+            found.iter().for_each(|id| tree.push(*id));
+            session.proven.truncate(PROVEN_MAX - 1);
+            session.proven.push_front((chunks, found));
+        }
         Ok(tree.into_span() != digest)
     }
 

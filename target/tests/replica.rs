@@ -419,26 +419,32 @@ fn a_scan_compares_spans_first() {
     let full = Plan { tip: Some(content), ..plan(PlanKind::Full, None, 1) };
     deliver(&mut replica, full, &whole(&volume), size).unwrap();
     replica.begin(&offer(plan(PlanKind::Scan, None, 2))).unwrap();
-    let digest = |volume: &[u8]| {
-        let mut tree = TreeHasher::new(&key(&replica));
+    let chunk_key = key(&replica);
+    let span = |volume: &[u8], chunks: std::ops::Range<usize>| {
+        let mut tree = TreeHasher::new(&chunk_key);
         let mut padded = volume.to_vec();
         padded.resize(6 * CHUNK, 0);
-        padded.chunks(CHUNK).for_each(|chunk| tree.push(key(&replica).id(chunk)));
-        tree.into_span()
+        let ids = padded.chunks(CHUNK).map(|chunk| chunk_key.id(chunk));
+        ids.take(chunks.end).skip(chunks.start).for_each(|id| tree.push(id));
+        let (index, count) = (chunks.start as u64, chunks.len() as u64);
+        Item::Span { index, count, digest: tree.into_span() }
     };
-    let (same, mut other) = (digest(&volume), volume.clone());
+    let mut other = volume.clone();
     other[3 * CHUNK] ^= 1;
-    let different = digest(&other);
-    let span = |digest| Item::Span { index: 0, count: 6, digest };
+    let (same, different) = (span(&volume, 0..6), span(&other, 0..6));
     let beyond = Item::Span { index: 4096, count: 4096, digest: ChunkId::ZERO };
-    let asked = [span(same), span(different), beyond];
+    let asked = [same, different, beyond];
     assert_eq!(replica.lacks(&asked).unwrap(), [Lack::Nothing, Lack::All, Lack::Nothing]);
+    // Where in it they differ.
+    let parts = [0..2, 2..4, 3..4, 4..6].map(|chunks| span(&other, chunks));
+    let lacks = replica.lacks(&parts).unwrap();
+    assert_eq!(lacks, [Lack::Nothing, Lack::All, Lack::All, Lack::Nothing]);
     fs::OpenOptions::new()
         .write(true)
         .open(&place.path)
         .and_then(|file| file.write_all_at(b"x", CHUNK_LEN))
         .unwrap();
-    assert_eq!(replica.lacks(&[span(same)]).unwrap_err().reason(), Reason::TargetModified);
+    assert_eq!(replica.lacks(&[same]).unwrap_err().reason(), Reason::TargetModified);
 }
 
 #[test]

@@ -281,7 +281,7 @@ fn scan<S: Source>(
         let mut batcher = Batcher::new(outlet, progress);
         let mut done = false;
         loop {
-            while !done && scanner.open_spans() < OPEN_SPANS_MAX {
+            while !done && scanner.whole_spans() < OPEN_SPANS_MAX {
                 let Ok(span) = spans.recv() else {
                     done = true;
                     break;
@@ -296,14 +296,14 @@ fn scan<S: Source>(
                 }
                 progress.set_read(scanner.bytes_done().min(size));
             }
-            if scanner.open_spans() == 0 {
+            if scanner.is_settled() {
                 return Ok(scanner.into_root(size));
             }
             let (span, differs) = batcher.outlet.compared().ok_or_else(session_over)?;
             for announced in scanner.settle(&span, differs) {
-                batcher.push(match payload {
-                    Payload::InVolume => announced,
-                    Payload::Held(_) => held(volume, key, announced.item)?,
+                batcher.push(match (&payload, announced.item) {
+                    (Payload::Held(_), item @ Item::Chunk { .. }) => held(volume, key, item)?,
+                    _ => announced,
                 })?;
             }
             batcher.flush()?;

@@ -141,7 +141,7 @@
 //! may push or pull that volume as well.
 //!
 //! For a span, *want* means that the target holds something else; the source then announces
-//! its chunks one by one. So the window bounds memory on both sides: at most 32 MiB of data
+//! shorter spans of it, or its chunks one by one. So the window bounds memory on both sides: at most 32 MiB of data
 //! and 64 batches are announced and not applied. Batches are numbered, applied in order, and
 //! hashed on both sides; `finish` comes when all are applied. A target that is asked to begin
 //! where an earlier session was cut off says from which chunk on it needs items.
