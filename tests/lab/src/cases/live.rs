@@ -315,6 +315,36 @@ pub(super) fn read_back(lab: &mut Lab) -> Result<()> {
     live.remove(lab)
 }
 
+/// All is compared on request: by the devices of snapshots, or where there are none by a stream of
+/// all of it, also if there is nothing new. The next increment is one again.
+pub(super) fn compare(lab: &mut Lab) -> Result<()> {
+    let pair = lab.pair()?;
+    let live = Live::new(&pair, "live-compare", "-V 64M")?;
+    let compared = |options: &str, kind: &str| -> Result<()> {
+        let report = Report::of(&live.push(pair.source, options)?)?;
+        ensure!(report.kind() == kind, "{options} is {}, and not {kind}", report.kind());
+        Ok(())
+    };
+    let snapdev = |value: &str| {
+        pair.source.sh(&format!("zfs set snapdev={value} tank/live-compare; udevadm settle"))
+    };
+    live.write(pair.source, "1 0..2048")?;
+    live.arrives(&pair, "--compare")?;
+    live.write(pair.source, "2 1000..1100 9000..9001")?;
+    compared("--compare", "scan")?;
+    live.is_equal(&pair)?;
+    live.write(pair.source, "3 5000..5100")?;
+    live.increment_arrives(&pair, "--compare-every 1h")?;
+    snapdev("hidden")?;
+    live.write(pair.source, "4 5000..5050")?;
+    compared("--compare", "full")?;
+    compared("--compare --latest", "full")?;
+    snapdev("visible")?;
+    live.is_equal(&pair)?;
+    live.is_tidy(pair.source)?;
+    live.remove(lab)
+}
+
 /// A user who may do to this volume what the README lists, and is nobody else.
 pub(super) fn user(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;

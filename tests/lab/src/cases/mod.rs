@@ -108,6 +108,12 @@ pub(crate) const CASES: &[Case] = &[
         LONG,
         live::read_back,
     ),
+    case(
+        "live-compare",
+        "all is compared on request, with and without devices",
+        LONG,
+        live::compare,
+    ),
     case("live-user", "an ordinary user with six permissions of zfs allow", LONG, live::user),
     case("live-key", "an encrypted volume, its key loaded and not", LONG, live::key),
     case("live-names", "every character that a name can have", LONG, live::names),
