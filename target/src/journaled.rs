@@ -139,8 +139,6 @@ impl<D: Disk> Replica<D> {
     pub(crate) fn adopt(&mut self) -> Result<(), Problem> {
         self.journal.clear()?;
         self.overlay.clear()?;
-        // What stands here is what is listed from here on.
-        self.repairs.forget()?;
         let found = self.volume.len()?.min(VOLUME_LEN_MAX);
         let size = match self.state.status {
             Status::Direct { .. } => found,
@@ -176,6 +174,9 @@ impl<D: Disk> Replica<D> {
             ids.set(index, found)
         })?;
         self.ids.sync()?;
+        // What stands here is what is listed now. Not before: until the generation is given up, its
+        // damage may still be replaced without consent.
+        self.repairs.forget()?;
         tracing::info!(volume = self.name, size, "took stock of what stands here");
         Ok(())
     }

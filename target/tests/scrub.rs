@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, sync::Arc};
+use std::{collections::BTreeSet, fs, sync::Arc};
 
 use common::{
     CHUNK, Place, deliver, key, naive_root, offer, pattern, plan,
@@ -11,8 +11,8 @@ use common::{
     whole,
 };
 use driftline_extent::{
-    CHUNK_LEN, Change, Explained, Generation, Item, Lack, PlanKind, Reason, Target, TargetState,
-    chunk_count,
+    CHUNK_LEN, Change, Explained, Generation, Item, Lack, Offer, PlanKind, Reason, Target,
+    TargetState, chunk_count,
 };
 use driftline_manifest::TreeHasher;
 use driftline_target::{
@@ -433,7 +433,7 @@ fn power_loss_at_every_operation_of_a_repair() {
     let before = whole_run.operations();
     assert_eq!(scrub(&mut opened(&whole_run).unwrap(), true).repaired, 2);
     let operations = whole_run.operations() - before;
-    let mut kinds = std::collections::BTreeSet::new();
+    let mut kinds = BTreeSet::new();
     for stop in 0..=operations {
         for seed in 0..6 {
             let power = start.fork();
@@ -491,6 +491,40 @@ fn power_loss_at_every_operation_of_what_replaces_damage() {
             assert_eq!(damages(&power), 0);
         }
     }
+}
+
+/// An overwrite that was agreed to and cut off leaves either nothing that damage could be of, or the
+/// list of it.
+#[test]
+fn power_loss_at_every_operation_of_taking_stock_of_damage() {
+    let start = damaged_world();
+    scrub(&mut opened(&start).unwrap(), true);
+    start.crash(0);
+    let consented = Offer { overwrite: true, ..offer(plan(PlanKind::Full, Some(1), 2)) };
+    let whole_run = start.fork();
+    let before = whole_run.operations();
+    opened(&whole_run).unwrap().begin(&consented).unwrap();
+    let mut kinds = BTreeSet::new();
+    for stop in 0..=whole_run.operations() - before {
+        for seed in 0..4 {
+            let power = start.fork();
+            power.stop_after(stop);
+            let run = opened(&power).and_then(|mut replica| replica.begin(&consented));
+            drop(run);
+            power.crash(stop * 16 + seed);
+            let mut replica = opened(&power).unwrap();
+            let state = replica.state();
+            let stands = state.generation.is_some();
+            kinds.insert(stands);
+            assert_eq!(state.damaged, stands, "stop {stop}, seed {seed}");
+            if stands {
+                send_all(&mut replica, PlanKind::Scan, &volume(), 2).unwrap();
+                drop(replica);
+                assert!(power.content("volume") == volume(), "stop {stop}, seed {seed}");
+            }
+        }
+    }
+    assert_eq!(kinds.len(), 2);
 }
 
 #[test]

@@ -17,8 +17,23 @@ const OPTIONS: Options = Options { bug: None, audit: true, links: sim_support::l
 
 /// Histories that broke an invariant once, by a bug of ours or by a mistake of the simulation's.
 const PAST: &[u64] = &[
-    4, 31, 79, 942, 1280, 2071, 2193, 3283, 3321, 5019, 10_150, 21_001, 30_037, 54_919, 68_912,
+    4,
+    31,
+    79,
+    942,
+    1280,
+    2071,
+    2193,
+    3283,
+    3321,
+    5019,
+    10_150,
+    21_001,
+    30_037,
+    54_919,
+    68_912,
     108_994,
+    1_883_178_288_546_161,
 ];
 
 fn tell(seed: u64, options: &Options) -> Stats {
