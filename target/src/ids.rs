@@ -20,6 +20,10 @@ const ENTRY_LEN: u64 = 32;
 /// How many entries are read at a time.
 const WINDOW: u64 = 2048;
 
+/// How many entries are written at a time: a block of common file systems, so that no hole is
+/// filled for a neighbour.
+const BLOCK: u64 = 128;
+
 /// What stands in the overlay for a chunk that becomes zero.
 const BECOMES_ZERO: ChunkId = ChunkId([0xff; 32]);
 
@@ -43,6 +47,29 @@ impl<D: Disk> IdList<D> {
 
     pub(crate) fn set(&self, index: u64, id: ChunkId) -> Result<(), Problem> {
         self.store.write_at(index * ENTRY_LEN, &id.0)
+    }
+
+    /// Sets entries that come ascending, those of a block together.
+    pub(crate) fn set_all(&self, entries: impl Iterator<Item = Entry>) -> Result<(), Problem> {
+        let mut entries = entries.peekable();
+        while let Some(entry) = entries.next() {
+            let mut group = vec![entry?];
+            let (first, mut last) = (group[0].0, group[0].0);
+            let in_block =
+                |next: &Entry| !matches!(next, Ok((at, _)) if at / BLOCK > first / BLOCK);
+            while let Some(next) = entries.next_if(in_block) {
+                let next = next?;
+                last = next.0;
+                group.push(next);
+            }
+            // What lies between stays as it is.
+            let mut bytes = vec![0; ((last + 1 - first) * ENTRY_LEN) as usize];
+            self.store.read_below(self.store.len()?, first * ENTRY_LEN, &mut bytes)?;
+            let (places, _) = bytes.as_chunks_mut::<{ ENTRY_LEN as usize }>();
+            group.iter().for_each(|(index, id)| places[(index - first) as usize] = id.0);
+            self.store.write_at(first * ENTRY_LEN, &bytes)?;
+        }
+        Ok(())
     }
 
     /// Forgets the entries from `count` on; the list is that long then.
@@ -219,5 +246,45 @@ impl<D: Disk> Iterator for Entries<'_, D> {
             self.next = self.end;
         }
         step.transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fuzzing::Memory;
+
+    proptest! {
+        #[test]
+        fn entries_that_are_set_together_are_set_as_one_by_one(
+            before in prop::collection::btree_map(0..1000_u64, 0..4_u8, 0..200),
+            set in prop::collection::btree_map(0..1000_u64, 0..4_u8, 0..200),
+        ) {
+            let list = IdList::new(Part::Ids, Memory::default());
+            let id = |byte: u8| ChunkId([byte; 32]);
+            for (index, byte) in &before {
+                list.set(*index, id(*byte)).unwrap();
+            }
+            list.set_all(set.iter().map(|(index, byte)| Ok((*index, id(*byte))))).unwrap();
+            let mut expected: BTreeMap<u64, u8> = before;
+            expected.extend(&set);
+            expected.retain(|_, byte| *byte != 0);
+            let found: Result<BTreeMap<u64, ChunkId>, Problem> = list.entries(0..1000).collect();
+            let expected: BTreeMap<_, _> =
+                expected.into_iter().map(|(index, byte)| (index, id(byte))).collect();
+            prop_assert_eq!(found.unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_known_is_not_set() {
+        let list = IdList::new(Part::Ids, Memory::default());
+        let entries = [Ok((1, ChunkId([1; 32]))), Err(Problem::NoGeneration)];
+        assert!(list.set_all(entries.into_iter()).is_err());
+        assert!(list.get(1).unwrap().is_zero());
     }
 }

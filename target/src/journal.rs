@@ -374,8 +374,28 @@ impl<D: Disk> Journal<D> {
     }
 
     /// Reads records from the first one on.
-    pub(crate) const fn read<'a>(&'a self, header: &'a Header) -> Records<'a, D> {
-        Records { journal: self, header, position: Position::START, payload_at: 0 }
+    pub(crate) fn read<'a>(&'a self, header: &'a Header) -> Records<'a, D> {
+        let (position, window) = (Position::START, Window { at: 0, bytes: Vec::new() });
+        Records { journal: self, header, position, payload_at: 0, window }
+    }
+}
+
+/// What is read of a journal at a time where payloads are looked at: many records, as one that is
+/// sealed is read behind the cache.
+const WINDOW_LEN: usize = 512 << 10;
+
+/// A piece of the journal.
+#[derive(Debug)]
+struct Window {
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// The bytes of a range, if the window has them.
+    fn get(&self, at: u64, len: usize) -> Option<&[u8]> {
+        let start = usize::try_from(at.checked_sub(self.at)?).ok()?;
+        self.bytes.get(start..start.checked_add(len)?)
     }
 }
 
@@ -386,6 +406,7 @@ pub(crate) struct Records<'a, D> {
     header: &'a Header,
     position: Position,
     payload_at: u64,
+    window: Window,
 }
 
 impl<D: Disk> Records<'_, D> {
@@ -399,18 +420,33 @@ impl<D: Disk> Records<'_, D> {
         self.payload_at
     }
 
+    /// The bytes of a range, and with them what follows up to `ahead`; `None` beyond the end.
+    fn bytes(&mut self, at: u64, len: usize, ahead: usize) -> Result<Option<&[u8]>, Problem> {
+        if self.window.get(at, len).is_none() {
+            let store = &self.journal.store;
+            let there = store.len()?.saturating_sub(at);
+            if there < len as u64 {
+                return Ok(None);
+            }
+            self.window.at = at;
+            self.window.bytes.resize(there.min(len.max(ahead) as u64) as usize, 0);
+            store.read_at(at, &mut self.window.bytes)?;
+        }
+        Ok(self.window.get(at, len))
+    }
+
     /// The next record, without looking at its payload; `None` where the valid ones end.
     pub(crate) fn next(&mut self) -> Result<Option<Record>, Problem> {
-        let store = &self.journal.store;
-        let len = store.len()?;
+        self.next_of(RECORD_LEN)
+    }
+
+    /// As [`next`](Self::next), and reads up to `ahead` bytes.
+    fn next_of(&mut self, ahead: usize) -> Result<Option<Record>, Problem> {
         let Position { at, records, chain } = self.position;
-        let payload_at = at.saturating_add(RECORD_LEN as u64);
-        if payload_at > len {
-            return Ok(None);
-        }
-        let mut bytes = [0; RECORD_LEN];
-        store.read_at(at, &mut bytes)?;
-        let Some((body, checksum)) = bytes.split_last_chunk::<CHECKSUM_LEN>() else {
+        let Some(bytes) = self.bytes(at, RECORD_LEN, ahead)? else { return Ok(None) };
+        let mut record = [0; RECORD_LEN];
+        record.copy_from_slice(bytes);
+        let Some((body, checksum)) = record.split_last_chunk::<CHECKSUM_LEN>() else {
             return Ok(None);
         };
         if link(&self.header.nonce, &chain, body) != *checksum {
@@ -422,7 +458,8 @@ impl<D: Disk> Records<'_, D> {
             Record::Zero { index, count } => index + count <= chunk_count(self.header.base_size),
             Record::Chunk { .. } | Record::Mark { .. } => true,
         };
-        if !of_base || payload_len > len - payload_at {
+        let payload_at = at + RECORD_LEN as u64;
+        if !of_base || payload_len > self.journal.store.len()?.saturating_sub(payload_at) {
             return Ok(None);
         }
         self.payload_at = payload_at;
@@ -439,10 +476,12 @@ impl<D: Disk> Records<'_, D> {
     ) -> Result<Option<Record>, Problem> {
         let before = self.position;
         payload.clear();
-        let Some(record) = self.next()? else { return Ok(None) };
+        let Some(record) = self.next_of(WINDOW_LEN)? else { return Ok(None) };
         let Record::Chunk { patch, .. } = record else { return Ok(Some(record)) };
-        payload.resize(patch.data.byte_count() as usize, 0);
-        self.journal.store.read_at(self.payload_at, payload)?;
+        let (at, len) = (self.payload_at, patch.data.byte_count() as usize);
+        if let Some(bytes) = self.bytes(at, len, WINDOW_LEN)? {
+            payload.extend_from_slice(bytes);
+        }
         if patch.is_named(key, payload) {
             return Ok(Some(record));
         }

@@ -83,10 +83,7 @@ impl<D: Disk> Replica<D> {
         self.volume.settle()?;
         self.read_back_installed(seal)?;
         self.ids.truncate(chunk_count(seal.size))?;
-        for entry in self.overlay.entries(0..chunk_count(seal.size)) {
-            let (index, id) = entry?;
-            self.ids.set(index, id)?;
-        }
+        self.ids.set_all(self.overlay.entries(0..chunk_count(seal.size)))?;
         self.ids.sync()
     }
 
