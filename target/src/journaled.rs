@@ -379,7 +379,7 @@ impl<D: Disk> Replica<D> {
             session.proven.truncate(PROVEN_MAX - 1);
             session.proven.push_front((chunks, found));
         }
-        Ok(tree.into_span() != digest)
+        Ok(tree.into_node() != digest)
     }
 
     /// Journals what `patch` makes of its chunk.

@@ -427,7 +427,7 @@ fn a_scan_compares_spans_first() {
         let ids = padded.chunks(CHUNK).map(|chunk| chunk_key.id(chunk));
         ids.take(chunks.end).skip(chunks.start).for_each(|id| tree.push(id));
         let (index, count) = (chunks.start as u64, chunks.len() as u64);
-        Item::Span { index, count, digest: tree.into_span() }
+        Item::Span { index, count, digest: tree.into_node() }
     };
     let mut other = volume.clone();
     other[3 * CHUNK] ^= 1;

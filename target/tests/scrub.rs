@@ -246,7 +246,7 @@ fn send_all<D: Disk>(
         padded.resize(chunk_count(volume.len() as u64) as usize * CHUNK, 0);
         padded.chunks(CHUNK).for_each(|chunk| tree.push(key.id(chunk)));
         let count = tree.chunks();
-        let span = Item::Span { index: 0, count, digest: tree.into_span() };
+        let span = Item::Span { index: 0, count, digest: tree.into_node() };
         let lacks = replica.lacks(&[span])?;
         assert_eq!(lacks, [Lack::All], "a span with damage in it is never equal");
     }

@@ -284,7 +284,7 @@ impl MemoryTarget {
         let mut tree = TreeHasher::new(&self.key());
         let chunks = index..index.saturating_add(count).min(CHUNKS_MAX);
         chunks.for_each(|index| tree.push(self.key().id(&self.chunk(index))));
-        tree.into_span()
+        tree.into_node()
     }
 
     fn apply_chunk(&mut self, item: &Item, sent: Option<&[u8]>) -> Result<(), MemoryError> {

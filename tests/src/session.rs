@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use driftline_extent::{Begin, Committed, Item, Offer, Plan, Source, Target, TargetState, Volume};
+use driftline_extent::{Begin, Committed, Offer, Plan, Source, Target, TargetState, Volume};
 use driftline_manifest::ChunkKey;
 use driftline_transport::{
     Failure, Progress, TransportError,
@@ -15,7 +15,7 @@ use driftline_transport::{
     witness::Witness,
 };
 use driftline_wire::{
-    Announced, Link, LinkEvent, Message, Packer, Piece, Receiver, ReceiverOutput, Sender,
+    Announced, Compared, Link, LinkEvent, Message, Packer, Piece, Receiver, ReceiverOutput, Sender,
     SenderOutput, SessionError, Verb,
 };
 
@@ -166,7 +166,7 @@ struct Session<'a, T> {
     key: Option<ChunkKey>,
     plan: Option<Plan>,
     work: Option<Work>,
-    compared: VecDeque<(Item, bool)>,
+    compared: VecDeque<Vec<Compared>>,
     progress: Progress,
     witness: Option<&'a mut Witness>,
     offered: Vec<Plan>,
@@ -429,8 +429,8 @@ impl<'a, T: Target> Session<'a, T> {
                     self.pack(seq, pieces);
                     Ok(())
                 }
-                SenderOutput::Compared { span, differs } => {
-                    self.compared.push_back((span, differs));
+                SenderOutput::Compared(compared) => {
+                    self.compared.push_back(compared);
                     Ok(())
                 }
                 SenderOutput::Committed(committed) => {
@@ -578,7 +578,7 @@ impl<T: Target> Outlet for Session<'_, T> {
         !self.source.is_over()
     }
 
-    fn compared(&mut self) -> Option<(Item, bool)> {
+    fn compared(&mut self) -> Option<Vec<Compared>> {
         while self.compared.is_empty() && !self.source.is_over() {
             self.step();
         }

@@ -14,7 +14,7 @@ use driftline_extent::{
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope};
 use driftline_wire::{
-    Announced, Packed, Packer, Payload, Piece,
+    Announced, Compared, Packed, Packer, Payload, Piece,
     limits::{BATCH_DATA_MAX, BATCH_ITEMS_MAX},
 };
 
@@ -35,8 +35,8 @@ pub trait Outlet {
     /// Takes a batch; blocks while the window is full. `false`: the session is over.
     fn batch(&mut self, items: Vec<Announced>) -> bool;
 
-    /// The next compared span, and whether the target differs. `None`: the session is over.
-    fn compared(&mut self) -> Option<(Item, bool)>;
+    /// The next spans that the target has compared. `None`: the session is over.
+    fn compared(&mut self) -> Option<Vec<Compared>>;
 }
 
 /// What a delivery is of, and what it needs.
@@ -299,12 +299,13 @@ fn scan<S: Source>(
             if scanner.is_settled() {
                 return Ok(scanner.into_root(size));
             }
-            let (span, differs) = batcher.outlet.compared().ok_or_else(session_over)?;
-            for announced in scanner.settle(&span, differs) {
-                batcher.push(match (&payload, announced.item) {
-                    (Payload::Held(_), item @ Item::Chunk { .. }) => held(volume, key, item)?,
-                    _ => announced,
-                })?;
+            for compared in batcher.outlet.compared().ok_or_else(session_over)? {
+                for announced in scanner.settle(&compared) {
+                    batcher.push(match (&payload, announced.item) {
+                        (Payload::Held(_), item @ Item::Chunk { .. }) => held(volume, key, item)?,
+                        _ => announced,
+                    })?;
+                }
             }
             batcher.flush()?;
         }
@@ -416,7 +417,8 @@ pub fn pack(
             (Item::Chunk { data, .. }, Some(theirs)) => {
                 let grains = key.unlike(data, &bytes, &theirs);
                 let ranges = data.by_grain().filter(|(grain, _)| grain.is_within(grains));
-                wanted.extend(ranges.map(|(_, range)| bytes.slice(range)));
+                // Copied, so that the rest of the chunk is not kept for them.
+                wanted.extend(ranges.map(|(_, range)| Bytes::copy_from_slice(&bytes[range])));
                 narrowed.push(grains);
             }
             _ => wanted.push(bytes),

@@ -8,7 +8,7 @@ use driftline_extent::{BlockMask, CHUNK_LEN, ChunkId, Item, Root, Volume, chunk_
 use driftline_manifest::{
     ChunkKey, DataRuns, FANOUT, SPAN_CHUNKS, SPAN_LEVEL, TreeHasher, name_range,
 };
-use driftline_wire::{Announced, Payload};
+use driftline_wire::{Announced, Compared, Payload};
 
 /// The root over all of a volume.
 pub fn root_of(volume: &dyn Volume, key: &ChunkKey) -> io::Result<Root> {
@@ -112,7 +112,7 @@ impl Scanner {
         let mut digest = TreeHasher::new(&self.key);
         open.ids.iter().for_each(|id| digest.push(*id));
         self.open.insert(index, open);
-        Some(Item::Span { index, count, digest: digest.into_span() })
+        Some(Item::Span { index, count, digest: digest.into_node() })
     }
 
     /// Whether nothing was announced that is not compared.
@@ -127,8 +127,8 @@ impl Scanner {
 
     /// What was announced is compared. If the target differs, this is to be announced next: nodes
     /// below it, or its chunks.
-    pub fn settle(&mut self, span: &Item, differs: bool) -> Vec<Announced> {
-        let first = span.first();
+    pub fn settle(&mut self, Compared { span, differs }: &Compared) -> Vec<Announced> {
+        let (first, differs) = (span.first(), *differs);
         let Some(Open { ids, level }) = self.open.remove(&first) else { return Vec::new() };
         if level == SPAN_LEVEL {
             self.whole -= 1;
@@ -141,7 +141,7 @@ impl Scanner {
         let worth = |level: &u32| {
             ids.len() > chunks_below(*level) && self.density[*level as usize].is_worth_asking()
         };
-        let Some(level) = (1..level).rev().find(worth) else {
+        let Some(level) = (0..level).rev().find(worth) else {
             let chunks = (first..).zip(ids).filter(|(index, _)| *index >= self.from);
             return chunks.map(|(index, id)| announce(index, id)).collect();
         };
@@ -248,7 +248,8 @@ mod tests {
             nodes += 1;
             let mut theirs = TreeHasher::new(&key);
             base[first as usize..end as usize].iter().for_each(|byte| theirs.push(id(byte)));
-            let next = scanner.settle(&item, theirs.into_span() != digest);
+            let differs = theirs.into_node() != digest;
+            let next = scanner.settle(&Compared { span: item, differs });
             queue.extend(next.into_iter().map(|announced| announced.item));
         }
         assert!(scanner.is_settled() && spans.next().is_none() && whole <= 2);
@@ -302,13 +303,17 @@ mod tests {
 
     #[test]
     fn little_is_told_of_little_and_nothing_is_asked_in_vain_of_much() {
-        // One chunk of a span: 16 nodes below it, 16 below one of these, and 16 chunks.
+        // One chunk of a span: three times 16 nodes below it.
         let (told, nodes) = scattered(64, SPAN);
-        assert_eq!((told, nodes), (64 * 16, 64 * (1 + 16 + 16)));
-        // Every group of 16 has one that differs: what is between is soon not asked for.
-        let (told, nodes) = scattered(256, 16);
-        assert_eq!(told, 256 * SPAN);
-        assert!(nodes < 256 * 32, "{nodes} nodes were told");
+        assert_eq!((told, nodes), (64, 64 * (1 + 3 * 16)));
+        // Every group of 16 has one that differs: chunks are asked for, and what is between is soon
+        // not.
+        let (told, nodes) = scattered(64, 16);
+        assert_eq!(told, 64 * SPAN / 16);
+        assert!(nodes < 64 * (SPAN + 32), "{nodes} nodes were told");
+        let (told, nodes) = scattered(64, 1);
+        assert_eq!(told, 64 * SPAN);
+        assert!(nodes < told / 4, "{nodes} nodes were told");
         assert_eq!(scan(&[1; 3 * SPAN], &[1; 3 * SPAN], 0), (vec![], 3));
     }
 }

@@ -10,11 +10,12 @@ use std::{
 };
 
 use driftline_extent::{
-    Begin, Committed, Finish, Item, Offer, Plan, Reason, Source, TargetState, Volume,
+    Begin, Committed, Finish, Offer, Plan, Reason, Source, TargetState, Volume,
 };
 use driftline_manifest::ChunkKey;
 use driftline_wire::{
-    Announced, DataPart, Message, Packed, Packer, Piece, Sender, SenderOutput, SessionError,
+    Announced, Compared, DataPart, Message, Packed, Packer, Piece, Sender, SenderOutput,
+    SessionError,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -53,7 +54,7 @@ impl<S> std::fmt::Debug for SourceJob<S> {
 enum SourceCommand {
     Plan(Box<TargetState>),
     Deliver(Box<Plan>, ChunkKey, Begin),
-    Compared(Item, bool),
+    Compared(Vec<Compared>),
     Committed(Committed),
     Refused(Reason, String),
 }
@@ -215,8 +216,8 @@ impl Side for SourceSide {
                         self.fail(Failure::worker_gone());
                     }
                 }
-                SenderOutput::Compared { span, differs } => {
-                    self.command(SourceCommand::Compared(span, differs));
+                SenderOutput::Compared(compared) => {
+                    self.command(SourceCommand::Compared(compared));
                 }
                 SenderOutput::Committed(committed) => {
                     self.command(SourceCommand::Committed(committed));
@@ -313,9 +314,9 @@ impl Outlet for ChannelOutlet<'_> {
         self.batches.blocking_send(Delivered::Batch(items)).is_ok()
     }
 
-    fn compared(&mut self) -> Option<(Item, bool)> {
+    fn compared(&mut self) -> Option<Vec<Compared>> {
         match self.commands.recv() {
-            Ok(SourceCommand::Compared(span, differs)) => Some((span, differs)),
+            Ok(SourceCommand::Compared(compared)) => Some(compared),
             _ => None,
         }
     }

@@ -270,7 +270,7 @@ impl Scenario {
                 tree.push(key.id(&chunk));
             });
             let (index, count) = (i as u64 * SPAN_CHUNKS, tree.chunks());
-            let item = Item::Span { index, count, digest: tree.into_span() };
+            let item = Item::Span { index, count, digest: tree.into_node() };
             if replica.lacks(&[item]).map_err(text)? == [Lack::All] {
                 lacking.push(i as u64);
             }

@@ -242,7 +242,8 @@ pub enum Item {
         index: u64,
         /// How many, at least one.
         count: u64,
-        /// The manifest node over them.
+        /// The manifest node over them, the topmost of a tree just high enough: of a single chunk,
+        /// its id.
         digest: ChunkId,
     },
     /// The next bytes of an opaque stream. Such an increment has no items of another kind.

@@ -91,8 +91,9 @@ impl TreeHasher {
         (0..count % FANOUT as u64).for_each(|_| self.push_node(level, ChunkId::ZERO));
     }
 
-    /// The node over everything that went by, the topmost of a tree just high enough.
-    fn top(mut self) -> ChunkId {
+    /// The node over everything that went by, the topmost of a tree just high enough: of a single
+    /// chunk, its id.
+    pub fn into_node(mut self) -> ChunkId {
         let mut level = 0;
         loop {
             let siblings = &self.pending[level];
@@ -126,7 +127,7 @@ impl TreeHasher {
     pub fn into_root(self, size: u64) -> Root {
         debug_assert_eq!(self.chunks, driftline_extent::chunk_count(size));
         let key = self.key.clone();
-        key.root(size, self.top())
+        key.root(size, self.into_node())
     }
 }
 
@@ -172,7 +173,7 @@ mod tests {
                 at += n as usize;
             }
             prop_assert_eq!(tree.chunks(), ids.len() as u64);
-            prop_assert_eq!(tree.top(), naive_top(&key(), &ids));
+            prop_assert_eq!(tree.into_node(), naive_top(&key(), &ids));
         }
     }
 

@@ -244,7 +244,9 @@ impl Source {
                     self.sender.handle_packed(seq, Packed { narrowed, parts });
                 }
                 SenderOutput::Send(_) | SenderOutput::SendData(_) => {}
-                SenderOutput::Compared { span, .. } => assert!(matches!(span, Item::Span { .. })),
+                SenderOutput::Compared(compared) => {
+                    assert!(compared.iter().all(|c| matches!(c.span, Item::Span { .. })));
+                }
                 SenderOutput::Committed(committed) => assert_eq!(committed.generation, TIP),
                 SenderOutput::Ended => {}
             }

@@ -78,7 +78,8 @@
 //!
 //! An item is one change in units of 64 KiB chunks: a chunk with masks of its data and zero
 //! blocks and the keyed BLAKE3 id of the data; a run of zero chunks; or, in a scan, a *span*
-//! of up to 4096 chunks with the manifest node over them. In a stream every item is a *part*:
+//! of up to 4096 chunks with the manifest node over them, the topmost of a tree just high enough:
+//! of a single chunk, its id. In a stream every item is a *part*:
 //! its number, its length of at most 256 KiB, and its keyed BLAKE3 id. The bytes of every
 //! message are pinned by commented hexdumps in `tests/data/wire`.
 //!
@@ -141,8 +142,8 @@
 //! may push or pull that volume as well.
 //!
 //! For a span, *want* means that the target holds something else; the source then announces
-//! shorter spans of it, or its chunks one by one. So the window bounds memory on both sides: at most 32 MiB of data
-//! and 64 batches are announced and not applied. Batches are numbered, applied in order, and
+//! shorter spans of it, down to single chunks, or its chunks as items. So the window bounds memory
+//! on both sides: at most 32 MiB of data and 64 batches are announced and not applied. Batches are numbered, applied in order, and
 //! hashed on both sides; `finish` comes when all are applied. A target that is asked to begin
 //! where an earlier session was cut off says from which chunk on it needs items.
 //!
@@ -203,5 +204,5 @@ pub use link::{Entropy, Link, LinkError, LinkEvent, Peer};
 pub use message::{Batch, Coding, DataPart, Message, Verb};
 pub use pack::{Packer, Unpacker, split_data};
 pub use receiver::{Arrived, Coming, Receiver, ReceiverOutput};
-pub use sender::{Announced, Packed, Payload, Piece, Sender, SenderOutput};
+pub use sender::{Announced, Compared, Packed, Payload, Piece, Sender, SenderOutput};
 pub use session::SessionError;

@@ -55,6 +55,15 @@ pub struct Packed {
     pub parts: Vec<DataPart>,
 }
 
+/// A span that the target has compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Compared {
+    /// The span.
+    pub span: Item,
+    /// Whether the target holds something else.
+    pub differs: bool,
+}
+
 /// What the sender wants done.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SenderOutput {
@@ -74,13 +83,8 @@ pub enum SenderOutput {
         /// In order.
         pieces: Vec<Piece>,
     },
-    /// The target has compared a span.
-    Compared {
-        /// The span.
-        span: Item,
-        /// Whether the target holds something else.
-        differs: bool,
-    },
+    /// The target has compared these spans of one batch.
+    Compared(Vec<Compared>),
     /// The target has committed the increment; a new [`SenderOutput::Plan`] follows.
     Committed(Committed),
     /// The session ended as it should.
@@ -286,13 +290,13 @@ impl Sender {
         if items.len() != lacks.len() {
             return Err(SessionError::Violation("it wants other items than were announced"));
         }
-        let (mut pieces, mut narrowed) = (Vec::new(), Vec::new());
+        let (mut pieces, mut narrowed, mut compared) = (Vec::new(), Vec::new(), Vec::new());
         for ((place, announced), lack) in (0..).zip(items).zip(lacks) {
             let item = announced.item;
             match lack {
                 _ if matches!(item, Item::Span { .. }) => {
                     let differs = lack != Lack::Nothing;
-                    self.output.push_back(SenderOutput::Compared { span: item, differs });
+                    compared.push(Compared { span: item, differs });
                 }
                 Lack::All if item.data_len() > 0 => pieces.push(Piece { announced, theirs: None }),
                 Lack::Nothing | Lack::All => {}
@@ -305,6 +309,9 @@ impl Sender {
                     pieces.push(Piece { announced, theirs: Some(hashes) });
                 }
             }
+        }
+        if !compared.is_empty() {
+            self.output.push_back(SenderOutput::Compared(compared));
         }
         let idle = pieces.is_empty();
         batch.stage = if idle { Stage::Sent(narrowed) } else { Stage::Packing(narrowed) };

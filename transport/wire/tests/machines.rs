@@ -7,8 +7,8 @@ use driftline_extent::{
     Offer, Plan, PlanKind, Reason, ReplicaId, Root, Standing, Takes, TargetState,
 };
 use driftline_wire::{
-    Announced, Arrived, Batch, Coding, Coming, DataPart, Message, Packed, Packer, Payload, Piece,
-    Receiver, ReceiverOutput, Sender, SenderOutput, SessionError, limits,
+    Announced, Arrived, Batch, Coding, Coming, Compared, DataPart, Message, Packed, Packer,
+    Payload, Piece, Receiver, ReceiverOutput, Sender, SenderOutput, SessionError, limits,
 };
 
 const TIP: Generation = Generation::Zfs(2);
@@ -574,7 +574,10 @@ fn pieces_are_packed_in_order_and_counted() {
     let pieces = [held(block(0)), in_volume].map(|announced| Piece { announced, theirs: None });
     let pieces = pieces.to_vec();
     assert_eq!(outputs.pop(), Some(SenderOutput::Pack { seq: 0, pieces }));
-    assert_eq!(outputs, [SenderOutput::Compared { span: span(1, 1), differs: true }]);
+    assert_eq!(
+        outputs,
+        [SenderOutput::Compared(vec![Compared { span: span(1, 1), differs: true }])]
+    );
     let mut packer = Packer::new(None).unwrap();
     let parts = packer.pack(0, [vec![1; 512].as_slice(), &[2; 65536]]);
     sender.handle_packed(0, Packed { narrowed: Vec::new(), parts });
