@@ -36,6 +36,8 @@ impl<D: Disk> Replica<D> {
     /// Begins a first copy, or goes on with one, and returns the chunk to start at.
     pub(crate) fn begin_direct(&mut self, plan: &Plan) -> Result<u64, Problem> {
         let from = self.direct_from(plan)?;
+        // Damage that was of a state which is damaged itself, where there was one.
+        self.repairs.forget()?;
         if from == 0 {
             let state = State {
                 volume: plan.volume,

@@ -63,6 +63,7 @@ use crate::{
     chunks::Patch,
     codec::{CHECKSUM_LEN, Reader, Writer, checked},
     disk::Store,
+    state::State,
 };
 
 const MAGIC: &[u8; 8] = b"DRIFTJN\n";
@@ -89,6 +90,14 @@ pub(crate) struct Header {
 }
 
 impl Header {
+    /// Whether the increment is one of a replica in this state.
+    pub(crate) fn starts_from(&self, state: &State) -> bool {
+        self.replica == state.replica
+            && self.epoch == state.epoch
+            && self.base == state.generation()
+            && self.base_size == state.size
+    }
+
     fn encode(&self) -> Result<Vec<u8>, Problem> {
         let kind = match self.kind {
             PlanKind::Incremental => 1,

@@ -116,12 +116,7 @@ pub(crate) fn find_unsealed<D: Disk>(
     journal: &Journal<D>,
     state: &State,
 ) -> Result<Option<Unsealed>, Problem> {
-    let header = journal.header()?.filter(|header| {
-        header.replica == state.replica
-            && header.epoch == state.epoch
-            && header.base == state.generation()
-            && header.base_size == state.size
-    });
+    let header = journal.header()?.filter(|header| header.starts_from(state));
     let Some(header) = header else { return Ok(None) };
     let mut watermark = None;
     let mut records = journal.read(&header);
@@ -138,6 +133,8 @@ impl<D: Disk> Replica<D> {
     /// ids of what stands there. A generation is given up with the first difference from it.
     pub(crate) fn adopt(&mut self) -> Result<(), Problem> {
         self.journal.clear()?;
+        // The epoch that follows may have been given up before, with a journal of its own.
+        self.journal.sync()?;
         self.overlay.clear()?;
         let found = self.volume.len()?.min(VOLUME_LEN_MAX);
         let size = match self.state.status {

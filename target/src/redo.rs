@@ -20,9 +20,8 @@ impl<D: Disk> Replica<D> {
     pub(crate) fn complete_sealed(&mut self) -> Result<bool, Problem> {
         // A process that was killed may have left all this in the cache only.
         self.journal.settle()?;
-        let seal = self.journal.seal()?.filter(|seal| {
-            seal.header.replica == self.state.replica && seal.header.epoch == self.state.epoch
-        });
+        // An epoch may come a second time, after the newer of two states was damaged.
+        let seal = self.journal.seal()?.filter(|seal| seal.header.starts_from(&self.state));
         let Some(seal) = seal else { return Ok(false) };
         self.check_size_between(seal.header.base_size, seal.size)?;
         // Everything is proven before anything is written.

@@ -9,9 +9,9 @@ use driftline_extent::{
     PlanKind, Reason, Root, Target, VolumeId,
 };
 use driftline_manifest::{Chunked, TreeHasher};
-use driftline_target::{Options, Problem, inspect, open};
+use driftline_target::{Options, Problem, Replica, inspect, open};
 
-use common::*;
+use common::{power::Power, *};
 
 #[test]
 fn another_size_is_refused_and_mended_only_by_consent() {
@@ -188,6 +188,54 @@ fn damaged_slots() {
     assert!(matches!(place.try_open().unwrap_err().problem, Problem::Newer { version: 2, .. }));
     fs::write(place.book("state"), &good).unwrap();
     assert!(!place.open().state().incomplete);
+}
+
+/// The newer state rots away while an increment waits in the journal to be completed. The replica is
+/// copied anew then, and its epochs come a second time: what waited is of another base.
+#[test]
+fn a_journal_of_a_state_that_was_lost_is_not_completed() {
+    let (base, other) = (pattern(3, 3 * CHUNK), pattern(7, 3 * CHUNK));
+    let size = base.len() as u64;
+    let opened = |power: &Power| {
+        let mut seed = [7; 32];
+        seed[..8].copy_from_slice(&power.operations().to_le_bytes());
+        Replica::open("replica", power.disks(), seed).unwrap()
+    };
+    let start = Power::default();
+    deliver(&mut opened(&start), plan(PlanKind::Full, None, 1), &whole(&base), size).unwrap();
+    start.crash(0);
+    let changes = [Change::Data { offset: CHUNK_LEN, bytes: pattern(5, CHUNK) }];
+    let next = plan(PlanKind::Incremental, Some(1), 2);
+    let whole_run = start.fork();
+    let before = whole_run.operations();
+    deliver(&mut opened(&whole_run), next.clone(), &changes, size).unwrap();
+    let mut waited = 0;
+    for stop in 0..=whole_run.operations() - before {
+        let power = start.fork();
+        let mut replica = opened(&power);
+        power.stop_after(stop);
+        let _ = deliver(&mut replica, next.clone(), &changes, size);
+        drop(replica);
+        power.crash(0);
+        let sealed = power.content("journal").get(4096..4104) == Some(b"DRIFTSL\n");
+        // The state that the first copy was begun with is the other one.
+        power.change("state", |bytes| bytes[200] ^= 1);
+        let mut replica = opened(&power);
+        if replica.state().generation.is_some() {
+            // The increment was committed to that other slot.
+            continue;
+        }
+        waited += u32::from(sealed);
+        deliver(&mut replica, plan(PlanKind::Full, None, 9), &whole(&other), size).unwrap();
+        drop(replica);
+        power.crash(0);
+        let mut replica = opened(&power);
+        assert_eq!(replica.state().generation, Some(Generation::Zfs(9)), "stop {stop}");
+        assert!(replica.verify(&mut |_| {}).unwrap().is_clean(), "stop {stop}");
+        drop(replica);
+        assert!(power.content("volume") == other, "stop {stop}");
+    }
+    assert!(waited > 0);
 }
 
 /// A slot that rots makes the replica look older than it is: that is noticed.
