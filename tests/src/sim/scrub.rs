@@ -21,15 +21,19 @@ impl Listed {
     /// Where this content is not what it should be.
     fn of(content: &Image, claim: &Image) -> Self {
         let chunks = content.differing(claim).into_iter().map(|page| page / PAGES_IN_CHUNK);
-        Self { chunks: chunks.collect(), content: content.clone() }
+        let mut content = content.clone();
+        // What a device has behind the volume is no part of it.
+        content.set_len(content.len.min(claim.len));
+        Self { chunks: chunks.collect(), content }
     }
 
     /// Whether this page of a volume may be replaced.
     pub(super) fn allows(&self, volume: &Image, page: u64) -> bool {
         let chunk = page / PAGES_IN_CHUNK;
         let mut pages = chunk * PAGES_IN_CHUNK..(chunk + 1) * PAGES_IN_CHUNK;
+        let within = |page: u64| self.content.len.saturating_sub(page * 4096).min(4096) as usize;
         self.chunks.contains(&chunk)
-            && pages.all(|page| volume.same_page(&self.content, page, 4096))
+            && pages.all(|page| volume.same_page(&self.content, page, within(page)))
     }
 }
 
