@@ -32,6 +32,7 @@ struct Backup {
     pending: Vec<Fault>,
     was_cut: bool,
     listed: Option<Listed>,
+    unlocked: bool,
 }
 
 /// A history being told.
@@ -363,6 +364,7 @@ impl<'a> History<'a> {
             pending: self.pending.clone(),
             was_cut: self.was_cut,
             listed: self.listed.clone(),
+            unlocked: self.unlocked,
         });
     }
 
@@ -371,6 +373,7 @@ impl<'a> History<'a> {
         let Some(backup) = self.backup.take().filter(|_| !self.broken) else { return };
         match rng.below(3) {
             0 => {
+                self.unlocked = backup.unlocked;
                 self.befalls(Fault::TargetRolledBack);
                 self.world.put_back(&backup.disks, |_| true);
                 self.held = backup.held;
@@ -385,7 +388,11 @@ impl<'a> History<'a> {
                 self.befalls(Fault::TornApart);
                 self.say(format!("only the {}", if part == 1 { "volume" } else { "books" }));
                 self.world.put_back(&backup.disks, |name| (name == "volume") == (part == 1));
-                if part != 1 {
+                if part == 1 {
+                    self.unlocked = backup.unlocked;
+                } else {
+                    // Two generations of one name are told apart by nothing else.
+                    self.held = backup.held;
                     self.listed = backup.listed;
                 }
             }
