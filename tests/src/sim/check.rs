@@ -319,6 +319,11 @@ impl History<'_> {
         Ok(())
     }
 
+    /// Whether runs compare all of volumes that nothing but their content names.
+    fn may_lack_a_name(&self) -> bool {
+        self.storage.kind == Kind::Plain || self.lied || self.listed.is_some()
+    }
+
     /// Whether there is a good reason for this refusal of an undisturbed run.
     fn may_refuse(&self, reason: Reason, consent: bool) -> bool {
         match reason {
@@ -335,7 +340,7 @@ impl History<'_> {
             // What was cut off is gone on with, and root or size say that it was of another time: the
             // next run starts over.
             Reason::VerifyFailed | Reason::RootMismatch | Reason::StreamDamaged
-                if self.was_cut && (self.storage.kind == Kind::Plain || self.lied) =>
+                if self.was_cut && self.may_lack_a_name() =>
             {
                 true
             }
