@@ -104,7 +104,11 @@ impl History<'_> {
             Err(error) if stop.is_none() && !self.is_latent() => {
                 Err(format!("a scrub failed for no reason: {error}"))
             }
-            Err(_) => Ok(()),
+            Err(_) => {
+                // The list is written anew by each scrub: it has to be done again.
+                self.told &= awaits;
+                Ok(())
+            }
         }
     }
 
