@@ -389,8 +389,9 @@ impl<D: Disk> Replica<D> {
     ) -> Result<T, TargetError> {
         let result = if self.poisoned { Err(Problem::Poisoned) } else { call(self) };
         self.poisoned |= result.is_err();
-        // What was received would go onto a base that is not there: it cannot go on either.
-        if matches!(result, Err(Problem::Modified { .. })) {
+        // What was received would go onto a base that is not there, or is of another time than what
+        // follows now: it cannot go on either.
+        if matches!(result, Err(Problem::Modified { .. } | Problem::Malformed(_))) {
             let _ = self.journal.clear();
         }
         result.map_err(|problem| problem.of(&self.name))

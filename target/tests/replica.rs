@@ -378,6 +378,34 @@ fn a_scan_of_what_became_shorter_starts_over() {
     assert!(fs::read(&place.path).unwrap() == short);
 }
 
+/// So it is with a scan of a volume that changed where something had come ahead of the rest: the run
+/// that goes on is refused, and the next one starts over.
+#[test]
+fn a_scan_of_what_changed_ahead_of_its_watermark_starts_over() {
+    let place = place();
+    let mut replica = place.open();
+    let full = plan(PlanKind::Full, None, 1);
+    deliver(&mut replica, full, &whole(&pattern(3, 4 * CHUNK)), 4 * CHUNK_LEN).unwrap();
+    let of = Plan { tip: None, size: Some(4 * CHUNK_LEN), ..plan(PlanKind::Scan, Some(1), 2) };
+    replica.begin(&offer(of.clone())).unwrap();
+    let key = key(&replica);
+    let volume = [pattern(4, 4 * CHUNK), pattern(5, 4 * CHUNK)];
+    let [then, now] =
+        volume.map(|bytes| items(&key, PlanKind::Full, &whole(&bytes), 4 * CHUNK_LEN, 0).0);
+    for chunked in [&then[0], &then[3]] {
+        put(&mut replica, chunked).unwrap();
+    }
+    replica.mark(1).unwrap();
+    let mut replica = place_again(&place, replica);
+    assert_eq!(replica.begin(&offer(of.clone())).unwrap().from, 1);
+    let error = put(&mut replica, &now[3]).unwrap_err();
+    assert_eq!(error.reason(), Reason::StreamDamaged);
+    let mut replica = place_again(&place, replica);
+    assert_eq!(replica.state().resume, None);
+    assert_eq!(replica.begin(&offer(of)).unwrap().from, 0);
+    put(&mut replica, &now[3]).unwrap();
+}
+
 /// So it is with a first copy below whose watermark something else stands now.
 #[test]
 fn a_first_copy_on_another_disk_starts_over() {
