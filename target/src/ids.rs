@@ -54,14 +54,13 @@ impl<D: Disk> IdList<D> {
         let mut entries = entries.peekable();
         while let Some(entry) = entries.next() {
             let mut group = vec![entry?];
-            let (first, mut last) = (group[0].0, group[0].0);
+            let first = group[0].0;
             let in_block =
                 |next: &Entry| !matches!(next, Ok((at, _)) if at / BLOCK > first / BLOCK);
             while let Some(next) = entries.next_if(in_block) {
-                let next = next?;
-                last = next.0;
-                group.push(next);
+                group.push(next?);
             }
+            let last = group[group.len() - 1].0;
             // What lies between stays as it is.
             let mut bytes = vec![0; ((last + 1 - first) * ENTRY_LEN) as usize];
             self.store.read_below(self.store.len()?, first * ENTRY_LEN, &mut bytes)?;

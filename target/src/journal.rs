@@ -452,10 +452,9 @@ impl<D: Disk> Records<'_, D> {
     /// As [`next`](Self::next), and reads up to `ahead` bytes.
     fn next_of(&mut self, ahead: usize) -> Result<Option<Record>, Problem> {
         let Position { at, records, chain } = self.position;
-        let Some(bytes) = self.bytes(at, RECORD_LEN, ahead)? else { return Ok(None) };
-        let mut record = [0; RECORD_LEN];
-        record.copy_from_slice(bytes);
-        let Some((body, checksum)) = record.split_last_chunk::<CHECKSUM_LEN>() else {
+        let bytes = self.bytes(at, RECORD_LEN, ahead)?.and_then(<[u8]>::first_chunk);
+        let Some(bytes): Option<[u8; RECORD_LEN]> = bytes.copied() else { return Ok(None) };
+        let Some((body, checksum)) = bytes.split_last_chunk::<CHECKSUM_LEN>() else {
             return Ok(None);
         };
         if link(&self.header.nonce, &chain, body) != *checksum {

@@ -9,9 +9,12 @@ use driftline_extent::{
     PlanKind, Reason, Root, Target, VolumeId,
 };
 use driftline_manifest::{Chunked, TreeHasher};
-use driftline_target::{Options, Problem, Replica, inspect, open};
+use driftline_target::{Options, Problem, inspect, open};
 
-use common::{power::Power, *};
+use common::{
+    power::{self, Power},
+    *,
+};
 
 #[test]
 fn another_size_is_refused_and_mended_only_by_consent() {
@@ -196,11 +199,7 @@ fn damaged_slots() {
 fn a_journal_of_a_state_that_was_lost_is_not_completed() {
     let (base, other) = (pattern(3, 3 * CHUNK), pattern(7, 3 * CHUNK));
     let size = base.len() as u64;
-    let opened = |power: &Power| {
-        let mut seed = [7; 32];
-        seed[..8].copy_from_slice(&power.operations().to_le_bytes());
-        Replica::open("replica", power.disks(), seed).unwrap()
-    };
+    let opened = |power: &Power| power::opened(power).unwrap();
     let start = Power::default();
     deliver(&mut opened(&start), plan(PlanKind::Full, None, 1), &whole(&base), size).unwrap();
     start.crash(0);

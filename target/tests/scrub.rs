@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fs, sync::Arc};
 
 use common::{
     CHUNK, Place, deliver, key, naive_root, offer, pattern, plan,
-    power::{Power, PowerDisk},
+    power::{Power, opened},
     whole,
 };
 use driftline_extent::{
@@ -411,13 +411,6 @@ fn damaged_world() -> Power {
         bytes[2 * CHUNK] ^= 1;
     });
     power
-}
-
-fn opened(power: &Power) -> Result<Replica<PowerDisk>, TargetError> {
-    // No two opens may draw the same nonce.
-    let mut seed = [7; 32];
-    seed[..8].copy_from_slice(&power.operations().to_le_bytes());
-    Replica::open("replica", power.disks(), seed)
 }
 
 fn damages(power: &Power) -> u64 {

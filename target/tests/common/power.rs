@@ -8,7 +8,7 @@ use std::{
 };
 
 use driftline_extent::Extent;
-use driftline_target::{Disk, Disks};
+use driftline_target::{Disk, Disks, Replica, TargetError};
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -203,4 +203,12 @@ impl Disk for PowerDisk {
     fn reopen(&mut self, _writable: bool) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Opens the replica on these disks, and recovers it.
+pub(crate) fn opened(power: &Power) -> Result<Replica<PowerDisk>, TargetError> {
+    // No two opens may draw the same nonce.
+    let mut seed = [7; 32];
+    seed[..8].copy_from_slice(&power.operations().to_le_bytes());
+    Replica::open("replica", power.disks(), seed)
 }

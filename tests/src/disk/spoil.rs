@@ -89,6 +89,11 @@ impl World {
         }
     }
 
+    /// How long a disk is after a loss of power, if nothing lasts that was not synced.
+    pub(crate) fn lasting_len(&self, name: &str) -> u64 {
+        self.lock().disks.get(name).map_or(0, |disk| disk.durable.len)
+    }
+
     /// What a reader of this disk sees.
     pub(crate) fn image(&self, name: &str) -> Image {
         self.lock().disks.get(name).map_or_else(Image::default, |disk| disk.cache.clone())

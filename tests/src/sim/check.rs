@@ -21,6 +21,8 @@ pub(super) enum Ended {
 pub(super) struct Run {
     /// What stood at the target.
     pub(super) before: Image,
+    /// How much of that, in bytes, a loss of power left at least.
+    pub(super) lasting: u64,
     pub(super) planned: Vec<Planned>,
     /// Commits that the source heard of.
     pub(super) committed: usize,
@@ -64,6 +66,7 @@ impl History<'_> {
         self.world.drop_cache();
         self.check(Run {
             before: self.world.image("volume"),
+            lasting: self.world.lasting_len("volume"),
             planned: Vec::new(),
             committed: 0,
             ended: Ended::Refused(Reason::Failed, String::new()),
@@ -250,7 +253,8 @@ impl History<'_> {
         let listed = |page| self.listed.as_ref().is_some_and(|l| l.allows(&run.before, page));
         for page in run.before.differing(&held.claim).into_iter().filter(|page| !listed(*page)) {
             let len = content.len.saturating_sub(page * 4096).min(4096) as usize;
-            if len == 0 && self.grown {
+            // Power takes back what was grown and not synced.
+            if len == 0 && page * 4096 >= run.lasting {
                 continue;
             }
             if len == 0 || !content.same_page(&run.before, page, len) {

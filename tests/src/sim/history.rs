@@ -57,8 +57,6 @@ pub(super) struct History<'a> {
     pub(super) listed: Option<Listed>,
     /// Whether a scrub has told of all that befell the target, so that no run need fail for it.
     pub(super) told: bool,
-    /// Whether a scrub was killed that may have grown the volume: a loss of power takes that back.
-    pub(super) grown: bool,
     /// Whether the record of change has left something out, or two instants have one name.
     pub(super) lied: bool,
     /// Why the last run was refused, where consent would help.
@@ -154,7 +152,6 @@ impl<'a> History<'a> {
             pending: Vec::new(),
             listed: None,
             told: false,
-            grown: false,
             lied: false,
             refused: None,
             was_cut: false,

@@ -146,7 +146,7 @@ impl History<'_> {
         }
         let spoilt = matches!(mishap, Mishap::Spoil(..)) && !self.is_latent();
         self.world.drop_cache();
-        let before = self.world.image("volume");
+        let (before, lasting) = (self.world.image("volume"), self.world.lasting_len("volume"));
         match mishap {
             Mishap::Stop(after, ..) => self.world.stop_after(*after),
             Mishap::Fail(after, kind) => self.world.fail_at(*after, *kind),
@@ -173,7 +173,17 @@ impl History<'_> {
         }
         let ok = matches!(ended, Ended::Well);
         let undisturbed = matches!(mishap, Mishap::None);
-        let run = Run { before, planned, committed, ended, consent, undisturbed, spoilt, missed };
+        let run = Run {
+            before,
+            lasting,
+            planned,
+            committed,
+            ended,
+            consent,
+            undisturbed,
+            spoilt,
+            missed,
+        };
         self.check(run)?;
         Ok(ok)
     }

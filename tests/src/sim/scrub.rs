@@ -68,7 +68,6 @@ impl History<'_> {
         if stop.is_some() && luck {
             self.world.crash(rng.next_u64())
         } else {
-            self.grown |= repair && stop.is_some();
             self.world.restart()
         }
         self.say(format!("  {report:?}"));

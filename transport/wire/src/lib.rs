@@ -79,9 +79,9 @@
 //! An item is one change in units of 64 KiB chunks: a chunk with masks of its data and zero
 //! blocks and the keyed BLAKE3 id of the data; a run of zero chunks; or, in a scan, a *span*
 //! of up to 4096 chunks with the manifest node over them, the topmost of a tree just high enough:
-//! of a single chunk, its id. In a stream every item is a *part*:
-//! its number, its length of at most 256 KiB, and its keyed BLAKE3 id. The bytes of every
-//! message are pinned by commented hexdumps in `tests/data/wire`.
+//! of a single chunk, its id. In a stream every item is a *part*: its number, its length of at most
+//! 256 KiB, and its keyed BLAKE3 id. The bytes of every message are pinned by commented hexdumps in
+//! `tests/data/wire`.
 //!
 //! A generation is a kind `u8` and a name: 1, the guid `u64` of a ZFS snapshot; 2, the 32
 //! bytes of a content root; 3, the current UUID `u64` of a DRBD device with its bit 0 clear.
@@ -143,9 +143,10 @@
 //!
 //! For a span, *want* means that the target holds something else; the source then announces
 //! shorter spans of it, down to single chunks, or its chunks as items. So the window bounds memory
-//! on both sides: at most 32 MiB of data and 64 batches are announced and not applied. Batches are numbered, applied in order, and
-//! hashed on both sides; `finish` comes when all are applied. A target that is asked to begin
-//! where an earlier session was cut off says from which chunk on it needs items.
+//! on both sides: at most 32 MiB of data and 64 batches are announced and not applied. Batches are
+//! numbered, applied in order, and hashed on both sides; `finish` comes when all are applied. A
+//! target that is asked to begin where an earlier session was cut off says from which chunk on it
+//! needs items.
 //!
 //! A target says *damaged* where a scrub has found damage that it may replace. The source then
 //! offers a scan, or a full copy whose base is what the target holds, also if it has nothing new,
