@@ -65,6 +65,7 @@ impl<D: Disk> Replica<D> {
             }
         }
         self.ids.truncate(from)?;
+        self.goes_on_unnamed = from > 0 && plan.tip.is_none();
         self.session = Session::Direct(Direct {
             size: plan.size,
             began: from,
@@ -222,6 +223,7 @@ impl<D: Disk> Replica<D> {
             return Err(Problem::Uncovered { offset: direct.next * CHUNK_LEN });
         }
         if self.ids.entries(count..chunk_count(VOLUME_LEN_MAX)).next().transpose()?.is_some() {
+            self.start_over()?;
             return Err(Problem::BeyondEnd { size });
         }
         let found = self.ids.root(&self.key, size)?;

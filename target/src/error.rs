@@ -304,6 +304,22 @@ pub enum Problem {
         /// The size of the volume.
         size: u64,
     },
+    /// Two items of an increment lead the same chunk to different content.
+    #[error("two items change the chunk at byte {offset}; nothing was committed")]
+    Conflict {
+        /// The first byte of the chunk.
+        offset: u64,
+    },
+    /// An increment or first copy of a volume without snapshots that went on where an earlier
+    /// session was cut off, and came to something that cannot be.
+    #[error(
+        "the source has changed since an earlier session was cut off, whose part does not go with \
+         what came now ({because}); that part is forgotten: run again"
+    )]
+    Outdated {
+        /// What it came to.
+        because: Box<Self>,
+    },
     /// An item, plan or end that no correct source sends.
     #[error("the increment is malformed: {0}")]
     Malformed(&'static str),
@@ -371,7 +387,10 @@ impl Problem {
             | Self::RepairReadBack
             | Self::MissingRoot
             | Self::Uncovered { .. } => Reason::VerifyFailed,
-            Self::BeyondEnd { .. } | Self::Malformed(_) => Reason::StreamDamaged,
+            Self::Outdated { .. } => Reason::ResumeMismatch,
+            Self::BeyondEnd { .. } | Self::Conflict { .. } | Self::Malformed(_) => {
+                Reason::StreamDamaged
+            }
             Self::UnknownGeneration(_) | Self::Newer { .. } | Self::Opaque => Reason::Unsupported,
         }
     }

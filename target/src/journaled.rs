@@ -191,6 +191,7 @@ impl<D: Disk> Replica<D> {
             && let Some((watermark, session)) = self.take_up(header, plan.size)?
         {
             self.session = Session::Journaled(Box::new(session));
+            self.goes_on_unnamed = plan.tip.is_none();
             return Ok(watermark);
         }
         let header = self.create_journal(plan.kind, plan.tip, plan.volume)?;
@@ -419,7 +420,7 @@ impl<D: Disk> Replica<D> {
         match self.overlay.get(patch.index)? {
             // The same item again.
             Some(expected) if expected == after => return Ok(()),
-            Some(_) => return Err(Problem::Malformed("two items change the same chunk")),
+            Some(_) => return Err(Problem::Conflict { offset: patch.offset() }),
             None => {}
         }
         let Some((patch, payload)) = record.filter(|_| damaged || after != listed) else {
@@ -434,8 +435,9 @@ impl<D: Disk> Replica<D> {
     /// sparse volume.
     pub(crate) fn record_zero(&mut self, chunks: Range<u64>) -> Result<(), Problem> {
         for entry in self.overlay.entries(chunks.clone()) {
-            if !entry?.1.is_zero() {
-                return Err(Problem::Malformed("two items change the same chunk"));
+            let (index, after) = entry?;
+            if !after.is_zero() {
+                return Err(Problem::Conflict { offset: index * CHUNK_LEN });
             }
         }
         let mut buf = chunk_buf();

@@ -74,6 +74,9 @@ pub struct Replica<D: Disk> {
     /// What items are made of that were announced and have not come.
     pub(crate) promised: Promised,
     pub(crate) session: Session,
+    /// The session goes on with what came earlier of a volume that nothing but its content
+    /// names: that may be of another time.
+    pub(crate) goes_on_unnamed: bool,
     /// After how many bytes of a first copy its watermark moves up.
     pub(crate) checkpoint_len: u64,
     poisoned: bool,
@@ -163,6 +166,7 @@ impl<D: Disk> Replica<D> {
             like: None,
             promised: Promised::default(),
             session: Session::Idle,
+            goes_on_unnamed: false,
             checkpoint_len: CHECKPOINT_LEN,
             poisoned: false,
             guard: None,
@@ -389,9 +393,20 @@ impl<D: Disk> Replica<D> {
     ) -> Result<T, TargetError> {
         let result = if self.poisoned { Err(Problem::Poisoned) } else { call(self) };
         self.poisoned |= result.is_err();
-        // What was received would go onto a base that is not there, or is of another time than what
-        // follows now: it cannot go on either.
-        if matches!(result, Err(Problem::Modified { .. } | Problem::Malformed(_))) {
+        let result = result.map_err(|problem| match problem {
+            Problem::Conflict { .. } | Problem::BeyondEnd { .. } | Problem::WrongRoot { .. }
+                if self.goes_on_unnamed =>
+            {
+                Problem::Outdated { because: problem.into() }
+            }
+            _ => problem,
+        });
+        // What was received would go onto a base that is not there, or does not go with what follows
+        // now: it cannot go on either.
+        if matches!(
+            result,
+            Err(Problem::Modified { .. } | Problem::Conflict { .. } | Problem::Outdated { .. })
+        ) {
             let _ = self.journal.clear();
         }
         result.map_err(|problem| problem.of(&self.name))
@@ -483,6 +498,7 @@ impl<D: Disk> Replica<D> {
         self.received = HashMap::new();
         self.promised.clear();
         self.session = Session::Idle;
+        self.goes_on_unnamed = false;
         let unsealed = self.unsealed.take();
         let from = match mode {
             Mode::Direct => self.begin_direct(plan)?,

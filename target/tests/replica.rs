@@ -399,7 +399,7 @@ fn a_scan_of_what_changed_ahead_of_its_watermark_starts_over() {
     let mut replica = place_again(&place, replica);
     assert_eq!(replica.begin(&offer(of.clone())).unwrap().from, 1);
     let error = put(&mut replica, &now[3]).unwrap_err();
-    assert_eq!(error.reason(), Reason::StreamDamaged);
+    assert_eq!(error.reason(), Reason::ResumeMismatch, "{error}");
     let mut replica = place_again(&place, replica);
     assert_eq!(replica.state().resume, None);
     assert_eq!(replica.begin(&offer(of)).unwrap().from, 0);

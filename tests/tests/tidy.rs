@@ -3,7 +3,10 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
+
+use serde_json::Value;
 
 /// Lines of a source file, without its tests.
 const LINES_MAX: usize = 700;
@@ -109,6 +112,20 @@ fn every_message_of_the_protocol_is_documented() {
         count += 1;
     }
     assert_eq!(count, 15);
+}
+
+/// README's first command names no program.
+#[test]
+fn cargo_run_is_driftline() {
+    let metadata = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    let run: Vec<&str> = packages.filter_map(|one| one["default_run"].as_str()).collect();
+    assert_eq!(run, ["driftline"]);
 }
 
 /// What stands between backquotes in the last column of the table of faults.

@@ -341,13 +341,8 @@ impl History<'_> {
                         Kind::Plain => false,
                     })
             }
-            // What was cut off is gone on with, and root or size say that it was of another time: the
-            // next run starts over.
-            Reason::VerifyFailed | Reason::RootMismatch | Reason::StreamDamaged
-                if self.was_cut && self.may_lack_a_name() =>
-            {
-                true
-            }
+            // What was cut off is gone on with, and was of another time: the next run starts over.
+            Reason::ResumeMismatch => self.was_cut && self.may_lack_a_name(),
             // The next run compares all.
             Reason::AuditMismatch | Reason::RootMismatch => self.options.audit && self.lied,
             _ => false,

@@ -88,7 +88,10 @@ fn of_reason(reason: Reason) -> u8 {
         | Reason::JustCreated
         | Reason::NotConsistent
         | Reason::Denied => code::REFUSED,
-        Reason::StreamDamaged | Reason::MetadataDamaged | Reason::SourceChanged => code::SOURCE,
+        Reason::StreamDamaged
+        | Reason::MetadataDamaged
+        | Reason::SourceChanged
+        | Reason::ResumeMismatch => code::SOURCE,
         Reason::TargetModified
         | Reason::VerifyFailed
         | Reason::TargetDamaged
@@ -149,6 +152,7 @@ mod tests {
             ("manifest-missing", 1),
             ("manifest-damaged", 1),
             ("target-damaged", 6),
+            ("resume-mismatch", 4),
         ];
         assert_eq!(codes, documented);
         // And by the document as well.

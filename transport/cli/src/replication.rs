@@ -202,7 +202,8 @@ impl Job {
     }
 
     /// Replicates, and once more where a map turned out not to be what it should: the source
-    /// remembers that, and compares all.
+    /// remembers that, and compares all. So it is with what an earlier run has left: the target has
+    /// forgotten that.
     async fn replicate_again(
         &self,
         source: &Place,
@@ -215,7 +216,9 @@ impl Job {
         // There is no way back in a stream.
         let ends = matches!(source, Place::Stream(_) | Place::StandardInput);
         match reason(error) {
-            Some(reason @ (Reason::AuditMismatch | Reason::RootMismatch)) if !ends => {
+            Some(
+                reason @ (Reason::AuditMismatch | Reason::RootMismatch | Reason::ResumeMismatch),
+            ) if !ends => {
                 tracing::warn!(
                     reason = reason.as_str(),
                     error = format!("{error:#}"),

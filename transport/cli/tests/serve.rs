@@ -5,7 +5,7 @@ mod common;
 use std::{fs, process::Stdio, sync::mpsc::channel};
 
 use common::{
-    Pair, Proxy, command, driftline, json, keygen, noise, recorded_sha256, sha256, zstream,
+    Pair, Proxy, Server, command, driftline, json, keygen, noise, recorded_sha256, sha256, zstream,
 };
 
 #[test]
@@ -118,40 +118,78 @@ fn two_writers_of_one_replica_are_kept_apart() {
     assert_eq!(fs::read(pair.image()).unwrap(), fs::read(pair.path().join("a.img")).unwrap());
 }
 
+/// A push of a plain file that was killed in the middle.
+struct Killed {
+    pair: Pair,
+    server: Server,
+    /// What the source holds.
+    content: Vec<u8>,
+    /// Where it can go on, in bytes.
+    from: u64,
+}
+
+impl Killed {
+    fn new(first_copy: bool, kill_server: bool) -> Self {
+        // A first copy can be resumed from checkpoints, 256 MiB apart; an increment from anywhere.
+        let (len, after) = if first_copy { (400 << 20, 300 << 20) } else { (64 << 20, 40 << 20) };
+        let pair = Pair::new();
+        let source = pair.path().join("a.img");
+        let mut server = pair.serve_vm();
+        let mut content = noise(&source, len, 1);
+        if !first_copy {
+            json(pair.path(), 0, &pair.push("file:a.img", &format!("vm@{}", server.address)));
+            content = noise(&source, len, 2);
+        }
+        let (reached, middle) = channel();
+        let proxy = Proxy::start(server.address, after, move || reached.send(()).unwrap());
+        let target = format!("vm@{}", proxy.address);
+        let mut push = command(pair.path(), &pair.push("file:a.img", &target))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        middle.recv().unwrap();
+        if kill_server {
+            server.kill();
+            assert_eq!(push.wait().unwrap().code(), Some(5), "the connection failed");
+            server = pair.serve_vm();
+        } else {
+            push.kill().unwrap();
+            push.wait().unwrap();
+        }
+        let status = json(pair.path(), 0, &["status", "file:vm.img"]);
+        let from = status["resume"]["from"].as_u64().expect("something to go on with");
+        assert!(from > 0);
+        Self { pair, server, content, from }
+    }
+
+    fn push_again(&self) -> serde_json::Value {
+        let target = format!("vm@{}", self.server.address);
+        json(self.pair.path(), 0, &self.pair.push("file:a.img", &target))
+    }
+}
+
 /// What a killed push had moved already, the next one does not move again.
 fn killed(first_copy: bool, kill_server: bool) {
-    // A first copy can be resumed from checkpoints, 256 MiB apart; an increment from anywhere.
-    let (len, after) = if first_copy { (400 << 20, 300 << 20) } else { (64 << 20, 40 << 20) };
-    let pair = Pair::new();
-    let source = pair.path().join("a.img");
-    let mut server = pair.serve_vm();
-    let mut content = noise(&source, len, 1);
-    if !first_copy {
-        json(pair.path(), 0, &pair.push("file:a.img", &format!("vm@{}", server.address)));
-        content = noise(&source, len, 2);
-    }
-    let (reached, middle) = channel();
-    let proxy = Proxy::start(server.address, after, move || reached.send(()).unwrap());
-    let mut push = command(pair.path(), &pair.push("file:a.img", &format!("vm@{}", proxy.address)))
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    middle.recv().unwrap();
-    if kill_server {
-        server.kill();
-        assert_eq!(push.wait().unwrap().code(), Some(5), "the connection failed");
-        server = pair.serve_vm();
-    } else {
-        push.kill().unwrap();
-        push.wait().unwrap();
-    }
-    let status = json(pair.path(), 0, &["status", "file:vm.img"]);
-    let from = status["resume"]["from"].as_u64().expect("something to go on with");
-    assert!(from > 0);
-    let again = json(pair.path(), 0, &pair.push("file:a.img", &format!("vm@{}", server.address)));
-    assert!(fs::read(pair.image()).unwrap() == content);
-    let lacking = again["bytes"]["lacking"].as_u64().unwrap();
-    assert!(lacking <= len as u64 - from, "{lacking} moved although {from} had arrived");
+    let killed = Killed::new(first_copy, kill_server);
+    let again = killed.push_again();
+    assert!(fs::read(killed.pair.image()).unwrap() == killed.content);
+    let (lacking, from) = (again["bytes"]["lacking"].as_u64().unwrap(), killed.from);
+    let len = killed.content.len() as u64;
+    assert!(lacking <= len - from, "{lacking} moved although {from} had arrived");
+}
+
+/// What a killed push had moved is of no use where the source has no snapshots and has changed since:
+/// one run finds that, and brings all.
+fn killed_and_changed(first_copy: bool) {
+    let killed = Killed::new(first_copy, false);
+    let content = noise(&killed.pair.path().join("a.img"), killed.content.len(), 3);
+    let again = killed.push_again();
+    assert!(fs::read(killed.pair.image()).unwrap() == content);
+    assert_eq!(again["degraded"], serde_json::Value::Null);
+    let log = killed.server.log();
+    assert!(log.contains("resume-mismatch"), "{log}");
+    // Nothing is wrong with either side.
+    assert_eq!(json(killed.pair.path(), 0, &["incidents"])["incidents"], serde_json::json!([]));
 }
 
 #[test]
@@ -172,6 +210,16 @@ fn a_killed_source_of_an_increment_goes_on() {
 #[test]
 fn a_killed_target_of_an_increment_goes_on() {
     killed(false, true);
+}
+
+#[test]
+fn a_source_that_changed_after_a_killed_first_copy_is_copied() {
+    killed_and_changed(true);
+}
+
+#[test]
+fn a_source_that_changed_after_a_killed_increment_is_copied() {
+    killed_and_changed(false);
 }
 
 #[test]

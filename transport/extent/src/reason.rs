@@ -67,6 +67,8 @@ pub enum Reason {
     ManifestDamaged,
     /// A scrub found that some of the replica is not what was committed to it.
     TargetDamaged,
+    /// What came before a session was cut off does not go with what the source holds now.
+    ResumeMismatch,
 }
 
 /// Every reason with its wire code and its word. Codes are never reused.
@@ -101,6 +103,7 @@ const TABLE: &[(Reason, u16, &str)] = &[
     (Reason::ManifestMissing, 28, "manifest-missing"),
     (Reason::ManifestDamaged, 29, "manifest-damaged"),
     (Reason::TargetDamaged, 30, "target-damaged"),
+    (Reason::ResumeMismatch, 31, "resume-mismatch"),
 ];
 
 impl Reason {
@@ -152,14 +155,14 @@ mod tests {
                 Reason::FullSyncFlag | Reason::AlDisabled | Reason::AlDamaged => {}
                 Reason::AlAlreadyApplied | Reason::NotTracked | Reason::UuidUnchanged => {}
                 Reason::JustCreated | Reason::NotConsistent | Reason::MetadataDamaged => {}
-                Reason::AuditMismatch | Reason::RootMismatch => {}
+                Reason::AuditMismatch | Reason::RootMismatch | Reason::ResumeMismatch => {}
                 Reason::ManifestMissing | Reason::ManifestDamaged | Reason::TargetDamaged => {}
             }
             assert_eq!(Reason::from_code(reason.code()), Some(reason));
         }
-        assert_eq!(TABLE.len(), 30);
+        assert_eq!(TABLE.len(), 31);
         let codes: Vec<u16> = Reason::all().map(Reason::code).collect();
-        assert_eq!(codes, (1..=30).collect::<Vec<_>>());
+        assert_eq!(codes, (1..=31).collect::<Vec<_>>());
         assert_eq!(Reason::from_code(0), None);
         assert_eq!(Reason::BaseMismatch.to_string(), "base-mismatch");
     }
