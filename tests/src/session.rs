@@ -415,7 +415,7 @@ impl<'a, T: Target> Session<'a, T> {
         {
             let done = match output {
                 SenderOutput::Send(message) => self.source.link.send(&message, self.now_ms),
-                SenderOutput::SendData(part) => self.source.link.send_data(&part, self.now_ms),
+                SenderOutput::SendData(part) => self.source.link.send_data(part, self.now_ms),
                 SenderOutput::Plan(state) => {
                     self.key = Some(ChunkKey::new(&state.chunk_key));
                     self.work = Some(Work::Plan(state));

@@ -328,10 +328,10 @@ fn frames_are_pinned_in_both_directions() {
     dialler.bind(&REPLICA);
     listener.bind(&REPLICA);
     for (name, part) in [(bulk_raw, raw_part()), (bulk_zstd, zstd_part())] {
-        dialler.send_data(&part, 0).unwrap();
+        dialler.send_data(part.clone(), 0).unwrap();
         assert_eq!(heard(carry(name, &mut dialler, &mut listener)), part);
     }
-    dialler.send_data(&raw_part(), limits::REKEY_MS).unwrap();
+    dialler.send_data(raw_part(), limits::REKEY_MS).unwrap();
     assert!(carry(rekey, &mut dialler, &mut listener).is_none());
     assert_eq!(heard(carry(bulk_rekeyed, &mut dialler, &mut listener)), raw_part());
     dialler.send(&Message::Done, limits::REKEY_MS).unwrap();

@@ -73,7 +73,7 @@ fn send(link: &mut Link, message: &Message, now_ms: u64) -> Vec<u8> {
     transmit(link).concat()
 }
 
-fn send_data(link: &mut Link, part: &DataPart, now_ms: u64) -> Vec<u8> {
+fn send_data(link: &mut Link, part: DataPart, now_ms: u64) -> Vec<u8> {
     link.send_data(part, now_ms).unwrap();
     transmit(link).concat()
 }
@@ -227,7 +227,7 @@ fn short() -> (Vec<Bytes>, Vec<Bytes>) {
     target.send(&Message::State(Box::new(state)), 0).unwrap();
     source.bind(&REPLICA);
     target.bind(&REPLICA);
-    source.send_data(&part(9, 20), 0).unwrap();
+    source.send_data(part(9, 20), 0).unwrap();
     source.send(&Message::Done, 0).unwrap();
     target.send(&Message::Applied { seq: 5 }, 0).unwrap();
     target.send(&Message::Done, 0).unwrap();
@@ -275,7 +275,7 @@ fn flipped_bits_of_a_long_session_are_noticed() {
 fn frames_of_another_session_or_direction_do_not_open() {
     for data in [false, true] {
         let say = |link: &mut Link| match data {
-            true => send_data(link, &part(1, 100), 0),
+            true => send_data(link, part(1, 100), 0),
             false => send(link, &Message::Done, 0),
         };
         // Same keys, same place in the sequence, another handshake.
@@ -298,7 +298,7 @@ fn frames_of_another_pair_of_volumes_are_refused() {
         let (mut source, mut target) = open_pair(1);
         source.bind(&ReplicaId([2; 16]));
         let said = match data {
-            true => send_data(&mut source, &part(1, 100), 0),
+            true => send_data(&mut source, part(1, 100), 0),
             false => send(&mut source, &Message::Done, 0),
         };
         let (events, error) = feed(&mut target, &said, 0);
@@ -325,7 +325,7 @@ fn frames_of_another_pair_of_volumes_are_refused() {
 /// The rekey of one direction at this moment, and what a twin that did not rekey would say.
 fn rekeyed(prepare: impl Fn(&mut Link), now_ms: u64) {
     let after = |link: &mut Link, data: bool| match data {
-        true => send_data(link, &part(1, 100), now_ms),
+        true => send_data(link, part(1, 100), now_ms),
         false => send(link, &Message::Done, now_ms),
     };
     for data in [false, true] {
@@ -345,7 +345,7 @@ fn rekeyed(prepare: impl Fn(&mut Link), now_ms: u64) {
         // has said one thing more as well.
         send(&mut twin, &Message::Accept, 0);
         let old = match data {
-            true => send_data(&mut twin, &part(1, 100), 0),
+            true => send_data(&mut twin, part(1, 100), 0),
             false => send(&mut twin, &Message::Done, 0),
         };
         assert_eq!(old[..24], bytes[..24], "the headers are the same");
@@ -358,7 +358,7 @@ fn rekeyed(prepare: impl Fn(&mut Link), now_ms: u64) {
         let (events, error) = feed(&mut target, &bytes, now_ms);
         assert!(events.len() == 1 && error.is_none(), "{error:?}");
         // The other direction has its own key, and its own time.
-        let (events, error) = feed(&mut source, &send_data(&mut target, &part(2, 50), 0), now_ms);
+        let (events, error) = feed(&mut source, &send_data(&mut target, part(2, 50), 0), now_ms);
         assert!(events.len() == 1 && error.is_none(), "{error:?}");
     }
 }
@@ -381,7 +381,7 @@ fn nothing_is_rekeyed_early_and_not_twice() {
     assert_eq!(transmit(&mut source).len(), 1);
     // The bytes of this frame are over the limit; the next one comes with a new key.
     for frames in [1, 2, 1] {
-        source.send_data(&part(1, 10), limits::REKEY_MS - 1).unwrap();
+        source.send_data(part(1, 10), limits::REKEY_MS - 1).unwrap();
         assert_eq!(transmit(&mut source).len(), frames);
     }
     // Both directions, many times over, while the other goes on.
@@ -390,7 +390,7 @@ fn nothing_is_rekeyed_early_and_not_twice() {
         let now = round * limits::REKEY_MS / 2;
         for data in [true, false] {
             let say = |link: &mut Link| match data {
-                true => send_data(link, &part(round as u8, 1000), now),
+                true => send_data(link, part(round as u8, 1000), now),
                 false => send(link, &Message::Accept, now),
             };
             assert_eq!(feed(&mut target, &say(&mut source), now).0.len(), 1);

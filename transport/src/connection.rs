@@ -88,7 +88,7 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
         Ok(self.link.send(message, now_ms)?)
     }
 
-    pub(crate) fn send_data(&mut self, part: &DataPart) -> Result<(), TransportError> {
+    pub(crate) fn send_data(&mut self, part: DataPart) -> Result<(), TransportError> {
         let now_ms = self.now_ms();
         Ok(self.link.send_data(part, now_ms)?)
     }

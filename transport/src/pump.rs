@@ -59,7 +59,7 @@ async fn exchange<S: AsyncRead + AsyncWrite, T: Side>(
                         connection.bind(&state.replica);
                     }
                 }
-                Outgoing::Data(part) => connection.send_data(&part)?,
+                Outgoing::Data(part) => connection.send_data(part)?,
                 Outgoing::Ended => return Ok(()),
             }
         }

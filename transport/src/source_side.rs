@@ -113,13 +113,17 @@ impl SourceSide {
         };
         let (ending, ended) = oneshot::channel();
         // Detached: a source may be stuck in a read that nothing can interrupt.
+        let last = Last(events.clone());
         thread::Builder::new().name("source".into()).spawn(move || {
             let _ending: oneshot::Sender<()> = ending;
+            let _last = last;
             worker.run();
         })?;
-        thread::Builder::new()
-            .name("packer".into())
-            .spawn(move || run_packer(packer, volume, &packer_commands, &events, &progress))?;
+        let last = Last(events.clone());
+        thread::Builder::new().name("packer".into()).spawn(move || {
+            let _last = last;
+            run_packer(packer, volume, &packer_commands, &events, &progress);
+        })?;
         let side = Self {
             sender: Sender::new(),
             commands,
@@ -150,10 +154,9 @@ impl SourceSide {
         }
     }
 
-    fn command(&mut self, command: SourceCommand) {
-        if self.commands.send(command).is_err() {
-            self.fail(Failure::worker_gone());
-        }
+    fn command(&self, command: SourceCommand) {
+        // A worker that is gone has said why: that is the next to be heard.
+        let _ = self.commands.send(command);
     }
 }
 
@@ -211,9 +214,8 @@ impl Side for SourceSide {
                     }
                 }
                 SenderOutput::Pack { seq, pieces } => {
-                    let key = self.key.clone();
-                    if key.is_none_or(|key| self.packs.send((key, seq, pieces)).is_err()) {
-                        self.fail(Failure::worker_gone());
+                    if let Some(key) = self.key.clone() {
+                        let _ = self.packs.send((key, seq, pieces));
                     }
                 }
                 SenderOutput::Compared(compared) => {
@@ -231,6 +233,17 @@ impl Side for SourceSide {
 
     fn failure(&self) -> Option<Failure> {
         self.failure.clone()
+    }
+}
+
+/// Says of a worker that it has panicked, if it has: the other one goes on to wait.
+struct Last(mpsc::UnboundedSender<SourceEvent>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.0.send(SourceEvent::Failed(Failure::worker_gone()));
+        }
     }
 }
 
@@ -338,5 +351,112 @@ fn run_packer(
         if events.send(event).is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, time::Duration};
+
+    use driftline_extent::{BlockMask, Change, ChunkId, Explained, Extent, Generation, Item};
+    use driftline_wire::Payload;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("not today")]
+    struct No;
+
+    impl Explained for No {
+        fn reason(&self) -> Reason {
+            Reason::Denied
+        }
+    }
+
+    /// A source that refuses to plan, or has a defect.
+    struct Unwilling {
+        panics: bool,
+    }
+
+    impl Source for Unwilling {
+        type Error = No;
+
+        fn plan(&mut self, _: Option<&Generation>) -> Result<Plan, No> {
+            assert!(!self.panics, "a defect");
+            Err(No)
+        }
+
+        fn next_change(&mut self, _: u64) -> Result<Option<Change>, No> {
+            Err(No)
+        }
+
+        fn finish(&mut self) -> Result<Finish, No> {
+            Err(No)
+        }
+
+        fn bytes_read(&self) -> u64 {
+            0
+        }
+    }
+
+    /// A volume with a defect.
+    struct Defect;
+
+    impl Volume for Defect {
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+
+        fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            panic!("a defect");
+        }
+
+        fn next_data(&self, _: u64) -> io::Result<Option<Extent>> {
+            Ok(None)
+        }
+    }
+
+    fn side(panics: bool) -> (SourceSide, oneshot::Receiver<()>) {
+        let job = SourceJob {
+            source: Unwilling { panics },
+            volume: Some(Arc::new(Defect)),
+            overwrite: false,
+            compare: false,
+            compression: None,
+            witness: None,
+        };
+        SourceSide::start(job, Arc::default()).unwrap()
+    }
+
+    async fn failure(side: &mut SourceSide) -> Option<Failure> {
+        let event = timeout(Duration::from_secs(60), side.next_event()).await;
+        side.handle_event(event.expect("nobody waits for a worker that is gone"));
+        side.failure()
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_told_as_it_was_whatever_is_asked_for_after_it() {
+        let (mut side, ended) = side(false);
+        side.command(SourceCommand::Plan(Box::new(TargetState::nothing())));
+        ended.await.unwrap_err();
+        side.command(SourceCommand::Compared(Vec::new()));
+        let refused = Failure::new(Reason::Denied, "not today");
+        assert_eq!(failure(&mut side).await, Some(refused));
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_either_worker_ends_the_session() {
+        let (mut planning, _ended) = side(true);
+        planning.command(SourceCommand::Plan(Box::new(TargetState::nothing())));
+        assert_eq!(failure(&mut planning).await, Some(Failure::worker_gone()));
+
+        let (mut packing, _ended) = side(false);
+        let (data, zero, id) = (BlockMask::ALL, BlockMask::NONE, ChunkId([1; 32]));
+        let item = Item::Chunk { index: 0, data, zero, id };
+        let announced = Announced { item, payload: Payload::InVolume };
+        let pieces = vec![Piece { announced, theirs: None }];
+        packing.packs.send((ChunkKey::new(&[1; 32]), 0, pieces)).unwrap();
+        assert_eq!(failure(&mut packing).await, Some(Failure::worker_gone()));
     }
 }

@@ -80,10 +80,9 @@ impl TargetSide {
         }
     }
 
-    fn command(&mut self, command: TargetCommand) {
-        if self.commands.send(command).is_err() {
-            self.fail(Failure::worker_gone());
-        }
+    fn command(&self, command: TargetCommand) {
+        // A worker that is gone has said why, or its events end: that is the next to be heard.
+        let _ = self.commands.send(command);
     }
 }
 
@@ -174,5 +173,85 @@ impl Side for TargetSide {
 
     fn failure(&self) -> Option<Failure> {
         self.failure.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use driftline_extent::{
+        Explained, Generation, GrainMask, Item, PlanKind, Reason, Standing, TargetState,
+    };
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("not today")]
+    struct No;
+
+    impl Explained for No {
+        fn reason(&self) -> Reason {
+            Reason::Denied
+        }
+    }
+
+    /// A target that refuses everything.
+    struct Unwilling;
+
+    impl Target for Unwilling {
+        type Error = No;
+
+        fn state(&self) -> TargetState {
+            TargetState::nothing()
+        }
+
+        fn begin(&mut self, _: &Offer) -> Result<Begin, No> {
+            Err(No)
+        }
+
+        fn lacks(&mut self, _: &[Item]) -> Result<Vec<Lack>, No> {
+            Err(No)
+        }
+
+        fn apply(&mut self, _: &Item, _: Option<&[u8]>) -> Result<(), No> {
+            Err(No)
+        }
+
+        fn patch(&mut self, _: &Item, _: GrainMask, _: &[u8]) -> Result<bool, No> {
+            Err(No)
+        }
+
+        fn mark(&mut self, _: u64) -> Result<(), No> {
+            Err(No)
+        }
+
+        fn commit(&mut self, _: &Finish) -> Result<Committed, No> {
+            Err(No)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_told_as_it_was_whatever_is_asked_for_after_it() {
+        let (mut side, worker) = TargetSide::start(Unwilling, Arc::default()).unwrap();
+        let plan = Plan {
+            kind: PlanKind::Full,
+            volume: None,
+            base: None,
+            tip: None,
+            size: None,
+            standing: Standing::Proven,
+            bytes_expected: 0,
+        };
+        side.command(TargetCommand::Begin(Box::new(Offer { plan, overwrite: false })));
+        worker.await.unwrap();
+        // The next command was on its way when the worker failed.
+        side.command(TargetCommand::Commit(Finish {
+            tip: Generation::Zfs(1),
+            size: None,
+            root: None,
+        }));
+        let event = side.next_event().await;
+        side.handle_event(event);
+        let failure = Failure::new(Reason::Denied, "not today");
+        assert_eq!(side.failure(), Some(failure));
     }
 }

@@ -13,6 +13,10 @@ use crate::{
 pub(crate) const HEADER_LEN: usize = 24;
 /// Length of an authentication tag, in Noise messages and bulk frames alike.
 pub(crate) const TAG_LEN: usize = 16;
+/// What a bulk frame has before the bytes of its part.
+const BULK_FRONT_LEN: usize = HEADER_LEN + PART_HEADER_LEN;
+/// What a bulk frame has around the bytes of its part.
+pub(crate) const BULK_ROOM: usize = BULK_FRONT_LEN + TAG_LEN;
 /// Longest body of a Noise message.
 const NOISE_LEN_MAX: usize = 65_535;
 
@@ -126,14 +130,20 @@ impl BulkKey {
         nonce
     }
 
-    /// The whole frame for some data.
-    pub(crate) fn seal(&self, part: &DataPart, seq: u64, pair: u64) -> Result<Bytes, BulkError> {
-        let len = PART_HEADER_LEN + part.body.len() + TAG_LEN;
+    /// The whole frame for some data. It is made in the memory of the data, if nobody else has that
+    /// and there are [`BULK_ROOM`] bytes of room behind it.
+    pub(crate) fn seal(&self, part: DataPart, seq: u64, pair: u64) -> Result<Bytes, BulkError> {
+        let data_len = part.body.len();
+        let len = PART_HEADER_LEN + data_len + TAG_LEN;
         let header = Header { kind: FrameKind::Bulk, len: len as u32, seq, pair }.to_bytes();
-        let mut frame = BytesMut::with_capacity(HEADER_LEN + len);
-        frame.extend_from_slice(&header);
-        frame.extend_from_slice(&part.header());
-        frame.extend_from_slice(&part.body);
+        let part_header = part.header();
+        let body = part.body.try_into_mut();
+        let mut frame = body.unwrap_or_else(|shared| BytesMut::from(shared.as_ref()));
+        frame.reserve(BULK_ROOM);
+        frame.resize(BULK_FRONT_LEN + data_len, 0);
+        frame.copy_within(..data_len, BULK_FRONT_LEN);
+        frame[..HEADER_LEN].copy_from_slice(&header);
+        frame[HEADER_LEN..BULK_FRONT_LEN].copy_from_slice(&part_header);
         let (_, body) = frame.split_at_mut(HEADER_LEN);
         let tag = self
             .cipher
@@ -291,7 +301,7 @@ mod tests {
     #[test]
     fn a_sealed_part_opens_under_its_own_key_and_header_only() {
         let part = DataPart { seq: 1, coding: Coding::Raw, raw_len: 3, body: vec![1, 2, 3].into() };
-        let frame = BulkKey::new(&[5; 32]).seal(&part, 9, 8).unwrap();
+        let frame = BulkKey::new(&[5; 32]).seal(part.clone(), 9, 8).unwrap();
         let (head, body) = frame.split_first_chunk().unwrap();
         let header = Header::from_bytes(head).unwrap();
         let open = |key: u8, header| BulkKey::new(&[key; 32]).open(header, body.into());
@@ -301,5 +311,20 @@ mod tests {
         assert!(open(5, Header { pair: 9, ..header }).is_err());
         assert!(open(5, Header { len: header.len + 1, ..header }).is_err());
         assert!(open(5, Header { kind: FrameKind::Control, ..header }).is_err());
+    }
+
+    #[test]
+    fn a_frame_is_made_in_the_memory_of_its_part() {
+        let mut body = Vec::with_capacity(1000 + BULK_ROOM);
+        body.extend((0..1000_u32).map(|i| i as u8));
+        let at = body.as_ptr();
+        let part = DataPart { seq: 1, coding: Coding::Raw, raw_len: 1000, body: body.into() };
+        let shared = part.clone();
+        let seal = |part| BulkKey::new(&[5; 32]).seal(part, 9, 8).unwrap();
+        // The data of somebody else stays what it is.
+        let copied = seal(part);
+        assert_eq!(shared.body, (0..1000_u32).map(|i| i as u8).collect::<Vec<u8>>());
+        let moved = seal(shared);
+        assert_eq!((moved.as_ptr(), &moved), (at, &copied));
     }
 }

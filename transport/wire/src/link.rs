@@ -355,7 +355,7 @@ impl Link {
     }
 
     /// Queues data.
-    pub fn send_data(&mut self, part: &DataPart, now_ms: u64) -> Result<(), LinkError> {
+    pub fn send_data(&mut self, part: DataPart, now_ms: u64) -> Result<(), LinkError> {
         self.with_open(|link, noise, out| {
             link.rekey_if_due(noise, out, now_ms)?;
             let header = link.next_header(FrameKind::Bulk, 0);

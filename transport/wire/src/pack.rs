@@ -6,6 +6,7 @@ use zstd::bulk::{Compressor, Decompressor};
 
 use crate::{
     codec::DecodeError,
+    frame::BULK_ROOM,
     limits::BULK_LEN_MAX,
     message::{Coding, DataPart},
     receiver::Coming,
@@ -24,7 +25,8 @@ impl std::fmt::Debug for Packer {
 
 /// Raw bytes in a part. Blocks of memory from 128 KiB on are fetched from the system and given
 /// back each time by common allocators: with parts of 1 MiB a third of a sender's CPU time went
-/// into that. Larger parts would compress a few percent better.
+/// into that. Larger parts would compress a few percent better. A part has room for its frame, so
+/// that it is sealed where it is.
 const PART_LEN: usize = 112 << 10;
 const _: () = assert!(PART_LEN <= BULK_LEN_MAX);
 
@@ -55,7 +57,7 @@ impl Packer {
             let mut rest = piece;
             while !rest.is_empty() {
                 if raw.is_empty() {
-                    raw.reserve_exact(PART_LEN);
+                    raw.reserve_exact(PART_LEN + BULK_ROOM);
                 }
                 let (now, later) = rest.split_at(rest.len().min(PART_LEN - raw.len()));
                 raw.extend_from_slice(now);
