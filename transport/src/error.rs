@@ -86,3 +86,16 @@ pub fn chain<E: Error + ?Sized>(error: &E) -> String {
     }
     text
 }
+
+/// What fakes refuse with.
+#[cfg(test)]
+#[derive(Debug, thiserror::Error)]
+#[error("not today")]
+pub(crate) struct No;
+
+#[cfg(test)]
+impl Explained for No {
+    fn reason(&self) -> Reason {
+        Reason::Denied
+    }
+}

@@ -358,21 +358,12 @@ fn run_packer(
 mod tests {
     use std::{io, time::Duration};
 
-    use driftline_extent::{BlockMask, Change, ChunkId, Explained, Extent, Generation, Item};
+    use driftline_extent::{BlockMask, Change, ChunkId, Extent, Generation, Item};
     use driftline_wire::Payload;
     use tokio::time::timeout;
 
     use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("not today")]
-    struct No;
-
-    impl Explained for No {
-        fn reason(&self) -> Reason {
-            Reason::Denied
-        }
-    }
+    use crate::error::No;
 
     /// A source that refuses to plan, or has a defect.
     struct Unwilling {
@@ -441,8 +432,7 @@ mod tests {
         side.command(SourceCommand::Plan(Box::new(TargetState::nothing())));
         ended.await.unwrap_err();
         side.command(SourceCommand::Compared(Vec::new()));
-        let refused = Failure::new(Reason::Denied, "not today");
-        assert_eq!(failure(&mut side).await, Some(refused));
+        assert_eq!(failure(&mut side).await, Some(Failure::from_error(&No)));
     }
 
     #[tokio::test]

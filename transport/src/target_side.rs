@@ -178,21 +178,10 @@ impl Side for TargetSide {
 
 #[cfg(test)]
 mod tests {
-    use driftline_extent::{
-        Explained, Generation, GrainMask, Item, PlanKind, Reason, Standing, TargetState,
-    };
+    use driftline_extent::{Generation, GrainMask, Item, PlanKind, Standing, TargetState};
 
     use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("not today")]
-    struct No;
-
-    impl Explained for No {
-        fn reason(&self) -> Reason {
-            Reason::Denied
-        }
-    }
+    use crate::error::No;
 
     /// A target that refuses everything.
     struct Unwilling;
@@ -251,7 +240,6 @@ mod tests {
         }));
         let event = side.next_event().await;
         side.handle_event(event);
-        let failure = Failure::new(Reason::Denied, "not today");
-        assert_eq!(side.failure(), Some(failure));
+        assert_eq!(side.failure(), Some(Failure::from_error(&No)));
     }
 }
