@@ -343,6 +343,8 @@ impl History<'_> {
             }
             // What was cut off is gone on with, and was of another time: the next run starts over.
             Reason::ResumeMismatch => self.was_cut && self.may_lack_a_name(),
+            // So it is under a name that two instants have.
+            Reason::StreamDamaged | Reason::RootMismatch if self.was_cut && self.lied => true,
             // The next run compares all.
             Reason::AuditMismatch | Reason::RootMismatch => self.options.audit && self.lied,
             _ => false,
