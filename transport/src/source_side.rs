@@ -112,8 +112,8 @@ impl SourceSide {
             progress: progress.clone(),
         };
         let (ending, ended) = oneshot::channel();
-        // Detached: a source may be stuck in a read that nothing can interrupt.
         let last = Last(events.clone());
+        // Detached: a source may be stuck in a read that nothing can interrupt.
         thread::Builder::new().name("source".into()).spawn(move || {
             let _ending: oneshot::Sender<()> = ending;
             let _last = last;
