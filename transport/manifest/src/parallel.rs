@@ -13,8 +13,13 @@ use driftline_extent::{CHUNK_LEN, ChunkId, Volume};
 use crate::ChunkKey;
 
 /// Chunks that a thread reads and names before it looks for more. What was read is named while
-/// it is still in the core's own cache.
-const PIECE_CHUNKS: usize = 8;
+/// most of it is still in the core's own cache.
+const PIECE_CHUNKS: usize = 16;
+
+/// What the place that is read to is aligned to: a cache line. An allocator may give one that
+/// begins 16 bytes into a page, and to copy whole pages there takes a fifth longer, as each load
+/// waits for the store before it that has the same address within a page.
+const LINE_LEN: usize = 64;
 
 /// A disk that answers one question at a time would be idle between them.
 const THREADS_MIN: usize = 4;
@@ -107,11 +112,13 @@ fn name_chunks(
     let threads = cores.clamp(THREADS_MIN, THREADS_MAX).min(pieces.len() / 2);
     let pieces = Mutex::new(pieces.into_iter());
     let work = || {
-        let mut buffer = vec![0; PIECE_CHUNKS * CHUNK_LEN as usize];
+        let mut room = vec![0; PIECE_CHUNKS * CHUNK_LEN as usize + LINE_LEN];
+        let start = room.as_ptr().align_offset(LINE_LEN).min(LINE_LEN);
+        let buffer = &mut room[start..];
         loop {
             let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((first, ids)) = piece else { return Ok(()) };
-            name_piece(key, volume, size, first, ids, &mut buffer)?;
+            name_piece(key, volume, size, first, ids, buffer)?;
         }
     };
     if threads < 2 {
