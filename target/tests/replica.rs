@@ -325,27 +325,9 @@ fn a_first_copy_that_starts_over_may_be_shorter() {
 #[test]
 fn a_first_copy_of_what_became_shorter_starts_over() {
     let place = place();
-    let volume = pattern(3, 4 * CHUNK);
-    let of = |size: u64| Plan { tip: None, size: Some(size), ..plan(PlanKind::Full, None, 1) };
     let mut replica = place.open();
     replica.checkpoint_every(CHUNK_LEN);
-    replica.begin(&offer(of(4 * CHUNK_LEN))).unwrap();
-    let key = key(&replica);
-    for chunked in &items(&key, PlanKind::Full, &whole(&volume), 4 * CHUNK_LEN, 0).0[..3] {
-        put(&mut replica, chunked).unwrap();
-    }
-    let mut replica = place_again(&place, replica);
-    assert_eq!(replica.state().resume.unwrap().from, 3);
-    let size = CHUNK_LEN + 512;
-    assert_eq!(replica.begin(&offer(of(size))).unwrap().from, 0);
-    let short = &volume[..size as usize];
-    let (items, root) = items(&key, PlanKind::Full, &whole(short), size, 0);
-    for chunked in &items {
-        put(&mut replica, chunked).unwrap();
-    }
-    let tip = Generation::Content(root.unwrap());
-    replica.commit(&Finish { tip, size: Some(size), root }).unwrap();
-    assert!(fs::read(&place.path).unwrap() == short);
+    starts_over_when_shorter(&place, replica, &plan(PlanKind::Full, None, 1));
 }
 
 /// So it is with a scan of one that became shorter than what had come.
@@ -356,15 +338,20 @@ fn a_scan_of_what_became_shorter_starts_over() {
     let content = Generation::Content(Root([8; 32]));
     let full = Plan { tip: Some(content), ..plan(PlanKind::Full, None, 1) };
     deliver(&mut replica, full, &whole(&pattern(3, 4 * CHUNK)), 4 * CHUNK_LEN).unwrap();
+    starts_over_when_shorter(&place, replica, &plan(PlanKind::Scan, None, 2));
+}
+
+/// Cuts a session off after three of four chunks, and has it go on with two.
+fn starts_over_when_shorter(place: &Place, mut replica: Replica<FileDisk>, plan: &Plan) {
     let volume = pattern(4, 4 * CHUNK);
-    let of = |size: u64| Plan { tip: None, size: Some(size), ..plan(PlanKind::Scan, None, 2) };
+    let of = |size: u64| Plan { tip: None, size: Some(size), ..plan.clone() };
     replica.begin(&offer(of(4 * CHUNK_LEN))).unwrap();
     let key = key(&replica);
     for chunked in &items(&key, PlanKind::Full, &whole(&volume), 4 * CHUNK_LEN, 0).0[..3] {
         put(&mut replica, chunked).unwrap();
     }
     replica.mark(3).unwrap();
-    let mut replica = place_again(&place, replica);
+    let mut replica = place_again(place, replica);
     assert_eq!(replica.state().resume.unwrap().from, 3);
     let size = CHUNK_LEN + 512;
     assert_eq!(replica.begin(&offer(of(size))).unwrap().from, 0);
