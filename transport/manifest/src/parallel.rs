@@ -110,9 +110,11 @@ fn name_chunks(
     }
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let threads = cores.clamp(THREADS_MIN, THREADS_MAX).min(pieces.len() / 2);
+    // Where chunks are scattered, pieces are short.
+    let longest = pieces.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
     let pieces = Mutex::new(pieces.into_iter());
     let work = || {
-        let mut room = vec![0; PIECE_CHUNKS * CHUNK_LEN as usize + LINE_LEN];
+        let mut room = vec![0; longest * CHUNK_LEN as usize + LINE_LEN];
         let start = room.as_ptr().align_offset(LINE_LEN).min(LINE_LEN);
         let buffer = &mut room[start..];
         loop {
