@@ -190,13 +190,13 @@ impl<D: Disk> Replica<D> {
     /// Makes what was received durable, and reads `chunks` back.
     fn prove_directly(&self, chunks: Range<u64>, size: u64) -> Result<(), Problem> {
         self.volume.settle()?;
+        self.ids.settle()?;
         walk(&self.key, &self.volume, size, &self.ids, chunks, |index, found, listed| {
             if found == listed {
                 return Ok(());
             }
             Err(Problem::ReadBack { offset: index * CHUNK_LEN })
-        })?;
-        self.ids.sync()
+        })
     }
 
     /// Has the next copy start over: what is below the watermark may be of another time, or of
@@ -243,6 +243,11 @@ impl<D: Disk> Replica<D> {
                 self.start_over()?;
             }
             return Err(problem);
+        }
+        // The root was made before the list was settled, in part from the cache.
+        if self.ids.root(&self.key, size)? != found {
+            self.start_over()?;
+            return Err(Problem::ListReadBack);
         }
         let state = State {
             epoch: self.state.epoch + 1,

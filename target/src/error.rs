@@ -283,6 +283,12 @@ pub enum Problem {
          replica is where it was or one generation further; check it, then open the replica again"
     )]
     StateReadBack,
+    /// The list of chunk ids is not what was written to it.
+    #[error(
+        "the list of chunk ids does not read back as it was written: the storage is not reliable; \
+         nothing was committed; check it, then open the replica again"
+    )]
+    ListReadBack,
     /// The list of damage is not what was written to it.
     #[error(
         "the list of damage does not read back as it was written: the storage is not reliable; \
@@ -384,6 +390,7 @@ impl Problem {
             | Self::Restored { .. }
             | Self::JournalReadBack { .. }
             | Self::StateReadBack
+            | Self::ListReadBack
             | Self::RepairReadBack
             | Self::MissingRoot
             | Self::Uncovered { .. } => Reason::VerifyFailed,

@@ -76,10 +76,7 @@ impl<D: Disk> IdList<D> {
         self.store.set_len(count * ENTRY_LEN)
     }
 
-    pub(crate) fn sync(&self) -> Result<(), Problem> {
-        self.store.sync()
-    }
-
+    /// Makes the list durable, and lets the next reads come from the storage.
     pub(crate) fn settle(&self) -> Result<(), Problem> {
         self.store.settle()
     }
@@ -113,6 +110,15 @@ impl<D: Disk> Overlay<D> {
 
     pub(crate) fn clear(&self) -> Result<(), Problem> {
         self.0.truncate(0)
+    }
+
+    /// Whether all of these chunks become zero.
+    pub(crate) fn are_zeroed(&self, chunks: Range<u64>) -> Result<bool, Problem> {
+        let mut missing = chunks.end - chunks.start;
+        for entry in self.entries(chunks) {
+            missing -= u64::from(entry?.1.is_zero());
+        }
+        Ok(missing == 0)
     }
 
     /// What the increment changes within `chunks`, ascending.

@@ -370,11 +370,20 @@ impl<D: Disk> Journal<D> {
         Ok(patch.is_named(key, &bytes).then_some(bytes))
     }
 
-    /// Seals the journal: from here on the increment will be completed.
+    /// Seals the journal: from here on the increment will be completed. Both seals are read back
+    /// before anything relies on them.
     pub(crate) fn commit(&self, seal: &Seal) -> Result<(), Problem> {
         let seal = seal.encode()?;
         SEALS_AT.iter().try_for_each(|at| self.store.write_at(*at, &seal))?;
-        self.sync()
+        self.settle()?;
+        let mut found = [0; SEAL_LEN];
+        for at in SEALS_AT {
+            self.store.read_below(self.store.len()?, at, &mut found)?;
+            if found[..] != seal {
+                return Err(Problem::JournalReadBack { at });
+            }
+        }
+        Ok(())
     }
 
     /// Makes what was appended durable.

@@ -163,14 +163,22 @@ impl<D: Disk> Replica<D> {
         self.ids.truncate(chunk_count(size))?;
         let chunks = 0..chunk_count(size);
         let (state, ids) = (&mut self.state, &self.ids);
+        let mut stands = TreeHasher::new(&self.key);
         walk(&self.key, &self.volume, size, ids, chunks, |index, found, listed| {
+            stands.push_zeros(index - stands.chunks());
+            stands.push(found);
             if found == listed {
                 return Ok(());
             }
             give_up(state)?;
             ids.set(index, found)
         })?;
-        self.ids.sync()?;
+        stands.push_zeros(chunk_count(size) - stands.chunks());
+        self.ids.settle()?;
+        // What the list leaves out would stay on the volume as it is.
+        if self.ids.root(&self.key, size)? != stands.into_root(size) {
+            return Err(Problem::ListReadBack);
+        }
         // What stands here is what is listed now. Not before: until the generation is given up, its
         // damage may still be replaced without consent.
         self.repairs.forget()?;
@@ -531,17 +539,45 @@ impl<D: Disk> Replica<D> {
         root: Root,
     ) -> Result<(), Problem> {
         let Journaled { header, end, .. } = session;
-        self.journal.settle()?;
-        let mut records = self.journal.read(&header);
-        let mut payload = Vec::new();
-        while records.next_proven(&self.key, &mut payload)?.is_some() {}
-        if records.position() != end {
-            return Err(Problem::JournalReadBack { at: records.position().at });
-        }
         let seal = Seal { header, tip, size, root, end };
+        self.prove_journal(&seal)?;
         self.journal.commit(&seal)?;
         self.put_in_place(&seal)?;
+        if !self.list_leads_to(&seal)? {
+            return Err(Problem::ListReadBack);
+        }
         self.conclude(&seal)
+    }
+
+    /// Reads the journal back, and that the overlay says of each chunk what the journal does.
+    fn prove_journal(&self, seal: &Seal) -> Result<(), Problem> {
+        self.journal.settle()?;
+        self.overlay.0.settle()?;
+        // Only the chunk that the end cuts may have a second record, which counts.
+        let (cut, mut cut_after) = (seal.size / CHUNK_LEN, None);
+        let mut records = self.journal.read(&seal.header);
+        let mut payload = Vec::new();
+        while let Some(record) = records.next_proven(&self.key, &mut payload)? {
+            let listed = match record {
+                Record::Chunk { patch, after } if patch.index == cut => {
+                    cut_after = Some(after);
+                    true
+                }
+                Record::Chunk { patch, after } => self.overlay.get(patch.index)? == Some(after),
+                Record::Zero { index, count } => self.overlay.are_zeroed(index..index + count)?,
+                Record::Mark { .. } => true,
+            };
+            if !listed {
+                return Err(Problem::ListReadBack);
+            }
+        }
+        if records.position() != seal.end {
+            return Err(Problem::JournalReadBack { at: records.position().at });
+        }
+        if cut_after.is_some() && self.overlay.get(cut)? != cut_after {
+            return Err(Problem::ListReadBack);
+        }
+        Ok(())
     }
 
     /// The root that the increment leads to, which must be `announced` if anything is.

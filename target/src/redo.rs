@@ -44,8 +44,12 @@ impl<D: Disk> Replica<D> {
             }
             done => done?,
         }
-        if self.ids.root(&self.key, seal.size)? != seal.root {
-            return Err(Problem::ListDamaged);
+        if !self.list_leads_to(&seal)? {
+            tracing::warn!(
+                volume = self.name,
+                "the list of chunk ids is damaged: the whole volume is read to make it anew"
+            );
+            self.list_anew(seal.size, seal.root)?;
         }
         self.conclude(&seal)?;
         Ok(true)
@@ -83,7 +87,12 @@ impl<D: Disk> Replica<D> {
         self.read_back_installed(seal)?;
         self.ids.truncate(chunk_count(seal.size))?;
         self.ids.set_all(self.overlay.entries(0..chunk_count(seal.size)))?;
-        self.ids.sync()
+        self.ids.settle()
+    }
+
+    /// Whether the list of ids, once an increment is in place, is what was sealed.
+    pub(crate) fn list_leads_to(&self, seal: &Seal) -> Result<bool, Problem> {
+        Ok(self.ids.root(&self.key, seal.size)? == seal.root)
     }
 
     /// Commits what a sealed journal led to, now that it is in place.
@@ -104,7 +113,7 @@ impl<D: Disk> Replica<D> {
             PlanKind::Incremental => self.repairs.follow(&self.state, &self.overlay),
             _ => self.repairs.forget(),
         };
-        if let Err(problem) = noted {
+        if let Err(problem) = &noted {
             tracing::warn!(volume = self.name, %problem, "it is not noted which damage is left");
         }
         self.tell_elsewhere(base, |this, chunks| Box::new(this.overlay.entries(chunks)));
@@ -112,7 +121,11 @@ impl<D: Disk> Replica<D> {
         if let Err(problem) = self.journal.clear().and_then(|()| self.overlay.clear()) {
             tracing::warn!(volume = self.name, %problem, "cannot clear the journal");
         }
-        Ok(())
+        match noted {
+            // Storage that changes what is written to it must not end in success.
+            Err(problem @ Problem::RepairReadBack) => Err(problem),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// What is new at the end of the volume is zeros, whatever stands there on a device.

@@ -115,7 +115,8 @@ impl<D: Disk> Repairs<D> {
             return Ok(());
         }
         self.store.set_len(0)?;
-        self.store.sync()
+        self.store.settle()?;
+        if self.store.len()? == 0 { Ok(()) } else { Err(Problem::RepairReadBack) }
     }
 
     /// Keeps what an increment has left alone, now that `state` is committed.

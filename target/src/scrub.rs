@@ -135,7 +135,7 @@ impl<D: Disk> Replica<D> {
         self.journal.clear()?;
         self.overlay.clear()?;
         if only_list {
-            self.list_anew(root)?;
+            self.list_anew(self.state.size, root)?;
             done.list_repaired = true;
             self.repairs.forget()?;
         } else if done.found.root_matches && damages.len() <= REPAIRS_MAX {
@@ -195,9 +195,9 @@ impl<D: Disk> Replica<D> {
         Ok(self.check_size().is_ok())
     }
 
-    /// Lists what stands there, which leads to `root`.
-    fn list_anew(&self, root: Root) -> Result<(), Problem> {
-        let (size, ids) = (self.state.size, &self.ids);
+    /// Lists what stands there, a volume of `size` bytes, which leads to `root`.
+    pub(crate) fn list_anew(&self, size: u64, root: Root) -> Result<(), Problem> {
+        let ids = &self.ids;
         let chunks = 0..chunk_count(size);
         ids.truncate(chunks.end)?;
         walk(&self.key, &self.volume, size, ids, chunks, |index, found, listed| {

@@ -7,7 +7,7 @@ use driftline_extent::{
 };
 use driftline_manifest::{ChunkKey, SPAN_CHUNKS, TreeHasher};
 use driftline_target::Disk;
-use driftline_tests::disk::{FakeDisk, Rng, World};
+use driftline_tests::disk::{FakeDisk, Rng, Spoil, World};
 use driftline_trust::{Base, Files, Held, Manifest, ManifestError, Pass, Storage};
 
 /// A file of a fake world.
@@ -36,6 +36,10 @@ impl Storage for Fake {
 
     fn sync(&self) -> io::Result<()> {
         Disk::sync(&self.0)
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        Disk::drop_cache(&self.0)
     }
 }
 
@@ -266,6 +270,38 @@ fn a_stop_anywhere_leaves_the_base_or_the_tip() {
     }
     println!("{operations} operations: {seen:?} stops with the base, both, the tip");
     assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
+}
+
+/// A write to any file of the manifest is lost or changes on its way: the run that it befalls
+/// says so, or what it left is right.
+#[test]
+fn what_does_not_arrive_is_an_error_in_the_same_run() {
+    let scenario = Scenario::new();
+    let world = scenario.world.fork();
+    let before = world.operations();
+    scenario.run(&world).unwrap();
+    let mut noticed = std::collections::BTreeMap::<&str, u32>::new();
+    for at in 0..world.operations() - before {
+        for spoil in [Spoil::Lose, Spoil::Flip(at * 997)] {
+            let world = scenario.world.fork();
+            world.spoil_at(at, spoil);
+            let done = scenario.run(&world);
+            let Some(disk) = world.spoilt() else { continue };
+            world.restart();
+            world.drop_cache();
+            let what = format!("{disk} spoilt at {at} by {spoil:?}");
+            match done {
+                Ok(root) => {
+                    assert_eq!(root, scenario.tip.root, "{what}");
+                    assert!(scenario.check(&world, &what)[1], "{what}: told as done");
+                }
+                Err(ManifestError::Damaged(_)) => *noticed.entry(disk).or_default() += 1,
+                Err(error) => panic!("{what}: {error}"),
+            }
+        }
+    }
+    let files: Vec<&str> = noticed.into_keys().collect();
+    assert_eq!(files, ["ids", "log", "spans", "state"]);
 }
 
 /// What is not right is noticed, and what is noticed is given up: never believed.

@@ -373,7 +373,7 @@ impl Witness {
     }
 
     /// The target holds the tip. Nothing that goes wrong here changes that: it is warned of, and
-    /// the manifest is made again from data.
+    /// the manifest is made again from data. A manifest that does not read back is an incident.
     pub fn committed(&mut self, committed: &Committed) {
         let Some(mut session) = self.session.take() else { return };
         let trusted = session.plan.kind != PlanKind::Incremental;
@@ -387,6 +387,14 @@ impl Witness {
                 error = crate::chain(&error),
                 "the manifest cannot follow: the next run makes it again from data"
             );
+            if let ManifestError::Damaged(what) = error {
+                self.tell(|told| told.rebuilt = Some(Reason::ManifestDamaged));
+                let (tip, base) = (Some(committed.generation), session.base.map(|b| b.generation));
+                let detail = format!("{what}: the next run makes it again from data");
+                let found = self.incident(Reason::ManifestDamaged, detail);
+                // That it cannot be kept is logged; the target has committed all the same.
+                let _ = self.keep(Incident { base, tip, ..found });
+            }
         }
         let Terms { incidents, source, target, now_ms, .. } = &self.terms;
         if trusted && let Err(error) = incidents.mend(source, target, *now_ms, committed.generation)

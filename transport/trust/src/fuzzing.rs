@@ -111,7 +111,7 @@ fn mended(data: &[u8]) -> Option<Files<FileStorage>> {
             log.note_zeros(first..next).ok()?;
         }
     }
-    let end = log.sync().ok()?;
+    let end = log.settle().ok()?;
     let chunks = chunk_count(size);
     let state = State {
         sealed: Some(Sealed {

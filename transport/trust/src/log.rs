@@ -154,10 +154,10 @@ impl<S: Storage> Log<S> {
         }
     }
 
-    /// Makes it durable, and says how far it goes.
-    pub(crate) fn sync(&mut self) -> io::Result<Position> {
+    /// Makes it durable, lets it be read back, and says how far it goes.
+    pub(crate) fn settle(&mut self) -> io::Result<Position> {
         self.flush()?;
-        self.storage.sync()?;
+        self.storage.settle()?;
         Ok(self.position)
     }
 

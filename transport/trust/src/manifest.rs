@@ -226,7 +226,7 @@ impl<S: Storage> Manifest<S> {
     /// What the storage says.
     pub fn set_suspect(&mut self, reason: Reason) -> Result<(), ManifestError> {
         self.state.suspect = Some(reason);
-        Ok(self.slots.commit(&self.state)?)
+        self.slots.commit(&self.state)
     }
 
     /// Forgets all that it lists: it is empty then.
@@ -363,9 +363,11 @@ impl<S: Storage> Manifest<S> {
     /// # Errors
     /// What the storage says.
     pub fn seal(&mut self, tip: Held, pass: Pass) -> Result<(), ManifestError> {
-        let (end, context) = (self.log.sync()?, self.context);
-        self.state.sealed = Some(Sealed { tip, context, end, pass, applying: false });
-        Ok(self.slots.commit(&self.state)?)
+        let (end, context) = (self.log.settle()?, self.context);
+        let sealed = Sealed { tip, context, end, pass, applying: false };
+        self.check_log(&sealed)?;
+        self.state.sealed = Some(sealed);
+        self.slots.commit(&self.state)
     }
 
     /// The target holds the tip now: it becomes the base. Where no map led to it, but all was
@@ -380,7 +382,7 @@ impl<S: Storage> Manifest<S> {
         }
         match self.state.sealed.clone() {
             Some(sealed) => self.apply(sealed),
-            None => Ok(self.slots.commit(&self.state)?),
+            None => self.slots.commit(&self.state),
         }
     }
 
@@ -400,10 +402,11 @@ impl<S: Storage> Manifest<S> {
         })?;
         self.ids.truncate(chunk_count(size))?;
         // Whoever does this again passes over spans that have no node: they must have no ids.
-        self.ids.0.sync()?;
+        self.ids.0.settle()?;
         nodes.iter().try_for_each(|(span, node)| self.spans.set(*span, *node))?;
         self.spans.truncate(chunk_count(size).div_ceil(SPAN_CHUNKS))?;
-        self.spans.0.sync()?;
+        self.spans.0.settle()?;
+        nodes.keys().try_for_each(|span| self.proven_span(*span).map(drop))?;
         if self.root_of_lists(size)? != root {
             return Err(ManifestError::Damaged(
                 "the log does not lead to the root it was sealed with",

@@ -12,7 +12,7 @@ use driftline_extent::{
 };
 
 use crate::{
-    Pass, Storage,
+    ManifestError, Pass, Storage,
     log::Position,
     record::{Lines, Record, unhex},
 };
@@ -214,15 +214,21 @@ impl<S: Storage> Slots<S> {
     }
 
     /// Makes `state` what the next open finds: entirely or not at all.
-    pub(crate) fn commit(&mut self, state: &State) -> io::Result<()> {
+    pub(crate) fn commit(&mut self, state: &State) -> Result<(), ManifestError> {
         let sequence = self.sequence + 1;
-        let mut bytes = state.encode(sequence).into_bytes();
+        let (at, mut bytes) = (sequence % 2 * SLOT_LEN as u64, state.encode(sequence).into_bytes());
         if bytes.len() > SLOT_LEN {
-            return Err(io::Error::other("the state of a manifest does not fit its slot"));
+            let what = "the state of a manifest does not fit its slot";
+            return Err(io::Error::other(what).into());
         }
         bytes.resize(SLOT_LEN, 0);
-        self.storage.write_at(sequence % 2 * SLOT_LEN as u64, &bytes)?;
-        self.storage.sync()?;
+        self.storage.write_at(at, &bytes)?;
+        self.storage.settle()?;
+        let mut found = vec![0; SLOT_LEN];
+        self.storage.read_below(at, &mut found)?;
+        if found != bytes {
+            return Err(ManifestError::Damaged("its state does not read back as it was written"));
+        }
         self.sequence = sequence;
         Ok(())
     }

@@ -3,14 +3,16 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
+    hash::{BuildHasher, RandomState},
     io::{self, Read, Write},
+    num::NonZeroU64,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::Path,
 };
 
 use driftline_extent::Extent;
 use rustix::{
-    fs::{FlockOperation, SeekFrom, flock, seek},
+    fs::{Advice, FlockOperation, OFlags, SeekFrom, fadvise, flock, seek},
     io::Errno,
 };
 
@@ -33,6 +35,17 @@ pub trait Storage {
     /// Makes all that was written durable.
     fn sync(&self) -> io::Result<()>;
 
+    /// Lets later reads come from the storage itself, as far as that is possible.
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Makes all that was written durable, and lets the next reads come from the storage.
+    fn settle(&self) -> io::Result<()> {
+        self.sync()?;
+        self.drop_cache()
+    }
+
     /// Fills `buf` from `offset`; what lies beyond the end counts as zeros.
     fn read_below(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let within = self.len()?.saturating_sub(offset).min(buf.len() as u64) as usize;
@@ -51,13 +64,14 @@ impl FileStorage {
         Self(file)
     }
 
-    /// Opens a file, or makes it, for its owner only.
+    /// Opens a file, or makes it, for its owner only. A link in its place is an error.
     ///
     /// # Errors
     /// What the operating system says.
     pub fn open(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
         Ok(Self(options.open(path)?))
     }
 
@@ -107,6 +121,13 @@ impl Storage for FileStorage {
     fn sync(&self) -> io::Result<()> {
         self.0.sync_all()
     }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        match fadvise(&self.0, 0, None::<NonZeroU64>, Advice::DontNeed) {
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) | Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 /// Longest small file that is read: a whole one is much shorter.
@@ -124,14 +145,28 @@ pub(crate) fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Puts a whole file in the place of another, durably.
+/// Puts a whole file in the place of another, durably: it is read back first.
 pub(crate) fn replace(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let new = path.with_extension(format!("new-{}", std::process::id()));
+    // Nobody can foresee the name and put a link there.
+    let new = path.with_extension(format!("new-{:016x}", RandomState::new().hash_one(path)));
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
+    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&new)?;
+    let replaced = write_proven(FileStorage(file), bytes).and_then(|()| fs::rename(&new, path));
+    if replaced.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    replaced?;
     File::open(dir)?.sync_all()
+}
+
+fn write_proven(mut file: FileStorage, bytes: &[u8]) -> io::Result<()> {
+    file.0.write_all(bytes)?;
+    file.settle()?;
+    let mut found = vec![0; bytes.len()];
+    file.read_at(0, &mut found)?;
+    if found == bytes {
+        return Ok(());
+    }
+    Err(io::Error::other("it does not read back as it was written: the storage is not reliable"))
 }
