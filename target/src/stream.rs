@@ -8,7 +8,7 @@
 use std::{collections::VecDeque, error::Error, fmt};
 
 use driftline_extent::{
-    Begin, ChunkId, Committed, Explained, Finish, Generation, GrainMask, Item, Lack, Offer,
+    Ask, Begin, ChunkId, Committed, Explained, Finish, Generation, GrainMask, Item, Lack, Offer,
     PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX, PlanKind, Point, Reason, ReplicaId, Root,
     TOKEN_LEN_MAX, Takes, Target, TargetState,
 };
@@ -39,6 +39,18 @@ pub trait Sink {
 
     /// What it holds.
     fn state(&mut self) -> Result<SinkState, Self::Error>;
+
+    /// Turns to the data set at this path below its own, or to its own again if the path is empty,
+    /// and says what that holds; `None` if there is no other. If a token is given and that data set
+    /// gives out the same, what it keeps of that stream is thrown away first. The path is a
+    /// peer's: it must not lead anywhere else.
+    fn turn_to(
+        &mut self,
+        _path: &str,
+        _discard: Option<&str>,
+    ) -> Result<Option<SinkState>, Self::Error> {
+        Ok(None)
+    }
 
     /// Prepares for the stream of this offer, whose base was found to be the newest snapshot.
     /// The offer's consent is no consent to roll anything back.
@@ -219,6 +231,8 @@ struct Announced {
 /// the storage's own token. After an error it is of no use but to be dropped.
 pub struct StreamTarget<S> {
     name: String,
+    /// The data set below it that was asked about last; empty for its own.
+    member: String,
     sink: S,
     state: SinkState,
     replica: ReplicaId,
@@ -242,13 +256,13 @@ impl<S: Sink> StreamTarget<S> {
     ) -> Result<Self, StreamTargetError<S::Error>> {
         let name = name.into();
         let state = sink.state().map_err(StreamTargetError::Sink)?;
-        if !state.token.as_deref().is_none_or(is_token) {
-            return Err(StreamTargetError::Stream { name, problem: StreamProblem::BadToken });
-        }
+        check_token(&state)
+            .map_err(|problem| StreamTargetError::Stream { name: name.clone(), problem })?;
         let derived = blake3::derive_key("driftline stream target v1 replica", &secret);
         let (replica, _) = derived.split_first_chunk().expect("32 bytes are more than 16");
         Ok(Self {
             name,
+            member: String::new(),
             sink,
             state,
             replica: ReplicaId(*replica),
@@ -278,7 +292,11 @@ impl<S: Sink> StreamTarget<S> {
     fn named(&self, failed: Failed<S::Error>) -> StreamTargetError<S::Error> {
         match failed {
             Failed::Sink(error) => StreamTargetError::Sink(error),
-            Failed::Here(problem) => StreamTargetError::Stream { name: self.name.clone(), problem },
+            Failed::Here(problem) => {
+                let slash = if self.member.is_empty() { "" } else { "/" };
+                let name = format!("{}{slash}{}", self.name, self.member);
+                StreamTargetError::Stream { name, problem }
+            }
         }
     }
 
@@ -299,6 +317,21 @@ impl<S: Sink> StreamTarget<S> {
             return Err(StreamProblem::Malformed("a stream begins within another"));
         }
         Ok(())
+    }
+
+    /// Turns to another data set. Only what was told is thrown away: it may be another's by now.
+    fn turn_to(&mut self, ask: &Ask) -> Result<Option<TargetState>, Failed<S::Error>> {
+        if self.session.is_some() {
+            return Err(StreamProblem::Malformed("it asks within a stream").into());
+        }
+        let told = self.state.token.take().filter(|_| self.member == ask.member);
+        let discard = told.filter(|_| ask.discard);
+        let turned = self.sink.turn_to(&ask.member, discard.as_deref()).map_err(Failed::Sink)?;
+        let Some(state) = turned else { return Ok(None) };
+        check_token(&state)?;
+        self.state = state;
+        self.member = ask.member.clone();
+        Ok(Some(self.state()))
     }
 
     /// Whether a part must be sent, which is remembered until it is applied.
@@ -399,6 +432,14 @@ impl Announced {
     }
 }
 
+/// That what a sink gives out as a token can be told.
+fn check_token(state: &SinkState) -> Result<(), StreamProblem> {
+    match state.token.as_deref().is_none_or(is_token) {
+        true => Ok(()),
+        false => Err(StreamProblem::BadToken),
+    }
+}
+
 /// Whether a text can be told as a token: see [`Takes::Stream`].
 fn is_token(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -427,6 +468,10 @@ impl<S: Sink> Target for StreamTarget<S> {
             takes: Takes::Stream { token, points },
             ..TargetState::nothing()
         }
+    }
+
+    fn answer(&mut self, ask: &Ask) -> Result<Option<TargetState>, Self::Error> {
+        self.run(|this| this.turn_to(ask))
     }
 
     fn begin(&mut self, offer: &Offer) -> Result<Begin, Self::Error> {

@@ -518,6 +518,7 @@ impl<'a, T: Target> Session<'a, T> {
     fn work_on(&mut self, output: ReceiverOutput) -> Result<(), Failure> {
         let Some(receiver) = &mut self.receiver else { return Ok(()) };
         match output {
+            ReceiverOutput::Answer(ask) => receiver.handle_answered(self.worker.answer(&ask)?),
             ReceiverOutput::Begin(offer) => receiver.handle_begun(self.worker.begin(&offer)?),
             ReceiverOutput::LookUp(batch) => {
                 receiver.handle_looked_up(batch.seq, self.worker.look_up(&batch.items)?);

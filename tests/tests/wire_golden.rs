@@ -8,9 +8,9 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use bytes::{Bytes, BytesMut};
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item, Lack,
-    Offer, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Standing, Takes, TargetState,
-    VolumeId,
+    Ask, Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item,
+    Lack, Offer, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Standing, Takes,
+    TargetState, VolumeId,
 };
 use driftline_tests::hex;
 use driftline_wire::{
@@ -169,6 +169,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("state", Message::State(Box::new(state()))),
         ("state-empty", Message::State(Box::new(empty_state()))),
         ("state-stream", Message::State(Box::new(stream_state()))),
+        ("ask", Message::Ask(Ask { member: "fs/größe".to_owned(), discard: true })),
         ("begin", Message::Begin(Begin { from: 0x01_0203 })),
         ("batch", Message::Batch(batch())),
         ("batch-stream", Message::Batch(stream_batch())),
@@ -213,6 +214,7 @@ fn every_kind_of_message_is_pinned() {
             Message::Accept => "accept",
             Message::Refuse { .. } => "refuse",
             Message::State(_) => "state",
+            Message::Ask(_) => "ask",
             Message::Offer(_) => "offer",
             Message::Begin(_) => "begin",
             Message::Batch(_) => "batch",

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use driftline_extent::{
-    Begin, CHUNK_LEN, Change, Finish, Generation, Item, Offer, PART_LEN_MAX, Plan, PlanKind,
+    Ask, Begin, CHUNK_LEN, Change, Finish, Generation, Item, Offer, PART_LEN_MAX, Plan, PlanKind,
     Reason, Root, Source, Standing, TargetState, Volume,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope};
@@ -65,6 +65,12 @@ impl fmt::Debug for Delivery<'_> {
 /// The session ended while the worker was busy; whoever ended it knows why.
 fn session_over() -> Failure {
     Failure::new(Reason::Failed, "the session is over")
+}
+
+/// What the source has to ask before it can plan, now that it learned this.
+pub fn ask<S: Source>(source: &mut S, state: &TargetState) -> Result<Option<Ask>, Failure> {
+    source.learn(state);
+    source.ask().map_err(|e| Failure::from_error(&e))
 }
 
 /// Plans how to bring the target from where it is to the source's next generation.

@@ -1,7 +1,9 @@
 //! The target's worker: begins, looks up, applies and commits. Blocking, on a thread of its
 //! own.
 
-use driftline_extent::{Begin, Committed, Finish, Item, Lack, Offer, Reason, Target};
+use driftline_extent::{
+    Ask, Begin, Committed, Finish, Item, Lack, Offer, Reason, Target, TargetState,
+};
 use driftline_wire::{Arrived, Coming, Unpacker, split_data};
 
 use crate::Failure;
@@ -23,6 +25,18 @@ impl<T: Target> Worker<T> {
     /// Gives the target back.
     pub fn into_target(self) -> T {
         self.target
+    }
+
+    /// What a data set of the target holds.
+    ///
+    /// # Errors
+    /// [`Reason::Unsupported`] if the target is no tree of data sets.
+    pub fn answer(&mut self, ask: &Ask) -> Result<TargetState, Failure> {
+        let answer = self.target.answer(ask).map_err(|e| Failure::from_error(&e))?;
+        answer.ok_or_else(|| {
+            let detail = "this target is one volume, and no tree of data sets";
+            Failure::new(Reason::Unsupported, detail)
+        })
     }
 
     /// Begins an increment.

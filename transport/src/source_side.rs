@@ -10,7 +10,7 @@ use std::{
 };
 
 use driftline_extent::{
-    Begin, Committed, Finish, Offer, Plan, Reason, Source, TargetState, Volume,
+    Ask, Begin, Committed, Finish, Offer, Plan, Reason, Source, TargetState, Volume,
 };
 use driftline_manifest::ChunkKey;
 use driftline_wire::{
@@ -65,6 +65,7 @@ pub(crate) enum Delivered {
 }
 
 pub(crate) enum SourceEvent {
+    Asked(Ask),
     Planned(Offer),
     Delivered(Delivered),
     Packed(u32, Packed),
@@ -175,6 +176,7 @@ impl Side for SourceSide {
 
     fn handle_event(&mut self, event: SourceEvent) {
         match event {
+            SourceEvent::Asked(ask) => self.sender.handle_ask(ask),
             SourceEvent::Planned(offer) => {
                 self.plan = Some(offer.plan.clone());
                 self.sender.handle_plan(offer);
@@ -295,6 +297,10 @@ impl<S: Source> SourceWorker<S> {
     }
 
     fn plan(&mut self, state: &TargetState) -> Result<(), Failure> {
+        if let Some(ask) = deliver::ask(&mut self.source, state)? {
+            let _ = self.events.send(SourceEvent::Asked(ask));
+            return Ok(());
+        }
         let mut offer = deliver::plan(&mut self.source, state, self.overwrite)?;
         if let Some(witness) = &mut self.witness {
             deliver::prepare(&mut self.source, self.volume.as_ref(), state, &mut offer, witness)?;

@@ -5,7 +5,7 @@ use std::sync::{
     mpsc::{Receiver as Commands, Sender as CommandSender, channel},
 };
 
-use driftline_extent::{Begin, Committed, Finish, Lack, Offer, Plan, Target};
+use driftline_extent::{Ask, Begin, Committed, Finish, Lack, Offer, Plan, Target, TargetState};
 use driftline_wire::{Arrived, Batch, DataPart, Message, Receiver, ReceiverOutput};
 use tokio::{sync::mpsc, task};
 
@@ -16,6 +16,7 @@ use crate::{
 };
 
 enum TargetCommand {
+    Answer(Ask),
     Begin(Box<Offer>),
     LookUp(Batch),
     Apply(Box<Arrived>),
@@ -23,6 +24,7 @@ enum TargetCommand {
 }
 
 pub(crate) enum TargetEvent {
+    Answered(Box<TargetState>),
     Begun(Begin),
     LookedUp(u32, Vec<Lack>),
     Applied(u32),
@@ -94,6 +96,9 @@ fn run_target<T: Target>(
 ) -> T {
     while let Ok(command) = commands.recv() {
         let done = match command {
+            TargetCommand::Answer(ask) => {
+                worker.answer(&ask).map(|state| TargetEvent::Answered(Box::new(state)))
+            }
             TargetCommand::Begin(offer) => worker.begin(&offer).map(TargetEvent::Begun),
             TargetCommand::LookUp(batch) => {
                 worker.look_up(&batch.items).map(|lacks| TargetEvent::LookedUp(batch.seq, lacks))
@@ -126,6 +131,7 @@ impl Side for TargetSide {
 
     fn handle_event(&mut self, event: TargetEvent) {
         match event {
+            TargetEvent::Answered(state) => self.receiver.handle_answered(*state),
             TargetEvent::Begun(begin) => self.receiver.handle_begun(begin),
             TargetEvent::LookedUp(seq, lacks) => self.receiver.handle_looked_up(seq, lacks),
             TargetEvent::Applied(seq) => self.receiver.handle_applied(seq),
@@ -150,6 +156,7 @@ impl Side for TargetSide {
         while let Some(output) = self.receiver.poll() {
             match output {
                 ReceiverOutput::Send(message) => return Some(Outgoing::Message(message)),
+                ReceiverOutput::Answer(ask) => self.command(TargetCommand::Answer(ask)),
                 ReceiverOutput::Begin(offer) => {
                     self.progress.set_expected(offer.plan.bytes_expected);
                     self.plan = Some(offer.plan.clone());

@@ -7,6 +7,7 @@
 
 mod abilities;
 mod command;
+mod destroy;
 mod error;
 mod hold;
 mod library;
@@ -25,6 +26,7 @@ use std::{
 use crate::{DatasetName, PointKind, PointName, Version, parse_versions};
 pub use abilities::Abilities;
 use command::Call;
+pub use destroy::Stays;
 pub use error::{Cause, Errno, ZfsError};
 pub use hold::Hold;
 use library::Engine;
@@ -167,6 +169,17 @@ impl Zfs {
         }
     }
 
+    /// Takes this snapshot, and at the same instant one of the same name of every data set below
+    /// its own.
+    ///
+    /// # Errors
+    ///
+    /// A name that is a bookmark's, and what ZFS refuses: it takes all of them or none.
+    pub fn snapshot_tree(&self, root: &PointName) -> Result<(), ZfsError> {
+        all_snapshots("take", std::slice::from_ref(root))?;
+        self.run(["snapshot", "-r", &root.to_string()]).map(drop)
+    }
+
     /// Makes the data sets above `name` that are missing, from `root` on, as empty file systems
     /// that are never mounted.
     ///
@@ -204,42 +217,6 @@ impl Zfs {
         match &self.library {
             Ok(engine) => engine.bookmark(of, bookmark),
             Err(_) => self.run(words(&["bookmark"], [of, bookmark])).map(drop),
-        }
-    }
-
-    /// Destroys these snapshots and bookmarks and nothing else: no clone, no data set, and
-    /// nothing later. One that is not there is no error.
-    ///
-    /// # Errors
-    ///
-    /// What ZFS refuses, above all snapshots that are held or have clones. Of those that come
-    /// after it in the slice some may exist still.
-    pub fn destroy(&self, points: &[PointName]) -> Result<(), ZfsError> {
-        // To the command, `a%b` means all from a to b.
-        if let Some(range) = points.iter().find(|point| point.short().contains('%')) {
-            return Err(ZfsError::Misuse(format!(
-                "{range} is one of ZFS's own names, and not destroyed: ZFS does it itself"
-            )));
-        }
-        let alike = |a: &PointName, b: &PointName| {
-            (a.kind(), a.dataset().pool()) == (b.kind(), b.dataset().pool())
-        };
-        for batch in points.chunk_by(alike) {
-            match &self.library {
-                Ok(engine) => engine.destroy(batch)?,
-                Err(_) => batch.iter().try_for_each(|point| self.destroy_by_command(point))?,
-            }
-        }
-        Ok(())
-    }
-
-    fn destroy_by_command(&self, point: &PointName) -> Result<(), ZfsError> {
-        match self.run(["destroy", &point.to_string()]) {
-            Err(error @ ZfsError::Failed { .. }) => match self.exists(point.clone())? {
-                true => Err(error),
-                false => Ok(()),
-            },
-            other => other.map(drop),
         }
     }
 

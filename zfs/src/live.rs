@@ -7,24 +7,27 @@
 //! they were made for this are destroyed.
 
 mod error;
+mod keep;
 mod moment;
+mod tree;
 
 use std::{fmt, num::NonZeroU64, sync::Arc};
 
 use driftline_extent::{
-    Change, Finish, Generation, Plan, PlanKind, Source, Takes, TargetState, Volume,
+    Ask, Change, Finish, Generation, Plan, PlanKind, Source, Takes, TargetState, Volume,
 };
 
 use crate::{
     Dataset, DatasetKind, DatasetName, KeyStatus, Point, PointName, ResumeToken, SendStream,
     SnapshotDevice, StreamError, Warning,
     host::{Abilities, Hold, Package, SendRequest, Sending, Zfs, warn_of},
-    select::{Base, OwnNames, Request, choose_base, choose_tip, newest_common, prune},
+    select::{Base, OwnNames, Request, choose_base, choose_tip, newest_common},
     source::plan_of,
     warnings,
 };
 pub use error::LiveError;
 pub use moment::Moment;
+use tree::Round;
 
 /// Which snapshot is replicated.
 #[derive(Clone, Debug)]
@@ -79,6 +82,9 @@ pub struct LiveOptions {
 /// A data set, and what is being replicated of it.
 pub struct LiveSource {
     zfs: Zfs,
+    /// The data set that is replicated, with all below it if the options say so.
+    root: DatasetName,
+    /// The one that is planned for: the root, or one below it.
     name: DatasetName,
     options: LiveOptions,
     /// Whether anything was sent of the snapshot that was taken in this run: it can be gone on
@@ -86,6 +92,12 @@ pub struct LiveSource {
     needed: bool,
     /// What the target can take in.
     takes: Takes,
+    /// The guid of what the target holds, if that is one of ZFS.
+    held: Option<u64>,
+    /// The look at the data sets below the root, of a tree that goes by one stream.
+    round: Option<Round>,
+    /// Whether the target was just asked to throw away what it keeps of a stream.
+    discarded: bool,
     /// The snapshot that an increment of a volume which was cut off led to.
     cut: Option<Generation>,
     increment: Option<Increment>,
@@ -105,6 +117,8 @@ struct Increment {
     base: Option<Point>,
     /// What a stream goes on from, where one was cut off.
     token: Option<ResumeToken>,
+    /// How much the stream holds.
+    package: Package,
     /// Of a volume that is sent as its changes.
     shape: Option<Shape>,
     stream: Option<SendStream<Sending>>,
@@ -141,13 +155,17 @@ fn in_stream(snapshot: &PointName, error: StreamError) -> LiveError {
 
 impl LiveSource {
     /// The data set of this name. Nothing is looked at yet.
-    pub const fn new(zfs: Zfs, name: DatasetName, options: LiveOptions) -> Self {
+    pub fn new(zfs: Zfs, name: DatasetName, options: LiveOptions) -> Self {
         Self {
             zfs,
+            root: name.clone(),
             name,
             options,
             needed: false,
             takes: Takes::Volume,
+            held: None,
+            round: None,
+            discarded: false,
             cut: None,
             increment: None,
             bytes_read: 0,
@@ -218,6 +236,10 @@ impl LiveSource {
         if let Some(point) = cut {
             return Ok(point.clone());
         }
+        if let Some(round) = self.round.as_ref().filter(|_| self.name != self.root) {
+            let wanted = self.name.snapshot(&round.short)?;
+            return Ok(choose_tip(points, Request::Named(&wanted))?.clone());
+        }
         match &self.options.pick {
             Pick::Named(name) => {
                 let wanted = self.name.snapshot(name)?;
@@ -236,13 +258,13 @@ impl LiveSource {
         points: &[Point],
         held: Option<&Generation>,
     ) -> Result<Point, LiveError> {
-        let name = moment.snapshot_of(&self.name)?;
+        let name = moment.snapshot_of(&self.name).map_err(LiveError::LongName)?;
         if !self.needed {
             let (createtxg, user_refs) = (u64::MAX, None);
             let planned = Point { name: name.clone(), guid: 0, createtxg, creation: 0, user_refs };
             self.choose_base(points, &planned, held)?;
         }
-        moment.take()?;
+        moment.take(&name)?;
         let points = self.zfs.points(&self.name)?;
         Ok(choose_tip(&points, Request::Named(&name))?.clone())
     }
@@ -298,33 +320,6 @@ impl LiveSource {
         Ok(Some(Shape { size: self.zfs.volsize(&tip.name)?, block_len }))
     }
 
-    /// Sees to what the target holds by now: it is bookmarked, and what is older goes.
-    fn arrived(&self, points: &[Point], guid: u64, abilities: Abilities) {
-        let Some(held) = points.iter().find(|point| point.guid == guid) else { return };
-        // Where there are no bookmarks, the snapshot is what the next increment starts from.
-        if abilities.bookmarks
-            && let Err(error) = self.mark(points, held)
-        {
-            // The snapshot stays what the next increment starts from.
-            tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
-            return;
-        }
-        let gone = prune(points, &self.options.names, guid, self.options.keep);
-        if let Err(error) = self.zfs.destroy(&gone) {
-            tracing::warn!(dataset = %self.name, %error, "what is not needed any more stays");
-        }
-    }
-
-    /// Bookmarks what the target holds. Another owner's bookmark of it is not enough: it goes
-    /// when that one needs it no more.
-    fn mark(&self, points: &[Point], held: &Point) -> Result<(), LiveError> {
-        let bookmark = self.name.bookmark(&self.options.names.bookmark(held.guid))?;
-        if points.iter().any(|point| point.name == bookmark && point.guid == held.guid) {
-            return Ok(());
-        }
-        Ok(self.zfs.bookmark(&held.name, &bookmark)?)
-    }
-
     fn start(&mut self, from: u64) -> Result<(), LiveError> {
         let abilities = self.zfs.abilities()?;
         let Some(increment) = &mut self.increment else { return Err(LiveError::Unplanned) };
@@ -364,7 +359,7 @@ fn request(options: &LiveOptions, increment: &Increment, abilities: Abilities) -
     let request = SendRequest { base, plain, ..SendRequest::full(increment.tip.name.clone()) };
     match increment.shape {
         Some(_) => request,
-        None => SendRequest { raw: options.raw, package: options.package, ..request },
+        None => SendRequest { raw: options.raw, package: increment.package, ..request },
     }
 }
 
@@ -374,6 +369,14 @@ impl Source for LiveSource {
     fn learn(&mut self, target: &TargetState) {
         self.takes = target.takes.clone();
         self.cut = target.resume.as_ref().and_then(|resume| resume.tip);
+        self.held = match target.generation {
+            Some(Generation::Zfs(guid)) => Some(guid),
+            _ => None,
+        };
+    }
+
+    fn ask(&mut self) -> Result<Option<Ask>, LiveError> {
+        self.question()
     }
 
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, LiveError> {
@@ -389,11 +392,19 @@ impl Source for LiveSource {
             Takes::Stream { token: Some(token), .. } => Some(self.go_on(token, &points)?),
             _ => None,
         };
+        let cut = self.cut.and_then(|cut| match cut {
+            Generation::Zfs(guid) => Some(guid),
+            _ => None,
+        });
+        let needed = token.as_ref().map(|(_, token)| token.toguid).into_iter().chain(cut);
+        self.tidy(&points, abilities, &needed.collect::<Vec<_>>());
         let (tip, token) = match token {
             Some((tip, token)) => (tip, Some(token)),
             None => (self.choose_tip(&points, base)?, None),
         };
-        let from = match self.choose_base(&points, &tip, base)? {
+        let found = self.choose_base(&points, &tip, base)?;
+        let package = self.package(&found);
+        let from = match found {
             Base::UpToDate => return Ok(plan_of(PlanKind::UpToDate, None, Some(tip.guid))),
             Base::Nothing => None,
             Base::Since(point) => Some(point.clone()),
@@ -406,7 +417,7 @@ impl Source for LiveSource {
             (Some(_), None) => PlanKind::Full,
         };
         // Of a package ZFS says where it leads only at its end.
-        let told = shape.is_some() || self.options.package != Package::Replicate;
+        let told = shape.is_some() || !matches!(package, Package::Replicate | Package::Steps);
         let start = from.as_ref().map(|point| Generation::Zfs(point.guid));
         let mut plan = plan_of(kind, start, told.then_some(tip.guid));
         plan.size = shape.map(|shape| shape.size);
@@ -418,6 +429,7 @@ impl Source for LiveSource {
             tip,
             base: from,
             token,
+            package,
             shape,
             stream: None,
             device,
@@ -567,7 +579,7 @@ impl Drop for LiveSource {
         // It is held for as long as it is to be sent.
         self.increment = None;
         match &self.options.pick {
-            Pick::New(moment) if !self.needed => moment.withdraw(&self.name),
+            Pick::New(moment) if !self.needed => moment.withdraw(&self.root),
             _ => {}
         }
     }

@@ -39,5 +39,5 @@ pub use base::{Base, BaseError, choose_base};
 pub use common::{Common, Divergence, newest_common, ways_out};
 pub use own::{OwnNames, OwnPoint, PrefixError};
 pub use pattern::{PatternError, Patterns};
-pub use prune::prune;
+pub use prune::{held_back, left_behind, prune};
 pub use tip::{Request, TipError, choose_tip};

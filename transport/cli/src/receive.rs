@@ -5,7 +5,7 @@ use std::{cmp::Reverse, io::Write};
 use driftline_extent::{Explained, Generation, Offer, POINTS_MAX, Point as Told, Reason};
 use driftline_target::{Sink, SinkState};
 use driftline_zfs::{
-    Dataset, DatasetName, Point,
+    Dataset, DatasetName, NameError, Point,
     host::{ReceiveRequest, Receiving, Zfs, ZfsError, warn_of},
     select::Divergence,
 };
@@ -29,6 +29,9 @@ pub(crate) enum ReceiveError {
     /// The child ended before the stream did, and was content.
     #[error("zfs receive took only a part of the stream into {0}: {1}")]
     Cut(DatasetName, std::io::Error),
+    /// A data set that the source has below its own cannot be here.
+    #[error("{0}: rename it at the source, or receive into a data set with a shorter name")]
+    Member(NameError),
     #[error("nothing is being received")]
     Idle,
 }
@@ -38,6 +41,7 @@ impl Explained for ReceiveError {
         match self {
             Self::Zfs(error) => error.reason(),
             Self::Foreign(_) => Reason::TargetForeign,
+            Self::Member(_) => Reason::Unsupported,
             Self::Diverged(error) => error.reason(),
             Self::Cut(..) | Self::Idle => Reason::Failed,
         }
@@ -48,6 +52,9 @@ impl Explained for ReceiveError {
 #[derive(Debug)]
 pub(crate) struct ReceiveSink {
     zfs: Zfs,
+    /// What it was opened for.
+    own: DatasetName,
+    /// What is received into: that, or a data set below it.
     name: DatasetName,
     policy: args::Receive,
     /// From where on data sets above it may be made.
@@ -56,13 +63,13 @@ pub(crate) struct ReceiveSink {
 }
 
 impl ReceiveSink {
-    pub(crate) const fn new(
+    pub(crate) fn new(
         zfs: Zfs,
         name: DatasetName,
         policy: args::Receive,
         root: Option<DatasetName>,
     ) -> Self {
-        Self { zfs, name, policy, root, receiving: None }
+        Self { zfs, own: name.clone(), name, policy, root, receiving: None }
     }
 
     /// The data set, and its snapshots, newest first.
@@ -126,6 +133,23 @@ impl Sink for ReceiveSink {
                 .map(|point| Told { guid: point.guid, name: point.name.to_string() })
                 .collect(),
         })
+    }
+
+    fn turn_to(
+        &mut self,
+        path: &str,
+        discard: Option<&str>,
+    ) -> Result<Option<SinkState>, ReceiveError> {
+        self.name = self.own.join(path).map_err(ReceiveError::Member)?;
+        if let Some(token) = discard
+            && self.zfs.discard_partial(&self.name, token)?
+        {
+            tracing::warn!(
+                dataset = %self.name,
+                "what was kept of a stream that nobody can go on with is thrown away"
+            );
+        }
+        self.state().map(Some)
     }
 
     fn begin(&mut self, _: &Offer) -> Result<(), ReceiveError> {

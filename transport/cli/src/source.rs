@@ -12,17 +12,18 @@ use driftline_drbd::{
     CrossChecks, DrbdError, DrbdVolume, Layout, LiveError as DrbdLiveError, LiveVolume,
 };
 use driftline_extent::{
-    Change, Explained, Finish, Generation, Plan, PlanKind, Reason, Source, TargetState, Volume,
+    Ask, Change, Explained, Finish, Generation, Plan, PlanKind, Reason, Source, TargetState, Volume,
 };
 use driftline_target::FileDisk;
 use driftline_transport::{SourceJob, witness::Witness};
 use driftline_zfs::{DatasetName, LiveError, LiveSource, Pick, SendStream, StreamError, host::Zfs};
 
 use crate::{
+    args,
     linstor::{LinstorSource, LinstorSourceError},
     place::Place,
     plain::{PlainError, PlainVolume},
-    terms::{Terms, drbd_options, live_options, moment},
+    terms::{Terms, drbd_options, live_options, moment, moment_of_tree},
     told::{Told, plain_map},
 };
 
@@ -154,6 +155,9 @@ fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
         (Some(name), _) => Pick::Named(name.clone()),
         (None, _) if wanted.latest => Pick::Latest,
         (None, Some(moment)) => Pick::New(moment.clone()),
+        (None, None) if wanted.with == Some(args::With::Tree) => {
+            Pick::New(moment_of_tree(zfs.clone(), wanted, to, name)?)
+        }
         (None, None) => Pick::New(moment(zfs.clone(), wanted, to, [name])?),
     };
     Ok(LiveSource::new(zfs, name.clone(), live_options(pick, terms)?))
@@ -263,6 +267,17 @@ impl Source for AnySource {
             Self::Drbd { volume, .. } => volume.learn(target),
             Self::DrbdLive(live) => live.learn(target),
             Self::Linstor(linstor) => linstor.learn(target),
+        }
+    }
+
+    fn ask(&mut self) -> Result<Option<Ask>, SourceError> {
+        match self {
+            Self::Live(live) => Ok(live.ask()?),
+            Self::Stream { .. }
+            | Self::Plain(_)
+            | Self::Drbd { .. }
+            | Self::DrbdLive(_)
+            | Self::Linstor(_) => Ok(None),
         }
     }
 

@@ -7,7 +7,8 @@ use std::{
 };
 
 use driftline_extent::{
-    Begin, Committed, Explained, Finish, GrainMask, Item, Lack, Offer, Reason, Target, TargetState,
+    Ask, Begin, Committed, Explained, Finish, GrainMask, Item, Lack, Offer, Reason, Target,
+    TargetState,
 };
 use driftline_target::{
     FileDisk, InPlace, Index, Inspection, Listed, Options, Replica, StreamTarget,
@@ -321,6 +322,13 @@ impl Target for AnyTarget {
             Self::Replica(replica) => replica.state(),
             Self::Stream(stream) => stream.state(),
             Self::InPlace(place) => place.state(),
+        }
+    }
+
+    fn answer(&mut self, ask: &Ask) -> Result<Option<TargetState>, AnyTargetError> {
+        match self {
+            Self::Stream(stream) => Ok(stream.answer(ask)?),
+            Self::Replica(_) | Self::InPlace(_) => Ok(None),
         }
     }
 

@@ -63,7 +63,18 @@ pub(crate) fn moment<'a>(
     datasets: impl IntoIterator<Item = &'a DatasetName>,
 ) -> anyhow::Result<Moment> {
     let name = own_names(wanted, to)?.snapshot(now_ms());
-    Ok(Moment::new(zfs, name, datasets)?)
+    Ok(Moment::new(zfs, name, datasets))
+}
+
+/// The instant of a run that replicates this data set and all below it by one stream.
+pub(crate) fn moment_of_tree(
+    zfs: Zfs,
+    wanted: &args::Zfs,
+    to: &str,
+    root: &DatasetName,
+) -> anyhow::Result<Moment> {
+    let name = own_names(wanted, to)?.snapshot(now_ms());
+    Ok(Moment::of_tree(zfs, name, root))
 }
 
 /// How this snapshot of a volume of ZFS is replicated.

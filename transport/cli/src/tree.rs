@@ -4,11 +4,11 @@
 //! whose parent failed is not tried. The others go on: one volume that is refused must not cost
 //! the rest their backup.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use anyhow::{Context, anyhow, bail};
 use driftline_extent::Takes;
-use driftline_zfs::{Dataset, DatasetKind, DatasetName, host::Zfs, select::Patterns};
+use driftline_zfs::{Dataset, DatasetKind, DatasetName, Moment, host::Zfs, select::Patterns};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
@@ -71,25 +71,28 @@ pub(crate) async fn run(
     let started = Instant::now();
     let zfs = Zfs::find()?;
     let datasets = datasets(&zfs, root, tree, takes_streams(&job, target).await?).await?;
-    let members = members(root, target, &datasets)?;
+    let (members, nowhere) = members(root, target, &datasets)?;
     let (to, wanted) = (target.to_string(), &job.zfs);
     let is_taken = wanted.snapshot.is_none() && !wanted.latest;
     let names = datasets.iter().map(|dataset| &dataset.name);
     let moment = is_taken.then(|| moment(zfs, wanted, &to, names)).transpose()?;
     let is_remote = matches!(target, Place::Remote { .. });
     let place = (!is_remote).then(|| TargetPlace::of(target)).transpose()?;
+    for number in nowhere.keys() {
+        withdraw(moment.as_ref(), &members[*number]);
+    }
     let job = job.of_members(Together { to, moment }, place);
     let at_once = tree.at_once.unwrap_or(AT_ONCE);
     let show = if show == Show::Fitting { Show::Lines } else { show };
     let job = Arc::new(job);
-    let outcomes = replicate(&job, members, at_once, show, &|(member, result)| match result {
+    let tell = |(member, result): &Outcome| match result {
         Ok(done) if !json => say(report::member(&member.source(), done)),
         Ok(_) => {}
         Err(error) => {
             eprintln!("driftline: {}: {}: {error:#}", classify(error).0, member.source());
         }
-    })
-    .await?;
+    };
+    let outcomes = replicate(&job, members, nowhere, at_once, show, &tell).await?;
     let sources: Vec<Place> = outcomes.iter().map(|(member, _)| member.source()).collect();
     let runs = sources.iter().zip(&outcomes).map(|(source, (member, done))| {
         let exit = done.as_ref().map_or_else(|error| classify(error).1, Done::exit_code);
@@ -152,31 +155,50 @@ async fn datasets(
     Ok(datasets)
 }
 
-/// Where each of them goes.
+/// Where each of them goes, and why some can go nowhere, by their numbers: a name may be too long
+/// at the target. That is no reason to leave the others without their backup.
 fn members(
     root: &DatasetName,
     target: &Place,
     datasets: &[Dataset],
-) -> anyhow::Result<Vec<Member>> {
-    let mut members: Vec<Member> = Vec::new();
+) -> anyhow::Result<(Vec<Member>, BTreeMap<usize, anyhow::Error>)> {
+    let (mut members, mut nowhere): (Vec<Member>, _) = (Vec::new(), BTreeMap::new());
     for (number, Dataset { name, .. }) in datasets.iter().enumerate() {
         let path = name.below(root).ok_or_else(|| anyhow!("{name} is not below {root}"))?;
-        let target = match target {
-            _ if path.is_empty() => target.clone(),
-            Place::Remote { volume, address } => format!("{volume}/{path}@{address}").parse()?,
-            local => TargetPlace::of(local)?.below(path)?.into(),
-        };
+        let place = place_of(target, path).unwrap_or_else(|error| {
+            let advice = "rename it at the source, push to a target with a shorter name, or leave \
+                          it out by --exclude";
+            nowhere.insert(number, error.context(advice));
+            target.clone()
+        });
         let is_in = |other: &Dataset| name.below(&other.name).is_some();
         let parent = datasets[..number].iter().rposition(is_in);
-        members.push(Member { name: name.clone(), target, parent });
+        members.push(Member { name: name.clone(), target: place, parent });
     }
-    Ok(members)
+    Ok((members, nowhere))
+}
+
+/// What is at this path below the target of the tree.
+fn place_of(target: &Place, path: &str) -> anyhow::Result<Place> {
+    match target {
+        _ if path.is_empty() => Ok(target.clone()),
+        Place::Remote { volume, address } => format!("{volume}/{path}@{address}").parse(),
+        local => Ok(TargetPlace::of(local)?.below(path)?.into()),
+    }
+}
+
+/// Leaves the snapshot of this member out of the instant.
+fn withdraw(moment: Option<&Moment>, member: &Member) {
+    if let Some(moment) = moment {
+        moment.withdraw(&member.name);
+    }
 }
 
 /// Replicates all members, so many at once, and tells of each when it is done.
 async fn replicate(
     job: &Arc<Job>,
     members: Vec<Member>,
+    mut nowhere: BTreeMap<usize, anyhow::Error>,
     at_once: usize,
     show: Show,
     tell: &dyn Fn(&Outcome),
@@ -190,8 +212,12 @@ async fn replicate(
         {
             let (job, member) = (job.clone(), members[number].clone());
             let span = tracing::info_span!("member", name = %member.name);
+            let nowhere = nowhere.remove(&number);
             let work = async move {
-                let done = job.run(&member.source(), &member.target, show).await;
+                let done = match nowhere {
+                    Some(error) => Err(error),
+                    None => job.run(&member.source(), &member.target, show).await,
+                };
                 (number, (member, done))
             };
             running.spawn(work.instrument(span));
@@ -203,9 +229,7 @@ async fn replicate(
         results[number] = Some(outcome);
         for child in not_tried {
             let member = members[child].clone();
-            if let Some(Together { moment: Some(moment), .. }) = job.together() {
-                moment.withdraw(&member.name);
-            }
+            withdraw(job.together().and_then(|together| together.moment.as_ref()), &member);
             let outcome = (member, Err(NotTried(members[number].name.clone()).into()));
             tell(&outcome);
             results[child] = Some(outcome);
@@ -279,7 +303,8 @@ mod tests {
         let datasets = names.map(|name| dataset(name, DatasetKind::FileSystem));
         let root: DatasetName = "tank/vm".parse().unwrap();
         let told = |target: &str| -> Vec<(String, Option<usize>)> {
-            let members = members(&root, &target.parse().unwrap(), &datasets).unwrap();
+            let (members, nowhere) = members(&root, &target.parse().unwrap(), &datasets).unwrap();
+            assert!(nowhere.is_empty());
             members.iter().map(|member| (member.target.to_string(), member.parent)).collect()
         };
         let parents = [None, Some(0), Some(1), Some(0)];
@@ -293,8 +318,17 @@ mod tests {
         }
         // Where what is between is left out, what is above it is waited for.
         let datasets = [0, 2].map(|number| datasets[number].clone());
-        let members = members(&root, &"zfs:b".parse().unwrap(), &datasets).unwrap();
-        assert_eq!(members[1].parent, Some(0));
+        let (both, _) = members(&root, &"zfs:b".parse().unwrap(), &datasets).unwrap();
+        assert_eq!(both[1].parent, Some(0));
+        // One whose name gets too long there goes nowhere, and the other goes where it should.
+        for target in [format!("zfs:{}", "b".repeat(252)), format!("{}@h:1", "b".repeat(252))] {
+            let target: Place = target.parse().unwrap();
+            let (both, nowhere) = members(&root, &target, &datasets).unwrap();
+            assert_eq!((both.len(), &both[0].target), (2, &target));
+            let why = nowhere.iter().map(|(number, why)| (*number, format!("{why:#}")));
+            let [(1, why)] = &why.collect::<Vec<_>>()[..] else { panic!("only the longer one") };
+            assert!(why.contains("--exclude") && why.contains("255"), "{why}");
+        }
     }
 
     #[test]

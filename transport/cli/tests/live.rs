@@ -5,6 +5,7 @@ mod common;
 
 use std::{fs, path::Path};
 
+use driftline_zfs::ResumeToken;
 use tempfile::TempDir;
 
 use common::{
@@ -46,6 +47,97 @@ fn the_bookmark_is_enough_to_go_on_from() {
     fake.write("points", &marks.map(|line| format!("{line}\n")).collect::<String>());
     fake.arrives(&[], 2);
     assert!(fake.calls().contains("send -L -c -e -i tank/vm 1#driftline-"));
+}
+
+/// Its clone keeps it, and nothing else: not what came after it, and not its own bookmark.
+#[test]
+fn what_a_clone_or_a_hold_keeps_is_named_and_the_rest_goes() {
+    let fake = Fake::new(&[]);
+    fake.arrives(&[], 1);
+    let first = fake.points().into_iter().find(|point| point.contains('@')).unwrap();
+    fake.write("clones", &format!("{first}\ttank/work\n"));
+    fake.arrives(&[], 2);
+    let mut second = fake.points().into_iter().filter(|p| p.contains('@') && *p != first);
+    let second = second.next().unwrap();
+    fake.write("holds", &format!("{second}\tweekly\n"));
+    let output = fake.push(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    for word in [&first, "clone tank/work", &second, "held by weekly", "zfs release"] {
+        assert!(text(&output).contains(word), "{word} is not in {}", text(&output));
+    }
+    let points = fake.points();
+    let (marks, snapshots): (Vec<_>, Vec<_>) =
+        points.into_iter().partition(|point| point.contains('#'));
+    assert_eq!(snapshots.len(), 3, "{snapshots:?}");
+    assert!(snapshots.contains(&first) && snapshots.contains(&second), "{snapshots:?}");
+    assert_eq!(marks.len(), 1, "{marks:?}");
+    assert!(marks[0].ends_with(&format!("-{:016x}", GUIDS[2])), "{marks:?}");
+    // Once nothing keeps them, they go by themselves.
+    fs::remove_file(fake.path("clones")).unwrap();
+    fs::remove_file(fake.path("holds")).unwrap();
+    let output = fake.push(&["--latest"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert_eq!(fake.points().len(), 2, "{:?}", fake.points());
+}
+
+/// Pushes the volume to a data set of the same ZFS.
+fn push_stream(fake: &Fake) -> std::process::Output {
+    let mut push = command(fake.0.path(), &["push", "zfs:tank/vm 1", "zfs:back/vm"]);
+    push.env("DRIFTLINE_ZFS", fake.path("zfs")).output().unwrap()
+}
+
+#[test]
+fn a_part_that_nobody_can_go_on_with_is_thrown_away_and_the_copy_starts_anew() {
+    let of = |toguid, toname: &str, from| {
+        let offset = std::num::NonZeroU64::new(16384).unwrap();
+        ResumeToken::for_volume(toguid, toname.parse().unwrap(), from, 1 << 20, offset).to_string()
+    };
+    for (token, is_ours) in [
+        (of(4242, "tank/vm 1@pruned", None), true),
+        // Its snapshot is there, and what it starts from is not.
+        (of(GUIDS[1], "tank/vm 1@there", Some(4242)), true),
+        (of(4242, "tank/other@pruned", None), false),
+    ] {
+        let fake = Fake::new(&[("@there", GUIDS[1], 1)]);
+        fake.write("arrives", &GUIDS[0].to_string());
+        let columns =
+            COLUMNS.replace("SIZE", "25165824").replace("-\t-\t-", &format!("-\t-\t{token}"));
+        let source = fs::read_to_string(fake.path("dataset")).unwrap();
+        fake.write("dataset", &format!("{source}back/vm\t{columns}\n"));
+        let output = push_stream(&fake);
+        let calls = fake.calls();
+        if !is_ours {
+            assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+            assert!(!calls.contains("receive -A"), "{calls}");
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        assert!(text(&output).contains("nobody can go on with"), "{}", text(&output));
+        assert!(calls.contains("receive -A back/vm\n"), "{calls}");
+        let sent = fs::read(fake.path(&format!("stream.0.{}", GUIDS[0]))).unwrap();
+        assert!(fs::read(fake.path("received")).unwrap() == sent, "it was not sent from the start");
+    }
+}
+
+#[test]
+fn runs_that_fail_again_and_again_do_not_pile_up_snapshots() {
+    let fake = Fake::new(&[("@other", 5, 1)]);
+    let next: String = (1..=6).map(|i| format!("{i} {}\n", GUIDS[0] - i)).collect();
+    fake.write("next", &next);
+    fake.write("deaf", "");
+    for i in 1..=6 {
+        let from = fake.path(&format!("stream.0.{}", GUIDS[0]));
+        fs::copy(&from, fake.path(&format!("stream.0.{}", GUIDS[0] - i))).unwrap();
+    }
+    for _ in 1..=6 {
+        let output = push_stream(&fake);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(text(&output).contains("it is deaf"), "{}", text(&output));
+    }
+    // That of the last run, and that of the one before.
+    let points = fake.points();
+    assert_eq!(points.len(), 3, "{points:?}");
+    assert!(points.contains(&"tank/vm 1@other".to_owned()), "{points:?}");
 }
 
 #[test]

@@ -87,6 +87,35 @@ fn one_that_is_refused_costs_no_other_its_copy() {
     assert_eq!(left.collect::<Vec<_>>(), [""; 0]);
 }
 
+/// A volume without room for a snapshot, one that is gone by the time it is taken, and one whose
+/// name gets too long: each fails by itself, and the others are of one instant.
+#[test]
+fn one_that_cannot_be_snapshotted_costs_no_other_its_copy() {
+    let long = format!("tank/b/{}", "l".repeat(210));
+    let fake = Fake::tree(&[&TREE[..], &[(&long, "volume")]].concat());
+    let dir = fake.0.path();
+    fake.write("refused", "tank/b/swap\tout of space\ntank/d\tdataset does not exist\n");
+    let outcomes = push(&fake, dir, 1, &["file:back"]);
+    let result = |name: &str| outcomes.iter().find(|(source, _)| source[4..] == *name).unwrap();
+    for (name, words) in [
+        ("tank/b/swap", ["tank/b/swap@driftline-", "no room", "refreservation", "--exclude"]),
+        ("tank/d", ["tank/d@driftline-", "does not exist", "cannot be taken", "--exclude"]),
+        (&long, [&long, "255", "rename", "--exclude"]),
+    ] {
+        let (_, done) = result(name);
+        assert_eq!(done["result"], "failed", "{done}");
+        let detail = done["error"]["detail"].as_str().unwrap();
+        words.iter().for_each(|word| assert!(detail.contains(word), "{word} is not in {detail}"));
+    }
+    for name in ["tank/b/c", "tank/vm 1"] {
+        assert_eq!(result(name).1["result"], "committed", "{outcomes:?}");
+        is_snapshot(dir.join("back").join(&name[5..]), 1);
+    }
+    let taken = fake.points().into_iter().filter_map(|p| Some(p.split_once('@')?.1.to_owned()));
+    let taken: Vec<String> = taken.collect();
+    assert_eq!((taken.len(), &taken[0]), (2, &taken[1]), "{taken:?}");
+}
+
 #[test]
 fn a_tree_of_the_server_takes_what_is_below_it_and_nothing_else() {
     let fake = Fake::tree(&TREE);

@@ -25,7 +25,7 @@ const SOCKET: &str = "run/zfs/zfs_socket";
 /// Starts the daemon of folder $1 in the place of this shell, for a test whose folder is $2.
 /// What it writes in fixed places is its own, and it finds no pools of this machine. The
 /// commands `zfs` and `zpool` of the test's folder talk with it, and with no other; `cut` is a
-/// `zfs` whose streams break off.
+/// `zfs` whose streams break off, and `torn` one that stops to receive in the middle.
 const START: &str = r#"
 set -e
 mount -t tmpfs tmpfs /run
@@ -44,7 +44,12 @@ cat > "$2/cut" <<END
 case \$1 in send) "$2/zfs" "\$@" | head -c 1000000; exit 1 ;; esac
 exec "$2/zfs" "\$@"
 END
-chmod +x "$2/zfs" "$2/zpool" "$2/cut"
+cat > "$2/torn" <<END
+#!/bin/sh
+case \$1 in receive) head -c 1500000 | "$2/zfs" "\$@"; exit 1 ;; esac
+exec "$2/zfs" "\$@"
+END
+chmod +x "$2/zfs" "$2/zpool" "$2/cut" "$2/torn"
 exec "$1/zfs-fuse" --no-daemon --no-kstat-mount
 "#;
 
@@ -95,7 +100,7 @@ impl Fuse {
     fn wait(&mut self) {
         let started = Instant::now();
         // Once there is a command, the place of the socket is its own.
-        while !self.path("cut").exists() || !self.root().join(SOCKET).exists() {
+        while !self.path("torn").exists() || !self.root().join(SOCKET).exists() {
             let ended = self.daemon.try_wait().unwrap();
             let errors = fs::read_to_string(self.path("errors")).unwrap();
             assert!(ended.is_none(), "zfs-fuse ended, {ended:?}: {errors}");
@@ -336,6 +341,52 @@ fn a_target_with_another_past_is_refused() {
     fuse.zfs("snapshot tb/foreign@theirs");
     fuse.refused("tb/foreign", "base-mismatch", &["no snapshot in common", "tb/foreign-new"]);
     assert_eq!(fs::read_to_string(fuse.mounted("tb/foreign").join("file")).unwrap(), "theirs");
+}
+
+/// The root arrives whole, and a data set below it does not: what the root holds says nothing of
+/// that one.
+#[test]
+fn a_tree_that_is_cut_off_below_its_root_is_completed() {
+    let fuse = Fuse::start();
+    for name in ["ta/fs", "ta/fs/a", "ta/fs/b", "ta/fs/b/c"] {
+        fuse.zfs(&format!("create {name}"));
+        fs::write(fuse.mounted(name).join("name"), name).unwrap();
+    }
+    let big = fuse.mounted("ta/fs/b").join("big");
+    let push = |zfs: &str, code: i32| {
+        let output = fuse.push(zfs, "zfs:ta/fs", "tb/copy", &["--with", "tree"]);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+    };
+    let complete = || {
+        let short = |name: &str| fuse.snapshots(name).pop().unwrap();
+        let root = short("ta/fs").name;
+        for below in ["", "/a", "/b", "/b/c"] {
+            let (from, to) = (format!("ta/fs{below}"), format!("tb/copy{below}"));
+            let (from, to) = (short(&from), short(&to));
+            assert_eq!(from.guid, to.guid, "{from:?} {to:?}");
+            // All are of one instant, and nothing piles up.
+            assert_eq!(from.name.split_once('@').unwrap().1, root.split_once('@').unwrap().1);
+            assert_eq!(fuse.snapshots(&format!("ta/fs{below}")).len(), 1);
+            let files_there = files(&fuse.mounted(&format!("ta/fs{below}")));
+            assert_eq!(files_there, fuse.files_of(&to.name));
+        }
+    };
+    for seed in [1, 2] {
+        // A first copy, then an increment.
+        noise(&big, 3_000_000, seed);
+        push("torn", 1);
+        let of_b = fuse.present("tb/copy");
+        let newest = fuse.snapshots("tb/copy").pop().unwrap();
+        assert!(!of_b.contains(&format!("tb/copy/b@{}", newest.name.split_once('@').unwrap().1)));
+        push("zfs", 0);
+        complete();
+    }
+    // And what was cut off twice in a row.
+    noise(&big, 3_000_000, 3);
+    push("torn", 1);
+    push("torn", 1);
+    push("zfs", 0);
+    complete();
 }
 
 #[test]

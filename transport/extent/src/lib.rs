@@ -11,7 +11,7 @@
 //! * [`BlockMask`], [`ChunkId`], [`Item`]: the fixed aligned units that are
 //!   named by hash, deduplicated, journalled and verified.
 //! * [`GrainMask`], [`GrainHash`], [`Lack`]: how a changed chunk is narrowed to what differs.
-//! * [`Takes`], [`Point`]: what a target can take in, if not the changes of a volume.
+//! * [`Takes`], [`Point`], [`Ask`]: what a target can take in, if not the changes of a volume.
 //! * [`Source`], [`Volume`], [`Target`]: the seams between adapters, protocol and targets.
 //!
 //! All offsets and lengths are in bytes unless a name says otherwise.
@@ -36,7 +36,7 @@ pub use extent::Extent;
 pub use generation::{Generation, NoGeneration, VolumeId};
 pub use reason::Reason;
 pub use seam::{
-    Begin, Committed, Explained, Finish, Lack, Offer, POINT_NAME_LEN_MAX, POINTS_MAX, Plan,
+    Ask, Begin, Committed, Explained, Finish, Lack, Offer, POINT_NAME_LEN_MAX, POINTS_MAX, Plan,
     PlanKind, Point, ReplicaId, Resume, Source, TOKEN_LEN_MAX, Takes, Target, TargetState, Volume,
 };
 pub use set::ExtentSet;

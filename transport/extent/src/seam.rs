@@ -87,6 +87,13 @@ pub trait Source {
     /// maps depend on more than the base's name listens.
     fn learn(&mut self, _target: &TargetState) {}
 
+    /// What is to be asked of the target before the next [`plan`](Self::plan). The answer is
+    /// learned, and this is called again; `None`: nothing. Only a source of several data sets, and
+    /// one that cannot go on with what was cut off, ask a target of streams.
+    fn ask(&mut self) -> Result<Option<Ask>, Self::Error> {
+        Ok(None)
+    }
+
     /// Decides how to bring a target that holds `base` (nothing, if `None`) to the next
     /// generation this source can deliver. Called again after each commit, until it says
     /// [`PlanKind::UpToDate`]: a source may hold several increments in a row.
@@ -173,6 +180,18 @@ pub const POINTS_MAX: u16 = 200;
 
 /// Bytes of the name of such a point.
 pub const POINT_NAME_LEN_MAX: u16 = 255;
+
+/// What a source asks of a target of streams before it plans: what one data set of the target
+/// holds.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Ask {
+    /// The data set, as its path below the target's own; empty for that itself. What follows, up
+    /// to the next question, is about this one.
+    pub member: String,
+    /// Whether what it keeps of a stream that was cut off is thrown away first, as no source can
+    /// go on with it. Only what the target has told of in this session is.
+    pub discard: bool,
+}
 
 /// A snapshot at the target, for a source that looks for one that both have.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -299,6 +318,12 @@ pub trait Target {
 
     /// What the target holds.
     fn state(&self) -> TargetState;
+
+    /// What the data set of this question holds, which all that follows is about. `None`: this
+    /// target is no tree of data sets. The replica and its chunk key are the same for all of them.
+    fn answer(&mut self, _ask: &Ask) -> Result<Option<TargetState>, Self::Error> {
+        Ok(None)
+    }
 
     /// Agrees to an increment, or refuses it and changes nothing.
     fn begin(&mut self, offer: &Offer) -> Result<Begin, Self::Error>;

@@ -4,8 +4,8 @@
 
 use bytes::{Bytes, BytesMut};
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, Item, Lack, Offer, Plan,
-    PlanKind, Reason, Root, Standing, Takes,
+    Ask, Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, Item, Lack, Offer,
+    Plan, PlanKind, Reason, Root, Standing, Takes,
 };
 use driftline_manifest::ChunkKey;
 
@@ -165,6 +165,7 @@ fn settle(receiver: &mut Receiver) {
             ReceiverOutput::Send(message) => {
                 assert_eq!(Message::from_bytes(&message.to_bytes()), Ok(message));
             }
+            ReceiverOutput::Answer(_) => receiver.handle_answered(state()),
             ReceiverOutput::Begin(offer) => {
                 let from = u64::from(offer.plan.kind != PlanKind::Stream);
                 receiver.handle_begun(Begin { from });
@@ -211,6 +212,8 @@ fn settle(receiver: &mut Receiver) {
 struct Source {
     sender: Sender,
     stream: bool,
+    /// Whether it has asked about a data set.
+    asked: bool,
     left: u32,
 }
 
@@ -221,7 +224,13 @@ impl Source {
             match output {
                 SenderOutput::Plan(state) => {
                     self.stream = matches!(state.takes, Takes::Stream { .. });
-                    self.sender.handle_plan(offer(self.stream));
+                    match self.stream && !std::mem::replace(&mut self.asked, self.stream) {
+                        true => {
+                            let member = "a/b".to_owned();
+                            self.sender.handle_ask(Ask { member, discard: false });
+                        }
+                        false => self.sender.handle_plan(offer(self.stream)),
+                    }
                 }
                 SenderOutput::Deliver(_) => self.left = 2,
                 SenderOutput::Pack { seq, pieces } => {

@@ -75,6 +75,7 @@
 //! | 27 | done | both | nothing; ends the session |
 //! | 28 | narrowed | source | number, for each item that was narrowed the grains that follow |
 //! | 29 | again | target | number, places of narrowed items that are wanted whole |
+//! | 30 | ask | source | path of a data set below the target's, whether what it keeps of a cut stream is thrown away |
 //!
 //! An item is one change in units of 64 KiB chunks: a chunk with masks of its data and zero
 //! blocks and the keyed BLAKE3 id of the data; a run of zero chunks; or, in a scan, a *span*
@@ -174,6 +175,14 @@
 //!   storage makes for this token; our own watermark is always zero.
 //! * up to 200 points, newest first: the guid and the short name of each snapshot that it had
 //!   when the session began. The source looks among them for one that it has, too.
+//!
+//! A stream may be of a tree of data sets, and a cut may leave some of them behind. So the source
+//! of a tree does not go by the target's own generation alone: where an offer would be due, it
+//! *asks* for the state of each data set, by its path below the target's own (empty for that
+//! itself). The answer is a *state* with the same replica id and chunk key, and what follows, up to
+//! the next question, is about that data set. With *discard*, the target first throws away what that
+//! data set keeps of a stream that was cut off, if that is what it has told of: a source asks for
+//! that whose snapshot is gone, as nobody can go on with such a token.
 //!
 //! The source cuts the stream into parts where the stream's own blocks begin, so that equal
 //! blocks are equal parts. Parts are numbered from zero in each increment without a gap. The

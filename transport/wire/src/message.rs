@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use driftline_extent::{
-    Begin, CHUNK_LEN, Committed, Finish, GRAINS_PER_CHUNK, Generation, GrainHash, GrainMask, Item,
-    Lack, Offer, Plan, Reason, ReplicaId, Resume, Root, Takes, TargetState, VOLUME_LEN_MAX,
+    Ask, Begin, CHUNK_LEN, Committed, Finish, GRAINS_PER_CHUNK, Generation, GrainHash, GrainMask,
+    Item, Lack, Offer, Plan, Reason, ReplicaId, Resume, Root, Takes, TargetState, VOLUME_LEN_MAX,
     VolumeId,
 };
 
@@ -70,6 +70,8 @@ pub enum Message {
     },
     /// Target side: what it holds.
     State(Box<TargetState>),
+    /// Source side: the state of one data set of a target of streams is wanted.
+    Ask(Ask),
     /// Source side: what it would deliver.
     Offer(Offer),
     /// Target side: go ahead.
@@ -204,6 +206,7 @@ mod tag {
     pub(super) const DONE: u8 = 27;
     pub(super) const NARROWED: u8 = 28;
     pub(super) const AGAIN: u8 = 29;
+    pub(super) const ASK: u8 = 30;
 }
 
 impl Message {
@@ -227,6 +230,11 @@ impl Message {
             Self::State(state) => {
                 out.u8(tag::STATE);
                 state.encode(&mut out);
+            }
+            Self::Ask(Ask { member, discard }) => {
+                out.u8(tag::ASK);
+                out.text(member, NAME_LEN_MAX);
+                out.bool(*discard);
             }
             Self::Offer(offer) => {
                 out.u8(tag::OFFER);
@@ -303,6 +311,10 @@ impl Message {
                 detail: from.text(DETAIL_LEN_MAX.into(), "detail")?,
             },
             tag::STATE => Self::State(Box::new(TargetState::decode(from)?)),
+            tag::ASK => Self::Ask(Ask {
+                member: from.text(NAME_LEN_MAX.into(), "data set name")?,
+                discard: from.bool("discard")?,
+            }),
             tag::OFFER => {
                 Self::Offer(Offer { plan: Plan::decode(from)?, overwrite: from.bool("overwrite")? })
             }
@@ -338,6 +350,7 @@ impl Message {
             Self::Accept => "accept",
             Self::Refuse { .. } => "refuse",
             Self::State(_) => "state",
+            Self::Ask(_) => "ask",
             Self::Offer(_) => "offer",
             Self::Begin(_) => "begin",
             Self::Batch(_) => "batch",

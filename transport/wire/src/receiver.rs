@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use driftline_extent::{
-    Begin, Committed, Extent, ExtentSet, Finish, GrainMask, Item, Lack, Offer, PlanKind, Reason,
-    TargetState,
+    Ask, Begin, Committed, Extent, ExtentSet, Finish, GrainMask, Item, Lack, Offer, PlanKind,
+    Reason, TargetState,
 };
 
 use crate::{
@@ -55,6 +55,8 @@ pub struct Arrived {
 pub enum ReceiverOutput {
     /// Send this.
     Send(Message),
+    /// Say what a data set of the target holds, and answer with [`Receiver::handle_answered`].
+    Answer(Ask),
     /// Begin the increment, and answer with [`Receiver::handle_begun`].
     Begin(Offer),
     /// Look up what is lacking of each item, and answer with [`Receiver::handle_looked_up`].
@@ -91,6 +93,7 @@ pub struct Receiver {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     AwaitOffer,
+    Answering,
     Beginning,
     Receiving,
     Committing,
@@ -101,6 +104,7 @@ impl State {
     const fn name(self) -> &'static str {
         match self {
             Self::AwaitOffer => "an offer was due",
+            Self::Answering => "the target was being looked at",
             Self::Beginning => "the increment was beginning",
             Self::Receiving => "the increment was being received",
             Self::Committing => "the increment was being committed",
@@ -162,6 +166,11 @@ impl Receiver {
                 self.output.push_back(ReceiverOutput::Begin(offer));
                 Ok(())
             }
+            (State::AwaitOffer, Message::Ask(ask)) => {
+                self.state = State::Answering;
+                self.output.push_back(ReceiverOutput::Answer(ask));
+                Ok(())
+            }
             (State::AwaitOffer, Message::Done) => {
                 self.state = State::Ended;
                 self.output.push_back(ReceiverOutput::Send(Message::Done));
@@ -182,6 +191,13 @@ impl Receiver {
                 Err(SessionError::out_of_place(message, state.name()))
             }
         }
+    }
+
+    /// The target has looked at what was asked about.
+    pub fn handle_answered(&mut self, state: TargetState) {
+        debug_assert_eq!(self.state, State::Answering);
+        self.state = State::AwaitOffer;
+        self.output.push_back(ReceiverOutput::Send(Message::State(Box::new(state))));
     }
 
     /// The target has begun.

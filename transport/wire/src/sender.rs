@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use driftline_extent::{
-    Begin, Committed, Finish, GrainHash, GrainMask, Item, Lack, Offer, PlanKind, Reason,
+    Ask, Begin, Committed, Finish, GrainHash, GrainMask, Item, Lack, Offer, PlanKind, Reason,
     TargetState,
 };
 
@@ -71,7 +71,8 @@ pub enum SenderOutput {
     Send(Message),
     /// Send this data.
     SendData(DataPart),
-    /// The target holds this: plan, and answer with [`Sender::handle_plan`].
+    /// The target holds this: plan, and answer with [`Sender::handle_plan`], or with
+    /// [`Sender::handle_ask`] if more must be known.
     Plan(Box<TargetState>),
     /// Deliver the planned increment from this chunk on, with [`Sender::handle_batch`] and
     /// at last [`Sender::handle_end`].
@@ -190,6 +191,10 @@ impl Sender {
     pub fn handle_message(&mut self, message: Message) -> Result<(), SessionError> {
         match (self.state, message) {
             (State::Opening, Message::State(state)) => {
+                let told = self.target.as_ref().map(|told| (told.replica, told.chunk_key));
+                if told.is_some_and(|told| told != (state.replica, state.chunk_key)) {
+                    return Err(SessionError::Violation("it became another replica"));
+                }
                 self.plan(state);
                 Ok(())
             }
@@ -223,6 +228,14 @@ impl Sender {
         self.state = State::Planning;
         self.target = Some(state.clone());
         self.output.push_back(SenderOutput::Plan(state));
+    }
+
+    /// Asks the target for the state of one of its data sets, which another
+    /// [`SenderOutput::Plan`] brings.
+    pub fn handle_ask(&mut self, ask: Ask) {
+        debug_assert_eq!(self.state, State::Planning);
+        self.state = State::Opening;
+        self.output.push_back(SenderOutput::Send(Message::Ask(ask)));
     }
 
     /// Takes the source's plan. [`PlanKind::UpToDate`] ends the session.

@@ -5,6 +5,8 @@ use std::{fmt, io, path::PathBuf};
 use driftline_extent::{Explained, Reason};
 use rustix::io::Errno as Unix;
 
+use crate::PointName;
+
 /// Why ZFS did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum ZfsError {
@@ -175,6 +177,11 @@ const SYSTEM: [(Unix, &str); 14] = [
     (Unix::NAMETOOLONG, "the name is too long"),
 ];
 
+/// Why no snapshot can be taken of a data set whose pool or quota is full: mostly it is a volume
+/// with a reservation, of which ZFS wants as much again for a snapshot.
+const NO_ROOM: &str = "the source's own pool has no room for it: a volume with a refreservation \
+     needs as much again; make room there, or `zfs set refreservation=none` on it";
+
 /// What the command says where a pool is full, or a quota used up.
 const FULL_WORDS: [&str; 2] = ["out of space", "space quota exceeded"];
 
@@ -210,6 +217,32 @@ impl ZfsError {
     /// Whether a stream was refused because its target was written since its newest snapshot.
     pub fn is_modified_target(&self) -> bool {
         self.says(&["has been modified"])
+    }
+
+    /// Those of these snapshots that could not be taken, each with why, as far as ZFS says it of
+    /// each by itself.
+    pub(crate) fn blamed(&self, snapshots: &[PointName]) -> Vec<(PointName, String)> {
+        let of = |name: &str| snapshots.iter().find(|point| point.to_string() == name);
+        match self {
+            Self::Refused { causes, .. } => causes
+                .iter()
+                .filter_map(|cause| Some((of(cause.name.as_deref()?)?, cause.errno)))
+                .map(|(point, errno)| {
+                    let why = if errno.is_full() { NO_ROOM.to_owned() } else { errno.to_string() };
+                    (point.clone(), why)
+                })
+                .collect(),
+            Self::Failed { stderr, .. } => snapshots
+                .iter()
+                .filter_map(|point| {
+                    let quoted = format!("'{point}'");
+                    let line = stderr.lines().find(|line| line.contains(&quoted))?;
+                    let is_full = FULL_WORDS.iter().any(|full| line.contains(full));
+                    Some((point.clone(), if is_full { NO_ROOM } else { line }.to_owned()))
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
     }
 
     fn says(&self, any: &[&str]) -> bool {
@@ -311,6 +344,28 @@ mod tests {
             let refused = ZfsError::Refused { task: "take snapshots".to_owned(), causes };
             assert_eq!(refused.reason(), reason);
         }
+    }
+
+    #[test]
+    fn who_is_to_blame_for_a_snapshot_that_was_not_taken_is_found() {
+        let points = ["t/a@x", "t/b 1@x", "t/c@x"].map(|name| name.parse::<PointName>().unwrap());
+        let cause = |name: &str, errno| Cause { name: Some(name.to_owned()), errno: Errno(errno) };
+        let causes = vec![cause("t/b 1@x", 2), cause("t/c@x", 28), cause("t/z@x", 2)];
+        let refused = ZfsError::Refused { task: "snapshot".to_owned(), causes };
+        let gone = (points[1].clone(), "it does not exist (errno 2)".to_owned());
+        let full = (points[2].clone(), NO_ROOM.to_owned());
+        assert_eq!(refused.blamed(&points), [gone, full.clone()]);
+        let failed = |stderr: &str| ZfsError::Failed {
+            command: "zfs snapshot".to_owned(),
+            status: "exit status: 1".to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        let gone = "cannot create snapshot 't/b 1@x': dataset does not exist";
+        let text = format!(
+            "{gone}\ncannot create snapshot 't/c@x': out of space\nno snapshots were created"
+        );
+        assert_eq!(failed(&text).blamed(&points), [(points[1].clone(), gone.to_owned()), full]);
+        assert_eq!(failed("Unable to open /dev/zfs").blamed(&points), []);
     }
 
     #[test]

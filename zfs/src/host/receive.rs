@@ -5,6 +5,8 @@ use std::{
     process::ChildStdin,
 };
 
+use crate::DatasetName;
+
 use super::{Name, Zfs, ZfsError, all_snapshots, command::Running, send::widen};
 
 /// Where a stream goes. It is never forced (`-F`), and what arrives is never mounted (`-u`).
@@ -69,6 +71,22 @@ impl Zfs {
         widen(&input);
         Ok(Receiving { running, input })
     }
+
+    /// Throws away what this data set keeps of a stream that was cut off (`receive -A`), if this
+    /// is the token for it, and says whether it was. Of a first copy nothing is left then, and of
+    /// an increment what it started from.
+    ///
+    /// # Errors
+    ///
+    /// What ZFS refuses.
+    pub fn discard_partial(&self, name: &DatasetName, token: &str) -> Result<bool, ZfsError> {
+        let dataset = self.dataset(name)?;
+        let kept = dataset.and_then(|dataset| dataset.receive_resume_token);
+        if kept.as_deref() != Some(token) {
+            return Ok(false);
+        }
+        self.run(["receive", "-A", name.as_str()]).map(|_| true)
+    }
 }
 
 /// A stream on its way into ZFS, to be written. A write fails with
@@ -111,7 +129,7 @@ impl Write for Receiving {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DatasetName, PointName};
+    use crate::PointName;
 
     #[test]
     fn arguments_never_force() {

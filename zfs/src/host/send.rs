@@ -26,6 +26,8 @@ pub enum Package {
     One,
     /// The same, with its properties (`-p`).
     Properties,
+    /// The same with its properties, and with every snapshot between (`-p`, with `-I`).
+    Steps,
     /// The data set and all below it, with their properties, and all snapshots up to the tip,
     /// after the base if there is one (`-R`, with `-I`).
     Replicate,
@@ -67,7 +69,7 @@ impl SendRequest {
         }
         match self.package {
             Package::One => {}
-            Package::Properties => add("-p"),
+            Package::Properties | Package::Steps => add("-p"),
             Package::Replicate => add("-R"),
         }
         if let Some(base) = &self.base {
@@ -78,7 +80,8 @@ impl SendRequest {
                     self.tip
                 )));
             }
-            add(if self.package == Package::Replicate { "-I" } else { "-i" });
+            let all = matches!(self.package, Package::Replicate | Package::Steps);
+            add(if all { "-I" } else { "-i" });
             add(&base.to_string());
         }
         add(&self.tip.to_string());
@@ -242,6 +245,8 @@ mod tests {
         assert_eq!(args(&later), "-L -c -e -R -I tank/vm 1@z tank/vm 1@a:b");
         let known = SendRequest { package: Package::Properties, ..later };
         assert_eq!(args(&known), "-L -c -e -p -i tank/vm 1@z tank/vm 1@a:b");
+        let steps = SendRequest { package: Package::Steps, ..known };
+        assert_eq!(args(&steps), "-L -c -e -p -I tank/vm 1@z tank/vm 1@a:b");
     }
 
     #[test]

@@ -136,9 +136,10 @@ fn only_a_missing_name_is_no_error() {
     let denied = Fake::new("echo 'Unable to open /dev/zfs: Permission denied.' >&2; exit 1");
     assert!(denied.zfs.exists(point("tank/a@b")).unwrap_err().to_string().contains("denied"));
     let held = Fake::new("[ $1 = list ] && exit; echo \"'$2' is held\" >&2; exit 1");
-    let error = held.zfs.destroy(&[point("tank/a@b"), point("tank/a@c")]).unwrap_err();
-    assert!(error.to_string().ends_with("'tank/a@b' is held"), "{error}");
-    assert_eq!(held.calls().len(), 2, "the second is not tried");
+    let stay = held.zfs.destroy(&[point("tank/a@b"), point("tank/a#c")]).unwrap();
+    let why = |i: usize| stay[i].why.clone();
+    assert!(why(0).ends_with("'tank/a@b' is held"), "{stay:?}");
+    assert!(why(1).ends_with("'tank/a#c' is held"), "each is tried: {stay:?}");
 }
 
 /// A chain of clones, and one of a ZFS that says that a clone is its own.
@@ -177,6 +178,42 @@ fn what_is_never_done_calls_nothing() {
     fake.zfs.destroy(&[]).unwrap();
     fake.zfs.hold(&[]).unwrap().release().unwrap();
     assert!(!fake.folder.path().join("calls").exists());
+}
+
+#[test]
+fn what_stays_is_said_with_what_keeps_it() {
+    let fake = Fake::new(
+        "for last; do :; done
+         case \"$1 $5 $last\" in
+         'get clones tank/a@b') echo tank/x,tank/y ;;
+         'get clones '*) echo - ;;
+         holds*'tank/a@c') printf 'tank/a@c\\tone\\tMon\\ntank/a@c\\ttwo\\tMon\\n' ;;
+         destroy*'tank/a@d'|list*) ;;
+         *) echo 'cannot destroy' >&2; exit 1 ;;
+         esac",
+    );
+    let points = ["tank/a@b", "tank/a@c", "tank/a@d", "tank/a#e"].map(point);
+    let stay = fake.zfs.destroy(&points).unwrap();
+    let stay: Vec<(String, &str)> =
+        stay.iter().map(|stays| (stays.point.to_string(), stays.why.as_str())).collect();
+    let [(b, of_b), (c, of_c), (e, of_e)] = &stay[..] else { panic!("{stay:?}") };
+    assert_eq!([b, c, e], ["tank/a@b", "tank/a@c", "tank/a#e"]);
+    assert!(of_b.contains("origin of the clone tank/x, tank/y"), "{of_b}");
+    assert!(of_c.contains("held by one, two: `zfs release TAG tank/a@c`"), "{of_c}");
+    assert!(of_e.contains("zfs destroy tank/a#e failed") && of_e.contains("cannot"), "{of_e}");
+}
+
+#[test]
+fn a_part_of_a_stream_is_thrown_away_only_under_its_own_token() {
+    let fake = Fake::new(
+        "for last; do :; done
+         [ $1 = receive ] || printf '%s\\tvolume\\t7\\t4096\\t4096\\t-\\t0\\toff\\t-\\t-\\t1-ab-c\\n' \"$last\"",
+    );
+    let name: DatasetName = "tank/copy".parse().unwrap();
+    assert!(!fake.zfs.discard_partial(&name, "1-ab-d").unwrap());
+    assert!(fake.calls().iter().all(|call| call[0] == "list"));
+    assert!(fake.zfs.discard_partial(&name, "1-ab-c").unwrap());
+    assert_eq!(fake.calls().last().unwrap(), &["receive", "-A", "tank/copy"]);
 }
 
 #[test]

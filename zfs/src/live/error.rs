@@ -26,7 +26,7 @@ pub enum LiveError {
         error: Box<StreamError>,
     },
     /// There is no such volume.
-    #[error("there is no {0}: see `zfs list`")]
+    #[error("there is no {0} any more, or there never was: see `zfs list`")]
     NotFound(DatasetName),
     /// It is a file system.
     #[error(
@@ -42,6 +42,19 @@ pub enum LiveError {
     /// A name that is made of what the user said cannot be one.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// Its snapshot cannot be named.
+    #[error(
+        "{0}: rename the data set, give a shorter --prefix, or, with -r, leave it out by --exclude"
+    )]
+    LongName(NameError),
+    /// Its snapshot cannot be taken.
+    #[error("{snapshot} cannot be taken: {why}; with -r, --exclude leaves a data set out")]
+    NotTaken {
+        /// Which.
+        snapshot: PointName,
+        /// Why.
+        why: String,
+    },
     /// There is nothing to start an increment from.
     #[error(transparent)]
     Base(#[from] BaseError),

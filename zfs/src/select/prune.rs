@@ -13,6 +13,56 @@ use crate::{listing::Point, name::PointName};
 /// belong to another run, and everything if nothing of that guid is among the points: then
 /// what is older cannot be told. Points of other data sets stay.
 pub fn prune(points: &[Point], own: &OwnNames, committed: u64, keep: usize) -> Vec<PointName> {
+    let unneeded = unneeded(points, own, committed, keep).into_iter();
+    unneeded.filter(|point| !point.is_held()).map(|point| point.name.clone()).collect()
+}
+
+/// The snapshots that [`prune`] would name, were they not held.
+pub fn held_back(points: &[Point], own: &OwnNames, committed: u64, keep: usize) -> Vec<PointName> {
+    let unneeded = unneeded(points, own, committed, keep).into_iter();
+    unneeded.filter(|point| point.is_held()).map(|point| point.name.clone()).collect()
+}
+
+/// What runs have left behind whose stream never arrived, oldest first: snapshots that `own`
+/// names, newer than the generation `committed`, if the target holds any, and without a bookmark
+/// of ours, which is made of all that arrived.
+///
+/// The newest stays: another run may have taken it just now. Held ones stay, as do those whose
+/// guid is `needed`, as the target keeps a part of their stream. So failing runs leave one, and
+/// not one more each.
+pub fn left_behind(
+    points: &[Point],
+    own: &OwnNames,
+    committed: Option<u64>,
+    needed: &[u64],
+) -> Vec<PointName> {
+    let last = committed.map(|guid| points.iter().find(|point| point.guid == guid));
+    // Where nothing of what the target holds is left, nothing can be told.
+    let after = match last {
+        Some(None) => return Vec::new(),
+        Some(Some(last)) => Some(last.createtxg),
+        None => None,
+    };
+    let arrived = |guid| points.iter().any(|p| !p.is_snapshot() && p.guid == guid && own.own(p));
+    let mut left: Vec<&Point> = points
+        .iter()
+        .filter(|point| point.is_snapshot() && own.own(point))
+        .filter(|point| after.is_none_or(|txg| point.createtxg > txg))
+        .filter(|point| committed != Some(point.guid) && !arrived(point.guid))
+        .collect();
+    left.sort_by_key(|point| (point.createtxg, &point.name));
+    left.pop();
+    left.retain(|point| !point.is_held() && !needed.contains(&point.guid));
+    left.into_iter().map(|point| point.name.clone()).collect()
+}
+
+/// What is needed no more, held or not, oldest first.
+fn unneeded<'a>(
+    points: &'a [Point],
+    own: &OwnNames,
+    committed: u64,
+    keep: usize,
+) -> Vec<&'a Point> {
     let Some(last) = points.iter().find(|point| point.guid == committed) else {
         return Vec::new();
     };
@@ -26,9 +76,8 @@ pub fn prune(points: &[Point], own: &OwnNames, committed: u64, keep: usize) -> V
     let (snapshots, bookmarks): (Vec<&Point>, Vec<&Point>) =
         older.into_iter().partition(|point| point.is_snapshot());
     let mut gone: Vec<&Point> = snapshots.into_iter().skip(keep).chain(bookmarks).collect();
-    gone.retain(|point| !point.is_held());
     gone.sort_by_key(|point| (point.createtxg, &point.name));
-    gone.into_iter().map(|point| point.name.clone()).collect()
+    gone
 }
 
 #[cfg(test)]
@@ -87,6 +136,42 @@ mod tests {
         assert_eq!(gone(20, usize::MAX), expected[..1]);
         assert_eq!(gone(99, 0), [""; 0]);
         assert_eq!(gone(10, 0), [""; 0]);
+    }
+
+    #[test]
+    fn what_failing_runs_left_goes_but_for_the_newest() {
+        let (ours, theirs) = (own(1), own(2));
+        let mut held = snapshot(&ours, 13, 13, 13);
+        held.user_refs = Some(1);
+        let points = [
+            snapshot(&ours, 10, 10, 10),
+            bookmark(&ours, 10, 10),
+            snapshot(&ours, 11, 11, 11),
+            snapshot(&ours, 12, 12, 12),
+            held,
+            snapshot(&theirs, 14, 14, 14),
+            point("p/v@autosnap", 15, 15),
+            snapshot(&ours, 16, 16, 16),
+            // It arrived, though the target has gone since.
+            snapshot(&ours, 17, 17, 17),
+            bookmark(&ours, 17, 17),
+            snapshot(&ours, 18, 18, 18),
+        ];
+        let left = |committed, needed: &[u64]| {
+            let left = left_behind(&points, &ours, committed, needed);
+            left.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let of = |numbers: &[usize]| numbers.iter().map(|i| points[*i].name.to_string()).collect();
+        let expected: Vec<String> = of(&[2, 3, 7]);
+        assert_eq!(left(Some(10), &[]), expected);
+        assert_eq!(left(None, &[]), expected);
+        assert_eq!(left(Some(10), &[12]), of(&[2, 7]) as Vec<String>);
+        assert_eq!(left(Some(12), &[]), of(&[7]) as Vec<String>);
+        assert_eq!(left(Some(18), &[]), [""; 0]);
+        // Nothing of what it holds is left here.
+        assert_eq!(left(Some(99), &[]), [""; 0]);
+        assert_eq!(held_back(&points, &ours, 18, 0), [points[4].name.clone()]);
+        assert_eq!(held_back(&points, &ours, 12, 0), []);
     }
 
     #[test]

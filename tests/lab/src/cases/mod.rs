@@ -6,6 +6,7 @@ mod drbd_live_faults;
 mod drbd_pool;
 mod drbd_restore;
 mod faults;
+mod forest;
 mod live;
 mod live_faults;
 mod receive;
@@ -222,6 +223,18 @@ pub(crate) const CASES: &[Case] = &[
         "a tree, one by one: excluded by pattern, one instant, one that diverged is refused",
         LONG,
         recursive::recursive,
+    ),
+    case(
+        "tree-one-stream",
+        "--with tree killed in a child is completed; a pruned token; a clone of our snapshot",
+        LONG,
+        forest::by_one_stream,
+    ),
+    case(
+        "tree-bad-members",
+        "-r with a thick volume without room and a name too long: the others arrive",
+        LONG,
+        forest::bad_members,
     ),
     case("tree", "a tree in one stream, with its properties by policy", LONG, receive::tree),
     case(

@@ -43,7 +43,8 @@ pub(crate) struct Zfs {
 pub(crate) enum With {
     /// Its properties (`zfs send -p`).
     Properties,
-    /// All below it (`zfs send -R`). A stream that is cut off starts anew.
+    /// All below it (`zfs send -R`). A data set that a cut-off stream left behind is brought up by
+    /// a stream of its own.
     Tree,
 }
 

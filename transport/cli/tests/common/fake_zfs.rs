@@ -12,7 +12,10 @@ const SIZES: [u64; 3] = [16 << 20, 16 << 20, 24 << 20];
 
 /// What it answers from is in its folder: `points`, a line for each snapshot and bookmark,
 /// and `next`, the number of the snapshot that is taken next. It writes down what it is asked.
-/// With a file `old` it is one from before bookmarks, `receive -s` and `send -Lce`.
+/// `clones` has lines of a snapshot and its clone, `holds` of a snapshot and its tag, `refused` of a
+/// snapshot's data set and why none can be taken of it. A stream is received into whatever data set
+/// there is or not, and makes a snapshot of it with the guid in `arrives`; with a file `deaf` none
+/// is received. With a file `old` it is one from before bookmarks, `receive -s` and `send -Lce`.
 const FAKE: &str = r##"#!/bin/bash
 cd "$(dirname "$0")" || exit 99
 printf '%s\n' "$*" >> calls
@@ -20,7 +23,8 @@ tab=$'\t'
 guid_of() { awk -F '\t' -v name="$1" '$1 == name { print $2 }' points; }
 for last; do [ "$before" != -i ] || base=$last; before=$last; done
 # Several may ask at once; a stream may take as long as it likes.
-[ "$1" = send ] || { exec 9> lock; flock 9; }
+case $1 in send|receive) ;; *) exec 9> lock; flock 9 ;; esac
+value_of() { awk -F '\t' -v name="$1" '$1 == name { print $2 }' "$2" 2> /dev/null; }
 if [ -e old ]; then
     case "$*" in
     "send -"[!i]*|"receive -s"*) echo "invalid option '${2#-}'" >&2; exit 2 ;;
@@ -32,15 +36,38 @@ case "$*" in
 "list -Hp -d 0 -t filesystem,volume"*) grep "^$last$tab" dataset ;;
 "list -Hp -r -t filesystem,volume"*) cat dataset ;;
 "list -Hp"*"-t snapshot,bookmark"*) grep "^$last[@#]" points || true ;;
+"snapshot -r "*)
+    read -r number guid < next
+    cut -f1 dataset | while read -r name; do
+        printf '%s@%s\t%s\t%s\t%s\t0\n' "$name" "${3#*@}" "$guid" "$((number * 10))" "$number" >> points
+    done
+    tail -n +2 next > rest; mv rest next ;;
 "snapshot "*)
+    for name in "${@:2}"; do
+        why=$(value_of "${name%@*}" refused)
+        [ -z "$why" ] || echo "cannot create snapshot '$name': $why" >&2
+        [ -z "$why" ] || no=1
+    done
+    [ -z "$no" ] || { echo 'no snapshots were created' >&2; exit 1; }
     read -r number guid < next
     for name in "${@:2}"; do
         printf '%s\t%s\t%s\t%s\t0\n' "$name" "$guid" "$((number * 10))" "$number" >> points
     done
     tail -n +2 next > rest; mv rest next ;;
 "bookmark "*) awk -F '\t' -v OFS='\t' -v name="$2" -v mark="$3" '$1 == name { print mark, $2, $3, $4, "-" }' points > new; cat new >> points ;;
-"destroy "*) grep -v "^$last$tab" points > rest; mv rest points ;;
-hold*|release*) ;;
+"destroy "*)
+    [ -z "$(value_of "$last" clones)" ] || { echo "cannot destroy '$last': snapshot has dependent clones" >&2; exit 1; }
+    [ -z "$(value_of "$last" holds)" ] || { echo "cannot destroy snapshot $last: dataset is busy" >&2; exit 1; }
+    grep -v "^$last$tab" points > rest; mv rest points ;;
+"get -Hp -o value clones "*) clone=$(value_of "$last" clones); echo "${clone:--}" ;;
+"holds -H "*) tag=$(value_of "$last" holds); [ -z "$tag" ] || printf '%s\t%s\tMon Nov 30 12:00 2026\n' "$last" "$tag" ;;
+"hold "*|release*) ;;
+"receive -A "*) grep -v "^$last$tab" dataset > rest; mv rest dataset ;;
+"receive -u"*)
+    [ ! -e deaf ] || { echo 'cannot receive: it is deaf' >&2; exit 1; }
+    cat > received
+    printf '%s\tvolume\t78\t25165824\t16384\t-\t0\toff\t-\t-\t-\n' "$last" >> dataset
+    printf '%s@arrived\t%s\t900\t900\t0\n' "$last" "$(cat arrives)" >> points ;;
 "get -Hp -o value snapdev "*) echo hidden ;;
 "get -Hp -o value volsize "*) cat "size.$(guid_of "$last")" ;;
 version) cat version ;;

@@ -1,7 +1,7 @@
 //! Arbitrary messages: every value that has an encoding, limits included.
 
 use driftline_extent::{
-    Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask,
+    Ask, Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask,
     Item, Lack, Offer, PART_LEN_MAX, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root,
     Standing, Takes, TargetState, VOLUME_LEN_MAX, VolumeId,
 };
@@ -165,6 +165,7 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
         Just(Message::Accept),
         (reason(), detail).prop_map(|(reason, detail)| Message::Refuse { reason, detail }),
         state().prop_map(|state| Message::State(Box::new(state))),
+        (name, any::<bool>()).prop_map(|(member, discard)| Message::Ask(Ask { member, discard })),
         (plan(), any::<bool>())
             .prop_map(|(plan, overwrite)| Message::Offer(Offer { plan, overwrite })),
         (0..=CHUNKS_MAX).prop_map(|from| Message::Begin(Begin { from })),

@@ -1,0 +1,70 @@
+//! What is kept of a data set for its target, and what goes.
+
+use super::{LiveError, LiveSource, Pick};
+use crate::{
+    Point, PointName,
+    host::{Abilities, Stays},
+    select::{held_back, left_behind, prune},
+};
+
+impl LiveSource {
+    /// Sees to what the target holds by now: it is bookmarked, and what is older goes.
+    pub(super) fn arrived(&self, points: &[Point], guid: u64, abilities: Abilities) {
+        let Some(held) = points.iter().find(|point| point.guid == guid) else { return };
+        // Where there are no bookmarks, the snapshot is what the next increment starts from.
+        if abilities.bookmarks
+            && let Err(error) = self.mark(points, held)
+        {
+            // The snapshot stays what the next increment starts from.
+            tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
+            return;
+        }
+        let (names, keep) = (&self.options.names, self.options.keep);
+        self.destroy(&prune(points, names, guid, keep));
+        for point in held_back(points, names, guid, keep) {
+            let why = self.zfs.keepers(&point).unwrap_or_else(|| "it is held".to_owned());
+            tell(&Stays { point, why });
+        }
+    }
+
+    /// Removes what failing runs have left of this data set.
+    pub(super) fn tidy(&self, points: &[Point], abilities: Abilities, needed: &[u64]) {
+        // Bookmarks are what tells that a snapshot arrived.
+        let Pick::New(moment) = &self.options.pick else { return };
+        if !abilities.bookmarks {
+            return;
+        }
+        let mut left = left_behind(points, &self.options.names, self.held, needed);
+        let new = moment.snapshot_of(&self.name);
+        left.retain(|name| new.as_ref() != Ok(name));
+        if !left.is_empty() {
+            let (dataset, count) = (&self.name, left.len());
+            tracing::info!(%dataset, count, "snapshots of runs that failed are removed");
+            self.destroy(&left);
+        }
+    }
+
+    fn destroy(&self, points: &[PointName]) {
+        match self.zfs.destroy(points) {
+            Ok(stay) => stay.iter().for_each(tell),
+            Err(error) => {
+                tracing::warn!(dataset = %self.name, %error, "what is not needed any more stays");
+            }
+        }
+    }
+
+    /// Bookmarks what the target holds. Another owner's bookmark of it is not enough: it goes
+    /// when that one needs it no more.
+    fn mark(&self, points: &[Point], held: &Point) -> Result<(), LiveError> {
+        let bookmark = self.name.bookmark(&self.options.names.bookmark(held.guid))?;
+        if points.iter().any(|point| point.name == bookmark && point.guid == held.guid) {
+            return Ok(());
+        }
+        Ok(self.zfs.bookmark(&held.name, &bookmark)?)
+    }
+}
+
+/// One more with each run would fill the pool without a word.
+fn tell(Stays { point, why }: &Stays) {
+    tracing::warn!(kept = %point, why, "it is not needed any more, and stays");
+}

@@ -1,0 +1,145 @@
+//! A tree that goes by one stream: what decides is what each of its data sets holds.
+//!
+//! The stream of a tree is received one data set after the other, the root first. One that was
+//! cut off leaves the root at its end, and data sets below it behind, so what the root holds says
+//! nothing of them. So before the tree is called up to date, and before the next stream of it is
+//! sent, the target is asked for each data set below the root. One that is not at the snapshot
+//! which the root holds is brought there by a stream of its own: by the rest of what was cut off,
+//! by what follows its newest snapshot, or by all of it and what is below it.
+
+use std::collections::VecDeque;
+
+use driftline_extent::{Ask, Takes};
+
+use super::{LiveError, LiveSource};
+use crate::{DatasetName, PointKind, ResumeToken, host::Package, select::Base};
+
+/// A look at the data sets below the root, at the snapshot that the root holds.
+#[derive(Debug)]
+pub(super) struct Round {
+    /// The guid of that snapshot.
+    pub(super) held: u64,
+    /// Its name after the `@`, which is that of the others of its instant.
+    pub(super) short: String,
+    /// The data sets that were not looked at yet, parents before their children.
+    waiting: VecDeque<DatasetName>,
+}
+
+impl LiveSource {
+    /// What is asked of the target before anything is planned.
+    pub(super) fn question(&mut self) -> Result<Option<Ask>, LiveError> {
+        let Takes::Stream { token, .. } = &self.takes else { return Ok(None) };
+        let token = token.clone();
+        if let Some(token) = &token
+            && !self.discarded
+            && self.is_lost(token)?
+        {
+            self.discarded = true;
+            return Ok(Some(Ask { member: self.path(), discard: true }));
+        }
+        self.discarded = false;
+        if self.options.package != Package::Replicate {
+            return Ok(None);
+        }
+        if self.name == self.root {
+            // What was cut off, or begins, goes first.
+            let Some(held) = self.held.filter(|_| token.is_none()) else { return Ok(None) };
+            if self.round.as_ref().is_some_and(|round| round.held == held) {
+                return Ok(None);
+            }
+            self.round = self.begin_round(held)?;
+            if self.round.as_ref().is_none_or(|round| round.waiting.is_empty()) {
+                return Ok(None);
+            }
+        } else if token.is_some() || !self.is_there()? {
+            return Ok(None);
+        }
+        let next = self.round.as_mut().and_then(|round| round.waiting.pop_front());
+        self.name = next.unwrap_or_else(|| self.root.clone());
+        Ok(Some(Ask { member: self.path(), discard: false }))
+    }
+
+    /// Where the data set that is planned for is below the root.
+    fn path(&self) -> String {
+        self.name.below(&self.root).unwrap_or_default().to_owned()
+    }
+
+    /// The data sets below the root that were there at the snapshot which the root holds; `None`
+    /// if nothing is left of that here.
+    fn begin_round(&self, held: u64) -> Result<Option<Round>, LiveError> {
+        let points = self.zfs.points(&self.root)?;
+        let at = points.iter().find(|point| point.is_snapshot() && point.guid == held);
+        let Some(at) = at else { return Ok(None) };
+        let short = at.name.short().to_owned();
+        let mut waiting = VecDeque::new();
+        for member in self.zfs.tree(&self.root)? {
+            if member.name == self.root {
+                continue;
+            }
+            // What was made later comes with the next stream of the tree.
+            if let Ok(snapshot) = member.name.snapshot(&short)
+                && self.zfs.exists(snapshot)?
+            {
+                waiting.push_back(member.name);
+            }
+        }
+        Ok(Some(Round { held, short, waiting }))
+    }
+
+    /// Whether the target's data set has the snapshot of this round.
+    fn is_there(&self) -> Result<bool, LiveError> {
+        let Some(round) = &self.round else { return Ok(true) };
+        let Takes::Stream { points: theirs, .. } = &self.takes else { return Ok(true) };
+        let points = self.zfs.points(&self.name)?;
+        let wanted = self.name.snapshot(&round.short)?;
+        let Some(wanted) = points.iter().find(|point| point.name == wanted) else {
+            // It was destroyed here meanwhile.
+            return Ok(true);
+        };
+        let there =
+            self.held == Some(wanted.guid) || theirs.iter().any(|point| point.guid == wanted.guid);
+        if let Some(held) = self.held.filter(|_| there) {
+            self.arrived(&points, held, self.zfs.abilities()?);
+        }
+        Ok(there)
+    }
+
+    /// How much goes by a stream from this base. Below the root it is what a data set lacks; what
+    /// is below that again is there, or is looked at later.
+    pub(super) fn package(&self, base: &Base<'_>) -> Package {
+        match (self.options.package, base) {
+            (Package::Replicate, Base::Since(base)) if self.name != self.root => {
+                match base.name.kind() {
+                    PointKind::Snapshot => Package::Steps,
+                    PointKind::Bookmark => Package::One,
+                }
+            }
+            (package, _) => package,
+        }
+    }
+
+    /// Whether nobody can go on with this token, which is of a stream of ours: what it leads to,
+    /// or starts from, is gone. Said loudly, as what arrived of it is thrown away.
+    fn is_lost(&self, token: &str) -> Result<bool, LiveError> {
+        // What makes no sense is for a person to look at.
+        let Ok(token) = token.parse::<ResumeToken>() else { return Ok(false) };
+        let to = &token.toname;
+        if to.dataset() != &self.name && self.options.names.parse(to).is_none() {
+            return Ok(false);
+        }
+        let points = self.zfs.points(&self.name)?;
+        let has_tip = points.iter().any(|point| point.is_snapshot() && point.guid == token.toguid);
+        let base = token.fromguid.filter(|guid| *guid != 0);
+        let has_base = base.is_none_or(|guid| points.iter().any(|point| point.guid == guid));
+        if has_tip && has_base {
+            return Ok(false);
+        }
+        let gone = if has_tip { "the snapshot that it starts from" } else { "its snapshot" };
+        tracing::warn!(
+            dataset = %self.name, stream = %to, bytes = token.bytes,
+            "the target keeps a part of a stream that nobody can go on with, as {gone} was \
+             destroyed here: that part is thrown away, and the next stream starts anew"
+        );
+        Ok(true)
+    }
+}
