@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use driftline_extent::{
-    Ask, Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item,
-    Lack, Offer, Plan, PlanKind, Reason, ReplicaId, Root, Standing, Takes, TargetState,
+    Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item, Lack,
+    Offer, Plan, PlanKind, Reason, ReplicaId, Root, Standing, Takes, TargetState,
 };
 use driftline_wire::{
     Announced, Arrived, Batch, Coding, Coming, Compared, DataPart, Message, Packed, Packer,
@@ -115,50 +115,6 @@ fn applied(receiver: &mut Receiver) -> Vec<Arrived> {
         _ => None,
     });
     arrived.collect()
-}
-
-#[test]
-fn a_data_set_is_asked_about_only_where_an_offer_is_due() {
-    let ask = Ask { member: "a/b".to_owned(), discard: true };
-    let mut receiver = Receiver::new(state());
-    outputs(&mut receiver);
-    receiver.handle_message(Message::Ask(ask.clone())).unwrap();
-    assert_eq!(outputs(&mut receiver), [ReceiverOutput::Answer(ask.clone())]);
-    unexpected(receiver.handle_message(Message::Offer(offer(PlanKind::Stream))));
-    let other = TargetState { generation: None, ..state() };
-    receiver.handle_answered(other.clone());
-    let told = ReceiverOutput::Send(Message::State(Box::new(other)));
-    assert_eq!(outputs(&mut receiver), [told]);
-    receiver.handle_message(Message::Offer(offer(PlanKind::Stream))).unwrap();
-    unexpected(receiver.handle_message(Message::Ask(ask.clone())));
-    unexpected(receiving(PlanKind::Stream, 0).handle_message(Message::Ask(ask)));
-}
-
-#[test]
-fn what_is_asked_about_is_planned_for_and_stays_the_same_replica() {
-    let ask = Ask { member: "a".to_owned(), discard: false };
-    let told = |state: TargetState| Message::State(Box::new(state));
-    let asking = || {
-        let mut sender = Sender::new();
-        sender.handle_message(told(state())).unwrap();
-        while sender.poll().is_some() {}
-        sender.handle_ask(ask.clone());
-        let asked = Some(SenderOutput::Send(Message::Ask(ask.clone())));
-        assert_eq!(sender.poll(), asked);
-        sender
-    };
-    let other = TargetState { generation: None, ..state() };
-    let mut sender = asking();
-    sender.handle_message(told(other.clone())).unwrap();
-    assert_eq!(sender.poll(), Some(SenderOutput::Plan(Box::new(other.clone()))));
-    let foreign = [
-        TargetState { replica: ReplicaId([9; 16]), ..other.clone() },
-        TargetState { chunk_key: [9; 32], ..other },
-    ];
-    for foreign in foreign {
-        violation(asking().handle_message(told(foreign)), "another replica");
-    }
-    unexpected(asking().handle_message(Message::Begin(Begin { from: 0 })));
 }
 
 #[test]
