@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use driftline_extent::{Extent, Volume};
+use driftline_extent::{Extent, Reason, Unreadable, Volume};
 use driftline_manifest::is_zero;
 use rustix::{
     fs::{Advice, FallocateFlags, OFlags, SeekFrom, fadvise, fallocate, ftruncate, seek},
@@ -222,17 +222,25 @@ impl Volume for FileDisk {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        Disk::read_at(self, offset, buf)
+        Disk::read_at(self, offset, buf).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => became_shorter(),
+            _ => error,
+        })
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
         // What was cut off would otherwise look like a hole.
         if Disk::len(self)? < self.opened_len {
-            let what = "it became shorter while it was read: take a snapshot and read that";
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+            return Err(became_shorter());
         }
         self.data_at_or_after(from)
     }
+}
+
+/// A source is as long as it was when it was opened, or it is not one moment of it.
+fn became_shorter() -> io::Error {
+    let detail = "it became shorter while it was read: take a snapshot and read that".to_owned();
+    Unreadable { reason: Reason::SourceChanged, detail }.into()
 }
 
 /// Opens a device only if nobody has it who also wants it alone: a mount, a device mapper.

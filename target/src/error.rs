@@ -68,6 +68,12 @@ pub enum Problem {
     /// A block device has no place beside it for the books.
     #[error("a block device needs a state directory of its own; name one")]
     NoStateDir,
+    /// A replica that is to be read holds no generation.
+    #[error(
+        "it is not complete: a first copy, or one over something else, has not ended; push to it \
+         again, or read another replica"
+    )]
+    Incomplete,
     /// Another process has the replica open.
     #[error("{} is using this replica; wait for it to end", holder(*pid))]
     Busy {
@@ -310,6 +316,23 @@ pub enum Problem {
         /// The size of the volume.
         size: u64,
     },
+    /// Most of the data, or all of it, would be gone.
+    #[error(
+        "{gone} of {before} bytes of data would become zero or be cut off, and {left} be left; nothing \
+         was changed. If the source was not emptied by mistake, agree to it once where the replica \
+         is: `driftline allow-loss TARGET`"
+    )]
+    Emptied {
+        /// Bytes that would be gone.
+        gone: u64,
+        /// Bytes of data that are there.
+        before: u64,
+        /// Bytes of data that there would be.
+        left: u64,
+    },
+    /// Nothing was ever begun here.
+    #[error("this is no replica, or its books are elsewhere (--state-dir)")]
+    NoReplica,
     /// Two items of an increment lead the same chunk to different content.
     #[error("two items change the chunk at byte {offset}; nothing was committed")]
     Conflict {
@@ -378,8 +401,12 @@ impl Problem {
             | Self::SizeModified { .. }
             | Self::Written { .. }
             | Self::NotKept { .. } => Reason::TargetModified,
+            Self::Incomplete => Reason::NotConsistent,
+            Self::Emptied { .. } => Reason::SourceEmptied,
             Self::Busy { .. } | Self::InUse => Reason::TargetBusy,
-            Self::Foreign | Self::HoldsData | Self::IsReplica { .. } => Reason::TargetForeign,
+            Self::NoReplica | Self::Foreign | Self::HoldsData | Self::IsReplica { .. } => {
+                Reason::TargetForeign
+            }
             Self::OverwriteForbidden { .. } => Reason::Denied,
             Self::NotTheBase { .. } | Self::WouldOverwrite { .. } => Reason::BaseMismatch,
             Self::OtherSource { .. } => Reason::SourceMismatch,

@@ -526,7 +526,9 @@ impl<D: Disk> Replica<D> {
                 let _ = self.journal.clear();
             }
         })?;
+        let zeroed = self.check_loss(size)?;
         self.seal_and_apply(session, finish.tip, size, root)?;
+        self.zeroed += zeroed;
         Ok(Committed { generation: finish.tip, root, size })
     }
 

@@ -26,6 +26,7 @@
 //! | `journal` | the increment being received | checksummed records, module `journal` |
 //! | `overlay` | ids that the increment leads to | as `ids`; rebuilt from the journal |
 //! | `repair` | the damage that a source may replace | checksummed, module `repair` |
+//! | `loss-agreed` | that the next increment may lose data | text, module `loss` |
 //! | `lock` | the process that has it open | flock, and its pid in decimal |
 //!
 //! The file of an [`Index`] is elsewhere and of all of them; module `index`.
@@ -49,8 +50,10 @@ mod index;
 mod journal;
 mod journaled;
 mod keeper;
+mod loss;
 mod open_path;
 mod promised;
+mod read_path;
 mod redo;
 mod repair;
 mod replica;
@@ -69,7 +72,9 @@ pub use error::{Problem, TargetError};
 pub use in_place::InPlace;
 pub use index::{Index, IndexError, Listed};
 pub use keeper::{Keeper, Kept};
+pub use loss::agree_to_loss;
 pub use open_path::{Inspection, Options, inspect, open, open_in_place, open_kept, state_dir_of};
+pub use read_path::{Reading, books_of, open_read};
 pub use replica::{Disks, Replica};
 pub use scrub::ScrubReport;
 pub use stream::{Sink, SinkState, StreamProblem, StreamTarget, StreamTargetError};

@@ -18,6 +18,7 @@ use crate::{
     Disks, FileDisk, InPlace, Index, Keeper, Problem, Replica, TargetError,
     journal::Journal,
     journaled::{Unsealed, find_unsealed},
+    loss::is_agreed,
     repair::Repairs,
     state::{Slots, State, Status},
 };
@@ -32,6 +33,9 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
     /// Whether an offer's consent to a copy over what stands here is not enough.
     pub forbid_overwrite: bool,
+    /// How much of its data may go with one increment, in percent; `None` if all may. See
+    /// [`Replica::limit_loss`].
+    pub loss_max: Option<u8>,
     /// Where chunks are looked for that other replicas have. A replica that is made names its
     /// chunks under the index's key; one that has another key is not in it.
     pub index: Option<Arc<Index>>,
@@ -42,6 +46,11 @@ pub fn state_dir_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".driftline");
     name.into()
+}
+
+/// Where the books of the replica at `path` are.
+pub(crate) fn dir_of(path: &Path, options: &Options) -> PathBuf {
+    options.state_dir.clone().unwrap_or_else(|| state_dir_of(&resolved(path)))
 }
 
 /// Opens the replica at `path` for this process alone, and recovers it.
@@ -87,6 +96,11 @@ fn open_any(
         }
     };
     let mut replica = replica.guarded_by(guard);
+    if let Some(percent) = options.loss_max
+        && !is_agreed(&dir_of(path, options), &replica.state).map_err(problem)?
+    {
+        replica.limit_loss(percent);
+    }
     if let Some(index) = &options.index {
         replica.name_under(index.chunk_key());
         // Whatever the folder is that another session runs in.
@@ -158,6 +172,16 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
+    /// Keeps these locks.
+    pub(crate) const fn holding(locks: Vec<File>) -> Self {
+        Self { _locks: locks, made: Vec::new() }
+    }
+
+    /// Keeps one lock more.
+    pub(crate) fn hold(&mut self, lock: File) {
+        self._locks.push(lock);
+    }
+
     /// What was made is put to use, and stays.
     pub(crate) fn keep(&mut self) {
         self.made.clear();
@@ -175,7 +199,7 @@ impl Drop for Guard {
 
 /// The books of a replica, by name.
 const BOOKS: [&str; 5] = ["state", "journal", "ids", "overlay", "repair"];
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 
 fn open_disks(
     path: &Path,
@@ -238,7 +262,7 @@ fn open_disks(
 }
 
 /// The file that a path leads to, so that its books are found by every name of it.
-fn resolved(path: &Path) -> PathBuf {
+pub(crate) fn resolved(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
@@ -269,7 +293,7 @@ fn make_dir(dir: &Path) -> Result<bool, Problem> {
     }
 }
 
-fn parent_of(path: &Path) -> &Path {
+pub(crate) fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -277,7 +301,7 @@ fn parent_of(path: &Path) -> &Path {
 }
 
 /// Makes the names in a directory durable.
-fn sync_dir(dir: &Path) -> Result<(), Problem> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), Problem> {
     let synced = File::open(dir).and_then(|dir| dir.sync_all());
     synced.map_err(|source| Problem::Open { path: dir.to_owned(), source })
 }
@@ -352,7 +376,7 @@ fn inspect_dir(dir: &Path) -> Result<Option<Inspection>, Problem> {
 }
 
 /// Opens one of the books for reading; `None` if it is not there.
-fn open_book(dir: &Path, name: &str) -> Result<Option<FileDisk>, Problem> {
+pub(crate) fn open_book(dir: &Path, name: &str) -> Result<Option<FileDisk>, Problem> {
     let path = dir.join(name);
     match FileDisk::open_read(&path) {
         Ok(book) => Ok(Some(book)),

@@ -83,6 +83,10 @@ pub struct Replica<D: Disk> {
     /// Keeps others out for as long as the replica is open.
     guard: Option<Guard>,
     overwrite_forbidden: bool,
+    /// How much of the data may go with one increment, in percent; `None` if all may.
+    pub(crate) loss_max: Option<u8>,
+    /// Bytes that became zero or were cut off since this was opened.
+    pub(crate) zeroed: u64,
 }
 
 /// How the current increment is received.
@@ -171,6 +175,8 @@ impl<D: Disk> Replica<D> {
             poisoned: false,
             guard: None,
             overwrite_forbidden: false,
+            loss_max: None,
+            zeroed: 0,
         };
         // What a failed flush left in the cache is not what a crash would leave.
         this.ids.settle()?;
@@ -606,6 +612,10 @@ impl<D: Disk> Target for Replica<D> {
 
     fn commit(&mut self, finish: &Finish) -> Result<Committed, TargetError> {
         self.run(|this| this.commit_session(finish))
+    }
+
+    fn zeroed(&self) -> Option<u64> {
+        Some(self.zeroed)
     }
 }
 

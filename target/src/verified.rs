@@ -1,47 +1,107 @@
 //! The content of a replica, for reading: each chunk is compared with the books before it is handed
 //! out.
 
-use std::{
-    fmt, io,
-    sync::{Mutex, PoisonError},
-};
+use std::{fmt, io};
 
-use driftline_extent::{CHUNK_LEN, Extent, TargetState, Volume, chunk_count};
+use driftline_extent::{CHUNK_LEN, Extent, TargetState, Unreadable, Volume, chunk_count};
+use driftline_manifest::ChunkKey;
 
 use crate::{
-    Disk, Problem, Replica, TargetError,
+    Disk, Part, Problem, TargetError,
     chunks::{chunk_buf, read_chunk},
+    disk::Store,
+    ids::IdList,
+    open_path::Guard,
+    state::State,
 };
 
 /// A replica at a generation, for reading. Nobody else writes it meanwhile.
 ///
-/// What is not as it was committed cannot be read: the [`io::Error`] is then a [`TargetError`].
-pub struct Verified<D: Disk> {
-    size: u64,
-    state: TargetState,
-    replica: Mutex<Replica<D>>,
+/// What is not as it was committed cannot be read: the [`io::Error`] is then [`Unreadable`].
+pub struct Verified<D> {
+    name: String,
+    state: State,
+    key: ChunkKey,
+    volume: Store<D>,
+    ids: IdList<D>,
+    _guard: Guard,
 }
 
-impl<D: Disk> Replica<D> {
-    /// The generation that stands here, for reading.
+impl<D: Disk> Verified<D> {
+    /// The generation that stands here.
     ///
     /// # Errors
     ///
     /// A replica that holds no generation, whose list of ids does not lead to the root that was
     /// committed, or that has another size.
-    pub fn into_verified(self) -> Result<Verified<D>, TargetError> {
-        self.check_verifiable().map_err(|problem| problem.of(&self.name))?;
-        let state = self.state.describe(None);
-        Ok(Verified { size: state.size, state, replica: Mutex::new(self) })
+    pub(crate) fn new(
+        name: &str,
+        state: State,
+        volume: D,
+        ids: D,
+        guard: Guard,
+    ) -> Result<Self, Problem> {
+        let this = Self {
+            name: name.to_owned(),
+            key: ChunkKey::new(&state.chunk_key),
+            state,
+            volume: Store::new(Part::Volume, volume),
+            ids: IdList::new(Part::Ids, ids),
+            _guard: guard,
+        };
+        this.check()?;
+        Ok(this)
     }
 
-    fn check_verifiable(&self) -> Result<(), Problem> {
+    fn check(&self) -> Result<(), Problem> {
+        let (size, found) = (self.state.size, self.volume.len()?);
         let Some(root) = self.state.root() else { return Err(Problem::NoGeneration) };
-        self.check_size()?;
-        if self.ids.root(&self.key, self.state.size)? != root {
+        if found < size || (found > size && !self.volume.is_fixed()) {
+            return Err(Problem::SizeModified { found, expected: size });
+        }
+        if self.ids.root(&self.key, size)? != root {
             return Err(Problem::ListDamaged);
         }
         self.volume.drop_cache()
+    }
+
+    /// What stands here.
+    pub fn state(&self) -> TargetState {
+        self.state.describe(None)
+    }
+
+    /// Reads all of it.
+    ///
+    /// # Errors
+    ///
+    /// The first chunk that is not what was committed.
+    pub fn check_all(&self) -> Result<(), TargetError> {
+        let mut chunk = chunk_buf();
+        let mut next = 0;
+        let checked = loop {
+            let data = match self.next_expected(next) {
+                Ok(Some(data)) => data,
+                Ok(None) => break Ok(()),
+                Err(problem) => break Err(problem),
+            };
+            let indices = data.offset() / CHUNK_LEN..data.end().div_ceil(CHUNK_LEN);
+            next = indices.end * CHUNK_LEN;
+            let read = indices.into_iter().try_for_each(|index| self.prove(index, &mut chunk));
+            if let Err(problem) = read {
+                break Err(problem);
+            }
+        };
+        checked.map_err(|problem| problem.of(&self.name))
+    }
+
+    /// Reads a chunk, which must be as it was committed.
+    fn prove(&self, index: u64, chunk: &mut [u8]) -> Result<(), Problem> {
+        read_chunk(&self.volume, self.state.size, index, chunk)?;
+        if self.key.id(chunk) == self.ids.get(index)? {
+            Ok(())
+        } else {
+            Err(Problem::Damaged { offset: index * CHUNK_LEN })
+        }
     }
 
     /// Reads from `offset` on; every chunk that this touches must be as it was committed.
@@ -51,10 +111,7 @@ impl<D: Disk> Replica<D> {
         let mut rest = buf;
         while !rest.is_empty() {
             let (index, start) = (at / CHUNK_LEN, (at % CHUNK_LEN) as usize);
-            read_chunk(&self.volume, self.state.size, index, &mut chunk)?;
-            if self.key.id(&chunk) != self.ids.get(index)? {
-                return Err(Problem::Damaged { offset: index * CHUNK_LEN });
-            }
+            self.prove(index, &mut chunk)?;
             let len = rest.len().min(chunk.len() - start);
             let (now, later) = rest.split_at_mut(len);
             now.copy_from_slice(&chunk[start..start + len]);
@@ -74,37 +131,34 @@ impl<D: Disk> Replica<D> {
         });
         Ok([stands, listed].into_iter().flatten().min_by_key(Extent::offset))
     }
-}
 
-impl<D: Disk> Verified<D> {
-    /// What stands here.
-    pub const fn state(&self) -> &TargetState {
-        &self.state
-    }
-
-    fn run<T>(&self, call: impl FnOnce(&Replica<D>) -> Result<T, Problem>) -> io::Result<T> {
-        // Nothing in here panics half way, and nothing is changed.
-        let replica = self.replica.lock().unwrap_or_else(PoisonError::into_inner);
-        call(&replica).map_err(|problem| io::Error::other(problem.of(&replica.name)))
+    fn told<T>(&self, read: Result<T, Problem>) -> io::Result<T> {
+        read.map_err(|problem| {
+            let reason = problem.reason();
+            Unreadable { reason, detail: problem.of(&self.name).to_string() }.into()
+        })
     }
 }
 
 impl<D: Disk> Volume for Verified<D> {
     fn size(&self) -> u64 {
-        self.size
+        self.state.size
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.run(|replica| replica.read_verified(offset, buf))
+        self.told(self.read_verified(offset, buf))
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
-        self.run(|replica| replica.next_expected(from))
+        self.told(self.next_expected(from))
     }
 }
 
-impl<D: Disk> fmt::Debug for Verified<D> {
+impl<D> fmt::Debug for Verified<D> {
+    /// Without the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verified").field("state", &self.state).finish_non_exhaustive()
+        let mut debug = f.debug_struct("Verified");
+        debug.field("name", &self.name).field("status", &self.state.status);
+        debug.finish_non_exhaustive()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use driftline_extent::{Explained, Reason};
+use driftline_extent::{Explained, Reason, Unreadable};
 use driftline_wire::{LinkError, PublicKey, SessionError};
 
 /// A failure of our own source or target, as the user and the peer are told of it.
@@ -34,7 +34,8 @@ impl Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::new(Reason::Failed, error.to_string())
+        let reason = Unreadable::reason_of(&error).unwrap_or(Reason::Failed);
+        Self::new(reason, error.to_string())
     }
 }
 

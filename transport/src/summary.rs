@@ -11,6 +11,9 @@ pub struct Summary {
     pub increments: Vec<(Plan, Committed)>,
     /// What the target held when the session began.
     pub before: Option<Box<TargetState>>,
+    /// How many bytes of data became zero at the target or were cut off there, in whole chunks;
+    /// `None` where this side does not know.
+    pub zeroed: Option<u64>,
     /// What the source's witness has seen, where this side has one.
     pub testimony: Option<Testimony>,
 }

@@ -109,6 +109,8 @@ pub struct LiveSource {
     warned: bool,
     /// Whether it was said that the device cannot be read.
     blind: bool,
+    /// What keeps others from changing the volume meanwhile, if anything does.
+    held: Option<Box<dyn Send>>,
 }
 
 /// What is being sent.
@@ -172,7 +174,16 @@ impl LiveSource {
             bytes_before: 0,
             warned: false,
             blind: false,
+            held: None,
         }
+    }
+
+    /// Keeps this for as long as the source is open: what holds off whoever else would write the
+    /// volume before its snapshot is taken.
+    #[must_use]
+    pub fn holding(mut self, held: Box<dyn Send>) -> Self {
+        self.held = Some(held);
+        self
     }
 
     /// Says what is known to be wrong with this version of ZFS, once.

@@ -43,7 +43,7 @@ Exit codes:
   1  failed
   2  the command line makes no sense
   3  refused, and nothing was changed (base-mismatch, source-mismatch, target-foreign,
-     target-busy, unsupported, denied, just-created, not-consistent)
+     target-busy, unsupported, denied, just-created, not-consistent, source-emptied)
   4  the source is damaged or changed while it was read
   5  the connection failed: run again to go on where it stopped
   6  the replica is not what was committed to it, or could not be verified
@@ -127,6 +127,13 @@ pub(crate) enum Command {
     /// there since is not touched, and refused as target-modified. Without --repair nothing is
     /// changed at all.
     Scrub(Scrub),
+    /// Agree, once, that the next increment of a replica may lose most of its data, or all of it.
+    ///
+    /// What would become zero or be cut off is counted before an increment is applied. Beyond a share
+    /// of what the replica holds (--loss-max, 50 % if nothing is said), or if nothing would be left,
+    /// the increment is refused as source-emptied. This is said where the replica is, by a person,
+    /// and holds for the next increment alone.
+    AllowLoss(AllowLoss),
     /// Show which generation a replica holds.
     Status(Status),
     /// Show what was found and is not acknowledged yet.
@@ -273,6 +280,11 @@ pub(crate) struct Replicate {
     /// it.
     #[arg(long, value_name = "FILE")]
     pub(crate) index: Option<PathBuf>,
+    /// Of a local target: refuse an increment that makes more than this share of the replica's data
+    /// zero or cuts it off, or all of it; 100% refuses none. For NAME@HOST:PORT the configuration
+    /// there says it [default: 50%].
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) loss_max: Option<String>,
     /// Compression on the way: a zstd level, or off [default: 1].
     #[arg(long, value_name = "LEVEL", allow_hyphen_values = true)]
     pub(crate) compress: Option<String>,
@@ -418,6 +430,14 @@ pub(crate) struct Scrub {
     /// for each target.
     #[arg(long, value_name = "FILE")]
     pub(crate) metrics: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) state: StateDir,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AllowLoss {
+    /// file:PATH or zvol:POOL/NAME.
+    pub(crate) target: String,
     #[command(flatten)]
     pub(crate) state: StateDir,
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::{
     args,
     place::Place,
-    target::{TargetPlace, TargetTerms},
+    target::{TargetPlace, TargetTerms, loss_max},
     trust::Trust,
 };
 
@@ -59,6 +59,7 @@ struct WrittenVolume {
     source: Option<String>,
     target: Option<String>,
     state_dir: Option<PathBuf>,
+    loss_max: Option<String>,
     #[serde(default)]
     overwrite: bool,
     #[serde(default)]
@@ -220,9 +221,13 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
             if volume.state_dir.is_some()
                 || volume.overwrite
                 || volume.tree
-                || volume.receive.is_some() =>
+                || volume.receive.is_some()
+                || volume.loss_max.is_some() =>
         {
-            bail!("state_dir, overwrite, tree and receive are said of targets, and it is a source")
+            bail!(
+                "state_dir, overwrite, tree, receive and loss_max are said of targets, and it is a \
+                 source"
+            )
         }
         (Some(source), None) => match source.parse()? {
             Place::Remote { .. } | Place::StandardInput | Place::Zvol(_) => bail!(
@@ -256,6 +261,10 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
             if is_zfs && (volume.state_dir.is_some() || volume.overwrite) {
                 bail!("state_dir and overwrite are said of replicas, and {target} is kept by ZFS");
             }
+            if is_zfs && volume.loss_max.is_some() {
+                bail!("loss_max is said of replicas, and {target} is kept by ZFS, with snapshots");
+            }
+            let loss_max = loss_max(volume.loss_max.as_deref(), "loss_max")?;
             if !is_zfs && volume.receive.is_some() {
                 bail!("receive is said of zfs: targets, and it is {target}");
             }
@@ -265,8 +274,14 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
             }
             let (forbid_overwrite, receive) = (!overwrite, receive.unwrap_or_default());
             let root = tree.then(|| place.clone());
-            let index = None;
-            let terms = TargetTerms { state_dir, forbid_overwrite, receive, root, index };
+            let terms = TargetTerms {
+                state_dir,
+                forbid_overwrite,
+                loss_max,
+                receive,
+                root,
+                ..TargetTerms::default()
+            };
             Ok(Volume::Target { place, terms })
         }
         _ => bail!("it has either a source, to be pulled, or a target, to be pushed to"),
@@ -323,6 +338,8 @@ mod tests {
             ("source = \"file:", "source = \"x@h:1 file:", "golden"),
             ("name = \"golden\"", "name = \"vm1\"", "vm1"),
             ("overwrite = false", "overwrite = 0", "overwrite"),
+            ("overwrite = false", "loss_max = \"150%\"", "loss_max"),
+            ("name = \"golden\"", "name = \"golden\"\nloss_max = \"10%\"", "golden"),
             ("index = \"", "index = 7 # \"", "index"),
             ("name = \"golden\"", "name = \"golden\"\noverwrite = true", "golden"),
         ] {

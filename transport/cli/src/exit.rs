@@ -8,13 +8,15 @@ use driftline_target::TargetError;
 use driftline_transport::{Failure, Summary, TransportError};
 
 use crate::{
-    linstor::LinstorSourceError, plain::PlainError, source::SourceError, target::AnyTargetError,
+    content::ContentError, linstor::LinstorSourceError, plain::PlainError, source::SourceError,
+    target::AnyTargetError,
 };
 
 /// The exit codes, an interface: see the help text and the README.
 pub(crate) mod code {
     pub(crate) const DONE: u8 = 0;
     pub(crate) const FAILED: u8 = 1;
+    pub(crate) const USAGE: u8 = 2;
     pub(crate) const REFUSED: u8 = 3;
     pub(crate) const SOURCE: u8 = 4;
     pub(crate) const CONNECTION: u8 = 5;
@@ -24,9 +26,23 @@ pub(crate) mod code {
     pub(crate) const INTERRUPTED: u8 = 130;
 }
 
+/// The command line makes no sense, as far as the parser of it cannot tell.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
+/// Returns with a [`Usage`] error.
+macro_rules! misused {
+    ($($arguments:tt)*) => {
+        return Err($crate::exit::Usage(format!($($arguments)*)).into())
+    };
+}
+pub(crate) use misused;
+
 /// What an error is called in `--json` output, and its exit code.
 pub(crate) fn classify(error: &anyhow::Error) -> (&'static str, u8) {
     match reason(error) {
+        _ if error.is::<Usage>() => ("usage", code::USAGE),
         Some(reason) => (reason.as_str(), of_reason(reason)),
         None if error.chain().any(is_connection) => ("connection", code::CONNECTION),
         None => (Reason::Failed.as_str(), code::FAILED),
@@ -51,6 +67,7 @@ pub(crate) fn reason(error: &anyhow::Error) -> Option<Reason> {
         }
         None.or_else(|| cause.downcast_ref::<Failure>().map(|error| error.reason))
             .or_else(|| cause.downcast_ref::<AnyTargetError>().map(Explained::reason))
+            .or_else(|| cause.downcast_ref::<ContentError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<TargetError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<SourceError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<LinstorSourceError>().map(Explained::reason))
@@ -87,6 +104,7 @@ fn of_reason(reason: Reason) -> u8 {
         | Reason::Unsupported
         | Reason::JustCreated
         | Reason::NotConsistent
+        | Reason::SourceEmptied
         | Reason::Denied => code::REFUSED,
         Reason::StreamDamaged
         | Reason::MetadataDamaged
@@ -107,6 +125,17 @@ fn of_reason(reason: Reason) -> u8 {
 mod tests {
     use super::*;
     use anyhow::Context;
+
+    fn misuse() -> anyhow::Result<()> {
+        misused!("{} makes no sense", "it")
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_no_failure() {
+        let error = misuse().context("--option").unwrap_err();
+        assert_eq!(classify(&error), ("usage", 2));
+        assert_eq!(format!("{error:#}"), "--option: it makes no sense");
+    }
 
     #[test]
     fn a_reason_is_found_below_any_context() {
@@ -153,6 +182,7 @@ mod tests {
             ("manifest-damaged", 1),
             ("target-damaged", 6),
             ("resume-mismatch", 4),
+            ("source-emptied", 3),
         ];
         assert_eq!(codes, documented);
         // And by the document as well.

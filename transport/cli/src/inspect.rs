@@ -5,14 +5,16 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use driftline_extent::{Reason, Target, TargetState};
 use driftline_manifest::ChunkKey;
 use driftline_transport::{Failure, scan::root_of};
 use serde_json::json;
 
 use crate::{
-    args, incidents,
+    args,
+    exit::{classify, code},
+    foreign, incidents,
     place::Place,
     plain::PlainVolume,
     print::say,
@@ -23,14 +25,15 @@ use crate::{
 };
 
 /// Prints the change maps of a source.
-pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
+pub(crate) fn map(arguments: &args::Map, trust_dir: &Path, json: bool) -> anyhow::Result<()> {
     let place: Place = arguments.source.parse()?;
+    foreign::linstor_only(&arguments.linstor, &place)?;
     let mut out = BufWriter::new(stdout().lock());
     // Whoever looks clears nothing.
     let mode = Some(args::DrbdMode::Cumulative);
     let (zfs, drbd) = (&args::Zfs::default(), &args::Drbd { mode, ..args::Drbd::default() });
     let linstor = &arguments.linstor;
-    let trust = Trust { dir: Path::new(""), audit: &args::Audit::default(), target: "" };
+    let trust = Trust { dir: trust_dir, audit: &args::Audit::default(), target: "" };
     let terms = Terms { overwrite: true, zfs, drbd, linstor, to: "", moment: None, trust };
     source::open(&place, terms)?.maps(&mut |map| {
         if json {
@@ -43,39 +46,64 @@ pub(crate) fn map(arguments: &args::Map, json: bool) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
-/// Reads a replica again.
-pub(crate) fn verify(arguments: &args::Verify, json: bool) -> anyhow::Result<()> {
+/// Reads a replica again, and prints what was found. Returns the exit code.
+pub(crate) fn verify(arguments: &args::Verify, trust_dir: &Path, json: bool) -> anyhow::Result<u8> {
     let place = TargetPlace::of(&arguments.target.parse()?)?;
     let mut replica = place.open_replica(false, &TargetTerms::looking(&arguments.state))?;
     let report = replica.verify(&mut |_| {})?;
-    if json {
-        say(report::verify_json(&report));
-    } else {
-        say(report::verify(&report));
+    let against = arguments.against.as_deref().map(local).transpose()?;
+    let found = match against {
+        _ if !report.is_clean() => Some(Failure::new(
+            Reason::TargetModified,
+            format!(
+                "{} is not what was committed to it: push with --full to mend it from its source, \
+                 or restore it from elsewhere",
+                arguments.target
+            ),
+        )),
+        Some(source) => compare(&source, &replica.state(), trust_dir)?,
+        None => None,
+    };
+    let mut told = report::verify_json(&report);
+    let Some(failure) = found else {
+        say(if json { told.to_string() } else { report::verify(&report) });
+        return Ok(code::DONE);
+    };
+    let failure = anyhow::Error::from(failure);
+    told["error"] = report::error_json(&failure)["error"].take();
+    if report.is_clean() {
+        told["result"] = json!("different");
     }
-    if !report.is_clean() {
-        let detail = format!(
-            "{} is not what was committed to it: push with --full to mend it from its source, or \
-             restore it from elsewhere",
-            arguments.target
-        );
-        return Err(Failure::new(Reason::TargetModified, detail).into());
+    say(if json { told.to_string() } else { report::verify(&report) });
+    let (reason, exit) = classify(&failure);
+    eprintln!("driftline: {reason}: {failure:#}");
+    Ok(exit)
+}
+
+/// Agrees that the next increment of a replica may lose most of its data.
+pub(crate) fn allow_loss(arguments: &args::AllowLoss, json: bool) -> anyhow::Result<()> {
+    let place = TargetPlace::of(&arguments.target.parse()?)?;
+    place.agree_to_loss(&TargetTerms::looking(&arguments.state))?;
+    match json {
+        true => say(json!({ "result": "agreed", "target": arguments.target })),
+        false => say(format_args!("the next increment of {place} may lose any of its data")),
     }
-    match &arguments.against {
-        Some(source) => compare(&local(source)?, &replica.state()),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Compares all of a plain volume with what a replica holds, by root.
-fn compare(source: &Path, state: &TargetState) -> anyhow::Result<()> {
-    let plain = PlainVolume::open(source, false)?.volume();
-    let root = root_of(plain.as_ref(), &ChunkKey::new(&state.chunk_key));
-    if Some(root.with_context(|| source.display().to_string())?) == state.root {
-        return Ok(());
+fn compare(
+    source: &Path,
+    state: &TargetState,
+    trust_dir: &Path,
+) -> anyhow::Result<Option<Failure>> {
+    let plain = PlainVolume::open(source, false, trust_dir)?;
+    let root = root_of(plain.volume().as_ref(), &ChunkKey::new(&state.chunk_key));
+    if Some(root.map_err(|error| plain.io(error))?) == state.root {
+        return Ok(None);
     }
     let detail = format!("{} and the replica differ", source.display());
-    Err(Failure::new(Reason::VerifyFailed, detail).into())
+    Ok(Some(Failure::new(Reason::VerifyFailed, detail)))
 }
 
 /// Shows what a replica holds.
@@ -85,6 +113,7 @@ pub(crate) async fn status(
     json: bool,
 ) -> anyhow::Result<()> {
     let place: Place = arguments.target.parse()?;
+    foreign::check_state_dir(&arguments.state, &place)?;
     let (state, scrubbed_ms) = match &place {
         Place::Remote { volume, address } => {
             (replication::remote_state(volume, address, &arguments.peer).await?, None)

@@ -30,6 +30,7 @@ struct Written {
     like: Option<String>,
     compress: Option<String>,
     limit_rate: Option<String>,
+    loss_max: Option<String>,
     compare_every: Option<String>,
     audit_age: Option<String>,
     audit_sample: Option<String>,
@@ -86,6 +87,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
         index,
         compress,
         limit_rate,
+        loss_max,
         tree,
         zfs,
         drbd,
@@ -104,6 +106,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     *index = index.take().or(written.index);
     or(compress, written.compress);
     or(limit_rate, written.limit_rate);
+    or(loss_max, written.loss_max);
     or(&mut audit.compare_every, written.compare_every);
     or(&mut audit.audit_age, written.audit_age);
     or(&mut audit.audit_sample, written.audit_sample);

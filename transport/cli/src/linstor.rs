@@ -35,6 +35,7 @@ pub(crate) use self::error::LinstorSourceError;
 use crate::{
     args,
     clock::now_ms,
+    exit::misused,
     place::Place,
     plain::{PlainVolume, volume_id},
     terms::{Terms, id_of, live_options},
@@ -118,7 +119,7 @@ pub(crate) fn config(wanted: &args::Linstor) -> anyhow::Result<ClientConfig> {
             Some(Identity { certificate: certificate.clone(), key: key.clone() })
         }
         (None, None) => None,
-        _ => bail!("a client certificate of LINSTOR and its key are given together"),
+        _ => misused!("a client certificate of LINSTOR and its key are given together"),
     };
     config.tls = TlsFiles { authorities: wanted.ca.clone(), identity };
     Ok(config)
@@ -139,7 +140,7 @@ impl LinstorSource {
         let Place::Linstor { resource, volume } = named else { bail!("{named} is not LINSTOR's") };
         let Terms { overwrite, linstor: wanted, zfs: of_zfs, to, .. } = terms;
         if of_zfs.latest || of_zfs.snapshot.is_some() || of_zfs.keep.is_some() {
-            bail!("--snapshot, --latest and --keep are said of zfs: sources, and it is {named}");
+            misused!("--snapshot, --latest and --keep are said of zfs: sources, and it is {named}");
         }
         let (config, node) = (config(wanted)?, node_name(wanted)?);
         let client = Client::new(&config).map_err(told)?;

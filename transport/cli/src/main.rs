@@ -4,9 +4,11 @@
 mod args;
 mod clock;
 mod config;
+mod content;
 mod done;
 mod drbd;
 mod exit;
+mod foreign;
 mod incidents;
 mod index;
 mod inspect;
@@ -95,12 +97,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
             Command::Pull(job) => {
                 return replicate::run(job, Direction::Pull, trust_dir, json, show).await;
             }
-            Command::Restore(restore) => restore::run(restore, json, show).await,
+            Command::Restore(restore) => restore::run(restore, trust_dir, json, show).await,
             Command::Keygen(keygen) => make_key(keygen),
             Command::Serve(serve) => serve::run(&serve.config, serve.check, trust_dir).await,
-            Command::Map(map) => inspect::map(map, json),
-            Command::Verify(verify) => inspect::verify(verify, json),
+            Command::Map(map) => inspect::map(map, trust_dir, json),
+            Command::Verify(verify) => return inspect::verify(verify, trust_dir, json),
             Command::Scrub(scrub) => return scrub::run(scrub, trust_dir, json).await,
+            Command::AllowLoss(arguments) => inspect::allow_loss(arguments, json),
             Command::Status(status) => inspect::status(status, trust_dir, json).await,
             Command::Incidents(command) => incidents::run(command, trust_dir, json),
             Command::Drbd(DrbdCommand::InitTracker(tracker)) => drbd::init_tracker(tracker),

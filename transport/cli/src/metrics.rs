@@ -13,7 +13,7 @@ use driftline_extent::PlanKind;
 use driftline_target::ScrubReport;
 use driftline_trust::Incidents;
 
-use crate::{done::Done, place::Place};
+use crate::{done::Done, place::Place, report::changed};
 
 /// What stands for the source in what a scrub has found: it has none.
 pub(crate) const SCRUB: &str = "scrub";
@@ -166,13 +166,14 @@ fn text(before: &str, runs: &[Run<'_>], open: &dyn Fn(&str) -> usize, now_ms: u6
         let Some(done) = done else { continue };
         say("driftline_run_seconds", "", done.took.as_secs_f64().to_string());
         let moved = &done.moved;
-        for (kind, bytes) in [
+        let zeroed = done.summary.zeroed.map(|zeroed| ("zeroed", zeroed));
+        for (kind, bytes) in zeroed.into_iter().chain([
             ("read", moved.read),
-            ("changed", moved.announced),
+            ("changed", changed(done)),
             ("lacking", moved.data),
             ("sent", moved.sent),
             ("received", moved.received),
-        ] {
+        ]) {
             say("driftline_bytes", &format!(",kind=\"{kind}\""), bytes.to_string());
         }
         let (reason, degraded) = done.degraded.map_or(("", 0), |reason| (reason.as_str(), 1));

@@ -5,9 +5,10 @@ use std::{fmt, fs, io, path::Path, sync::Arc};
 
 use driftline_extent::{
     BLOCK_LEN, Change, Explained, Extent, Finish, Generation, Plan, PlanKind, Reason, Source,
-    Standing, Volume, VolumeId,
+    Standing, Unreadable, Volume, VolumeId,
 };
-use driftline_target::{FileDisk, TargetError};
+
+use crate::content::{self, ContentError};
 
 /// Bytes that are read at once: a chunk, as that is what they are cut into.
 const READ_LEN: u64 = driftline_extent::CHUNK_LEN;
@@ -22,6 +23,9 @@ pub(crate) enum PlainError {
         #[source]
         error: io::Error,
     },
+    /// It is a replica that cannot be read, or nothing that can.
+    #[error(transparent)]
+    Content(#[from] ContentError),
     /// The target's generation is not named by its content.
     #[error(
         "{name} has no identity but its content, and the target holds {base}, which has another: \
@@ -34,10 +38,8 @@ impl Explained for PlainError {
     fn reason(&self) -> Reason {
         match self {
             // A replica that is read from says itself what is wrong with it.
-            Self::Io { error, .. } => error
-                .get_ref()
-                .and_then(|error| error.downcast_ref::<TargetError>())
-                .map_or(Reason::Failed, Explained::reason),
+            Self::Io { error, .. } => Unreadable::reason_of(error).unwrap_or(Reason::Failed),
+            Self::Content(error) => error.reason(),
             Self::BaseMismatch { .. } => Reason::BaseMismatch,
         }
     }
@@ -59,12 +61,16 @@ pub(crate) struct PlainVolume {
 }
 
 impl PlainVolume {
-    /// Opens `path` for reading.
-    pub(crate) fn open(path: &Path, overwrite: bool) -> Result<Self, PlainError> {
+    /// Opens `path` for reading. `remembered` is the folder of what is remembered.
+    pub(crate) fn open(
+        path: &Path,
+        overwrite: bool,
+        remembered: &Path,
+    ) -> Result<Self, PlainError> {
         let name = path.display().to_string();
         let io = |error| PlainError::Io { name: name.clone(), error };
         let absolute = fs::canonicalize(path).map_err(io)?;
-        let disk = Arc::new(FileDisk::open_read(&absolute).map_err(io)?);
+        let disk = content::open(path, remembered)?.disk;
         Ok(Self::of(name, identity(&absolute), disk, overwrite))
     }
 
@@ -78,7 +84,8 @@ impl PlainVolume {
         Self { name, id, disk, overwrite, delivered: false, next: 0, data: None, bytes_read: 0 }
     }
 
-    fn io(&self, error: io::Error) -> PlainError {
+    /// What is wrong with reading it.
+    pub(crate) fn io(&self, error: io::Error) -> PlainError {
         PlainError::Io { name: self.name.clone(), error }
     }
 

@@ -6,7 +6,7 @@ use crate::{
     args,
     done::Done,
     exit::classify,
-    job,
+    foreign, job,
     place::Place,
     print::say,
     progress::Show,
@@ -28,6 +28,7 @@ pub(crate) async fn run(
     Trust { dir: trust_dir, audit: &arguments.audit, target: "" }.check()?;
     let place = |said: &Option<String>| said.as_deref().unwrap_or_default().parse::<Place>();
     let (source, target) = (place(&arguments.source)?, place(&arguments.target)?);
+    foreign::check(&arguments, &source, &target)?;
     let job = Job::of(&arguments, direction, trust_dir)?;
     tree::check(&arguments)?;
     if arguments.tree.recursive {

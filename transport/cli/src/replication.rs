@@ -33,7 +33,7 @@ use crate::{
     place::Place,
     progress::{Show, watch},
     source::{self, AnySource},
-    target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
+    target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms, loss_max},
     terms::Terms,
     trust::{Trust, incidents},
 };
@@ -105,9 +105,11 @@ impl Job {
                 state_dir: arguments.state.state_dir.clone(),
                 // Here the one who agrees to an overwrite is the one who asks for it.
                 forbid_overwrite: false,
+                loss_max: loss_max(arguments.loss_max.as_deref(), "--loss-max")?,
                 receive: arguments.receive.clone(),
                 root: None,
                 index: None,
+                remembered: Some(trust_dir.to_owned()),
             },
             index: arguments.index.clone(),
             zfs: arguments.zfs.clone(),
@@ -168,7 +170,7 @@ impl Job {
     }
 
     /// As with [`Default`] options, for whoever brings a target of its own.
-    pub(crate) fn plain(peer: args::Peer) -> Self {
+    pub(crate) fn plain(peer: args::Peer, trust_dir: &Path) -> Self {
         Self {
             direction: Direction::Pull,
             overwrite: false,
@@ -181,7 +183,7 @@ impl Job {
             drbd: args::Drbd::default(),
             linstor: args::Linstor::default(),
             audit: args::Audit::default(),
-            trust_dir: PathBuf::new(),
+            trust_dir: trust_dir.to_owned(),
             metrics: None,
             peer,
             together: None,
@@ -407,7 +409,7 @@ impl Job {
         let source_result = source_side.await;
         let target_result = target_side.await?;
         match (source_result, target_result) {
-            (Ok(summary), Ok(_)) => Ok(summary),
+            (Ok(summary), Ok(told)) => Ok(Summary { zeroed: told.zeroed, ..summary }),
             // The side that failed knows why; the other only heard of it.
             (_, Err(error @ TransportError::Local(_))) | (Err(error), _) | (Ok(_), Err(error)) => {
                 Err(error.into())

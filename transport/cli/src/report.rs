@@ -51,14 +51,28 @@ pub(crate) fn done(done: &Done) -> String {
     increments(done)
         + &audit
         + &degraded.unwrap_or_default()
+        + &zeroed(&done.summary)
         + &format!(
             "{} changed, {} lacking, {} sent, {} received, {:.2} s",
-            bytes(moved.announced),
+            bytes(changed(done)),
             bytes(moved.data),
             bytes(moved.sent),
             bytes(moved.received),
             done.took.as_secs_f64()
         )
+}
+
+/// What became zero or was cut off, if anything did.
+fn zeroed(summary: &Summary) -> String {
+    let zeroed = summary.zeroed.filter(|zeroed| *zeroed > 0);
+    zeroed.map_or_else(String::new, |zeroed| {
+        format!("{} of the data became zero or were cut off\n", bytes(zeroed))
+    })
+}
+
+/// All that changed: data that is new, and data that is gone as far as this side knows.
+pub(crate) fn changed(done: &Done) -> u64 {
+    done.moved.announced + done.summary.zeroed.unwrap_or(0)
 }
 
 /// What was read again of the space that a map calls unchanged, and what that could have missed.
@@ -195,7 +209,8 @@ pub(crate) fn done_json(done: &Done) -> Value {
         "audit": audit_json(summary),
         "bytes": {
             "read": moved.read,
-            "changed": moved.announced,
+            "changed": changed(done),
+            "zeroed": summary.zeroed,
             "lacking": moved.data,
             "sent": moved.sent,
             "received": moved.received,

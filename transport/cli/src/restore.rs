@@ -4,8 +4,6 @@
 //! read back is so in the one way that there is.
 
 use std::{
-    fs,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -21,7 +19,9 @@ use driftline_transport::{Failure, Progress, SourceJob};
 
 use crate::{
     args,
+    content::{self, Itself},
     done::Restored,
+    foreign,
     place::Place,
     plain::{PlainVolume, volume_id},
     print::say,
@@ -41,9 +41,15 @@ struct Opened {
 }
 
 /// Runs the command and prints what it did.
-pub(crate) async fn run(arguments: &args::Restore, json: bool, show: Show) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    arguments: &args::Restore,
+    trust_dir: &Path,
+    json: bool,
+    show: Show,
+) -> anyhow::Result<()> {
     let (from, to): (Place, Place) = (arguments.from.parse()?, arguments.to.parse()?);
-    let restored = restore(arguments, &from, &to, show).await;
+    foreign::check_state_dir(&arguments.state, &from)?;
+    let restored = restore(arguments, (&from, &to), trust_dir, show).await;
     let restored = restored.with_context(|| to.to_string())?;
     let printed = match json {
         true => report::restored_json(&restored, &to).to_string(),
@@ -55,15 +61,16 @@ pub(crate) async fn run(arguments: &args::Restore, json: bool, show: Show) -> an
 
 async fn restore(
     arguments: &args::Restore,
-    from: &Place,
-    to: &Place,
+    (from, to): (&Place, &Place),
+    trust_dir: &Path,
     show: Show,
 ) -> anyhow::Result<Restored> {
-    let job = Arc::new(Job::plain(arguments.peer.clone()));
+    let job = Arc::new(Job::plain(arguments.peer.clone(), trust_dir));
     let opened = match from {
         Place::Remote { .. } => None,
         _ => {
-            let terms = TargetTerms::looking(&arguments.state);
+            let remembered = Some(trust_dir.to_owned());
+            let terms = TargetTerms { remembered, ..TargetTerms::looking(&arguments.state) };
             let (job, from, to) = (job.clone(), from.clone(), to.clone());
             let open = move || open_source(&job, &from, &to, &terms);
             Some(tokio::task::spawn_blocking(open).await??)
@@ -113,34 +120,22 @@ fn open_source(job: &Job, from: &Place, to: &Place, terms: &TargetTerms) -> anyh
              NAME@HOST:PORT, or push it"
         ),
     };
-    let state = place.state(terms)?;
-    if state.incomplete {
-        let detail = format!(
-            "{from} is not complete: a first copy, or one over something else, has not ended. Push \
-             to it again, or restore another replica"
-        );
-        return Err(Failure::new(Reason::NotConsistent, detail).into());
-    }
-    let (volume, of) = match (state.generation, from) {
-        (Some(_), _) => {
-            let replica = place.open_replica(false, terms)?;
-            let verified = replica.into_verified().map_err(AnyTargetError::from)?;
-            // An increment that had been received whole is in place only since it was opened.
-            let of = verified.state().generation;
-            if place.state(terms)?.resume.is_some() {
-                tracing::warn!(%from, "the increment that was cut off is not in it");
-            }
-            (PlainVolume::of(from.to_string(), id(from), Arc::new(verified), false), of)
-        }
-        (None, Place::File(path)) if terms.state_dir.is_none() => {
-            tracing::warn!(%from, "it has no books, so nothing proves what it holds");
-            (PlainVolume::open(path, false)?, None)
-        }
-        (None, _) => {
+    let content = match (from, &terms.state_dir, &terms.remembered) {
+        (Place::File(path), None, Some(remembered)) => content::open(path, remembered)?,
+        _ if place.inspect(terms)?.is_some() => content::of_replica(place.open_verified(terms)?),
+        _ => {
             let detail = format!("{from} is no replica, or its books are elsewhere (--state-dir)");
             return Err(Failure::new(Reason::TargetForeign, detail).into());
         }
     };
+    // An increment that had been received whole is in place only since it was opened.
+    let of = content.replica.and_then(|state| state.generation);
+    if of.is_none() {
+        tracing::warn!(%from, "it has no books, so nothing proves what it holds");
+    } else if place.inspect(terms)?.is_some_and(|found| found.state.resume.is_some()) {
+        tracing::warn!(%from, "the increment that was cut off is not in it");
+    }
+    let volume = PlainVolume::of(from.to_string(), id(from), content.disk, false);
     let source = source::job_of(AnySource::Plain(volume), false, None);
     Ok(Opened { source, of, verified: of.is_some() })
 }
@@ -173,14 +168,7 @@ fn open_target(
 
 /// Whether both paths lead to one file or one device.
 fn is_same(a: &Path, b: &Path) -> bool {
-    let of = |path: &Path| {
-        let found = fs::metadata(path).ok()?;
-        Some(match found.file_type().is_block_device() {
-            true => (true, 0, found.rdev()),
-            false => (false, found.dev(), found.ino()),
-        })
-    };
-    of(a).is_some_and(|a| of(b) == Some(a))
+    Itself::of(a).is_some_and(|a| Itself::of(b) == Some(a))
 }
 
 /// The DRBD device of a volume, if it may be written here.

@@ -27,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     args::Drbd,
     config::{Config, Volume},
-    exit::degraded,
+    exit::{self, degraded},
     index, keyfile, linstor,
     print::{bytes, say},
     replication::COMPRESSION,
@@ -83,6 +83,12 @@ pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::R
         config,
         key,
     });
+    for (_, volume) in server.config.volumes() {
+        if let Volume::Target { place, terms } = volume {
+            let remembered = Some(server.trust_dir.clone());
+            place.remember(&TargetTerms { remembered, ..terms.clone() });
+        }
+    }
     let sessions = TaskTracker::new();
     loop {
         tokio::select! {
@@ -261,7 +267,8 @@ impl Server {
                 Ok(Granted::Source(Box::new(job.map_err(hidden)?)))
             }
             Volume::Target { place, terms } => {
-                let terms = TargetTerms { index: self.index.clone(), ..terms };
+                let (index, remembered) = (self.index.clone(), Some(self.trust_dir.clone()));
+                let terms = TargetTerms { index, remembered, ..terms };
                 let like = like.map(|like| self.like(key, like)).transpose()?;
                 let writer = self.writer(volume).await?;
                 let open = move || {
@@ -331,11 +338,16 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|error| Failure::new(Reason::Failed, format!("a worker has died: {error}")))
 }
 
-/// Why a source of ours cannot be opened is for our log; the peer learns that it cannot.
+/// Why a source of ours cannot be opened is for our log; the peer learns that it cannot, and what
+/// that says of the data.
 fn hidden(error: anyhow::Error) -> Failure {
     tracing::warn!("{error:#}");
-    Failure::new(
-        Reason::Failed,
-        "the source cannot be opened; its administrator finds why in the log",
-    )
+    let reason = exit::reason(&error).unwrap_or(Reason::Failed);
+    let detail = match reason {
+        Reason::NotConsistent => "the source is not complete and holds nothing to be relied on",
+        Reason::TargetModified => "the source is a replica that is not what was committed to it",
+        Reason::TargetBusy => "the source is being written; try again later",
+        _ => "the source cannot be opened",
+    };
+    Failure::new(reason, format!("{detail}; its administrator finds more in the log"))
 }

@@ -14,12 +14,11 @@ use driftline_drbd::{
 use driftline_extent::{
     Ask, Change, Explained, Finish, Generation, Plan, PlanKind, Reason, Source, TargetState, Volume,
 };
-use driftline_target::FileDisk;
 use driftline_transport::{SourceJob, witness::Witness};
 use driftline_zfs::{DatasetName, LiveError, LiveSource, Pick, SendStream, StreamError, host::Zfs};
 
 use crate::{
-    args,
+    args, content,
     linstor::{LinstorSource, LinstorSourceError},
     place::Place,
     plain::{PlainError, PlainVolume},
@@ -123,13 +122,14 @@ pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource>
             let input = BufReader::with_capacity(STREAM_BUFFER_LEN, io::stdin());
             Ok(stream(Box::new(input), 0))
         }
-        Place::File(path) => Ok(AnySource::Plain(PlainVolume::open(path, overwrite)?)),
+        Place::File(path) => {
+            Ok(AnySource::Plain(PlainVolume::open(path, overwrite, terms.trust.dir)?))
+        }
         Place::Drbd { path, meta, index } => {
             let name = place.to_string();
             let open = |path: &Path| {
-                let disk =
-                    FileDisk::open_read(path).with_context(|| format!("cannot open {place}"))?;
-                Ok::<_, anyhow::Error>(Arc::new(disk) as Arc<dyn Volume + Send + Sync>)
+                let content = content::open(path, terms.trust.dir);
+                Ok::<_, anyhow::Error>(content.with_context(|| place.to_string())?.disk)
             };
             let layout = index.map_or(Layout::External, Layout::Indexed);
             let meta = meta.as_deref().map(open).transpose()?.map(|disk| (disk, layout));
@@ -160,7 +160,11 @@ fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
         }
         (None, None) => Pick::New(moment(zfs.clone(), wanted, to, [name])?),
     };
-    Ok(LiveSource::new(zfs, name.clone(), live_options(pick, terms)?))
+    let live = LiveSource::new(zfs, name.clone(), live_options(pick, terms)?);
+    Ok(match content::hold_zvol(name, terms.trust.dir)? {
+        Some(held) => live.holding(Box::new(held)),
+        None => live,
+    })
 }
 
 /// What checks the maps of this source. A plain file has none, nor has a thin volume of
@@ -239,7 +243,10 @@ impl AnySource {
                 }
                 Ok(())
             }
-            Self::Plain(plain) => each(plain_map(plain.volume().as_ref())?.into()),
+            Self::Plain(plain) => {
+                let map = plain_map(plain.volume().as_ref());
+                each(map.map_err(|error| plain.io(error))?.into())
+            }
             Self::Drbd { name, volume } => {
                 let maps = volume.maps().map_err(|error| in_drbd(name, error))?;
                 maps.into_iter().try_for_each(|map| each(map.into()))

@@ -11,8 +11,8 @@ use driftline_extent::{
     TargetState,
 };
 use driftline_target::{
-    FileDisk, InPlace, Index, Inspection, Listed, Options, Replica, StreamTarget,
-    StreamTargetError, TargetError,
+    FileDisk, InPlace, Index, Inspection, Keeper, Listed, Options, Reading, Replica, StreamTarget,
+    StreamTargetError, TargetError, Verified,
 };
 use driftline_zfs::{
     DatasetName, device_of,
@@ -20,7 +20,8 @@ use driftline_zfs::{
 };
 
 use crate::{
-    args,
+    args::{self, units::parse_share},
+    content,
     place::Place,
     receive::{ReceiveError, ReceiveSink},
     zvol::{ZvolKeeper, state_dir_of},
@@ -28,6 +29,12 @@ use crate::{
 
 /// How the name of a folder ends that has the books of a replica in a file.
 pub(crate) const BOOKS_END: &str = ".driftline";
+
+/// How much of its data may go with one increment if nothing is said, in percent.
+const LOSS_MAX: u8 = 50;
+
+/// How often a replica is opened for reading, where each time an increment had to be completed.
+const OPEN_MAX: u32 = 3;
 
 /// Where a target is, on this machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,6 +54,8 @@ pub(crate) struct TargetTerms {
     pub(crate) state_dir: Option<PathBuf>,
     /// Whether an offer's consent to a copy over what stands here is not enough.
     pub(crate) forbid_overwrite: bool,
+    /// How much of a replica's data may go with one increment, in percent; `None` if all may.
+    pub(crate) loss_max: Option<u8>,
     /// What becomes of the properties in a stream.
     pub(crate) receive: args::Receive,
     /// The root of the tree that it is in, if it is in one: what is missing from there down to
@@ -54,6 +63,8 @@ pub(crate) struct TargetTerms {
     pub(crate) root: Option<TargetPlace>,
     /// Where chunks are looked for that other replicas have.
     pub(crate) index: Option<Arc<Index>>,
+    /// The folder in which replicas are remembered that have their books elsewhere, if they are.
+    pub(crate) remembered: Option<PathBuf>,
 }
 
 /// A target of any kind.
@@ -92,6 +103,18 @@ pub(crate) enum AnyTargetError {
         /// What the operating system said.
         error: std::io::Error,
     },
+    /// Each time that it was to be read, an increment had to be completed first.
+    #[error("{0} is being written by other processes; wait for them to end")]
+    Restless(TargetPlace),
+    /// Its storage cannot say whether it was written.
+    #[error("{place} cannot be asked whether it was written since its generation was kept")]
+    Kept {
+        /// Where that is.
+        place: TargetPlace,
+        /// What its storage said.
+        #[source]
+        error: std::io::Error,
+    },
     /// No randomness from the operating system.
     #[error("no randomness from the operating system: {0}")]
     Entropy(String),
@@ -114,7 +137,10 @@ impl Explained for AnyTargetError {
             Self::Stream(error) => error.reason(),
             Self::Zfs(error) => error.reason(),
             Self::NoReplica(_) | Self::NoMember { .. } => Reason::Unsupported,
-            Self::StateDir { .. } | Self::Unlike { .. } | Self::Entropy(_) => Reason::Failed,
+            Self::Restless(_) => Reason::TargetBusy,
+            Self::StateDir { .. } | Self::Unlike { .. } | Self::Kept { .. } | Self::Entropy(_) => {
+                Reason::Failed
+            }
         }
     }
 }
@@ -227,8 +253,11 @@ impl TargetPlace {
         create: bool,
         terms: &TargetTerms,
     ) -> Result<Replica<FileDisk>, AnyTargetError> {
-        let TargetTerms { state_dir, forbid_overwrite, index, .. } = terms.clone();
-        let options = Options { create, state_dir, forbid_overwrite, index };
+        let TargetTerms { state_dir, forbid_overwrite, loss_max, index, .. } = terms.clone();
+        let options = Options { create, state_dir, forbid_overwrite, loss_max, index };
+        if create {
+            self.remember(terms);
+        }
         match self {
             Self::File(path) => {
                 if create && terms.root.is_some() {
@@ -248,6 +277,54 @@ impl TargetPlace {
                 Ok(driftline_target::open_kept(&device_of(name), &options, keeper)?)
             }
         }
+    }
+
+    /// Remembers where books are that are not beside their volume, so that it is read by them
+    /// however it is named.
+    pub(crate) fn remember(&self, terms: &TargetTerms) {
+        let (Some(books), Some(dir)) = (&terms.state_dir, &terms.remembered) else { return };
+        let Ok(volume) = self.volume() else { return };
+        if let Err(error) = content::remember(dir, &volume, books) {
+            let dir = dir.display();
+            tracing::warn!(target = %self, %dir, %error, "that this is a replica is not remembered");
+        }
+    }
+
+    /// Opens the replica that it is for reading: each chunk is compared with its books, and nobody
+    /// writes it meanwhile.
+    pub(crate) fn open_verified(
+        &self,
+        terms: &TargetTerms,
+    ) -> Result<Verified<FileDisk>, AnyTargetError> {
+        let options = Options { state_dir: terms.state_dir.clone(), ..Options::default() };
+        let path = self.volume()?;
+        let books = self.state_dir(&options);
+        let books = books.unwrap_or_else(|| driftline_target::state_dir_of(&path));
+        for _ in 0..OPEN_MAX {
+            match driftline_target::open_read(&path, &books)? {
+                Reading::Ready(verified) => return Ok(*verified),
+                // Whoever opens it to write completes what a stop has left.
+                Reading::Unfinished => {
+                    let terms = TargetTerms { state_dir: Some(books.clone()), ..terms.clone() };
+                    drop(self.open_replica(false, &terms)?);
+                }
+            }
+        }
+        Err(AnyTargetError::Restless(self.clone()))
+    }
+
+    /// Agrees that the next increment may lose as much of its data as it likes.
+    pub(crate) fn agree_to_loss(&self, terms: &TargetTerms) -> Result<(), AnyTargetError> {
+        let options = Options { state_dir: terms.state_dir.clone(), ..Options::default() };
+        let options = Options { state_dir: self.state_dir(&options), ..options };
+        Ok(driftline_target::agree_to_loss(&self.volume()?, &options)?)
+    }
+
+    /// Whether its storage says that it was written since its generation was kept.
+    pub(crate) fn is_written(&self) -> Result<bool, AnyTargetError> {
+        let Self::Zvol(name) = self else { return Ok(false) };
+        let kept = ZvolKeeper::new(Zfs::find()?, name.clone(), None).kept();
+        Ok(kept.map_err(|error| AnyTargetError::Kept { place: self.clone(), error })?.written)
     }
 
     /// What it holds, without waiting for whoever writes it.
@@ -290,6 +367,11 @@ impl TargetPlace {
         };
         options.state_dir.clone().or(usual)
     }
+}
+
+/// How much of a replica's data may go with one increment, as it is `said` by an option or key.
+pub(crate) fn loss_max(said: Option<&str>, option: &str) -> anyhow::Result<Option<u8>> {
+    said.map_or(Ok(LOSS_MAX), |share| parse_share(option, share)).map(Some)
 }
 
 fn make_parents(dir: &Path) -> Result<(), AnyTargetError> {
@@ -382,6 +464,14 @@ impl Target for AnyTarget {
             Self::Replica(replica) => Ok(replica.commit(finish)?),
             Self::Stream(stream) => Ok(stream.commit(finish)?),
             Self::InPlace(place) => Ok(place.commit(finish)?),
+        }
+    }
+
+    fn zeroed(&self) -> Option<u64> {
+        match self {
+            Self::Replica(replica) => replica.zeroed(),
+            Self::Stream(stream) => stream.zeroed(),
+            Self::InPlace(place) => place.zeroed(),
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
 use driftline_drbd::{GuardCommand, LiveOptions as DrbdOptions, Mode, host::CowSize};
 use driftline_zfs::{
     DatasetName, LiveOptions, Moment, Pick, ReadBack,
@@ -11,7 +10,8 @@ use driftline_zfs::{
 };
 
 use crate::{
-    args, clock::now_ms, place::Place, plain::volume_id, trust::Trust, zvol_delta::zvol_delta,
+    args, clock::now_ms, exit::misused, place::Place, plain::volume_id, trust::Trust,
+    zvol_delta::zvol_delta,
 };
 
 /// What snapshots and bookmarks of ours begin with if nothing else is said.
@@ -102,22 +102,26 @@ pub(crate) fn live_options(pick: Pick, terms: Terms<'_>) -> anyhow::Result<LiveO
 /// How a volume of DRBD is replicated.
 pub(crate) fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<DrbdOptions> {
     let Terms { overwrite, drbd: wanted, to, .. } = terms;
-    let cow = wanted.cow_size.as_deref().map_or(Ok(CowSize::DEFAULT), str::parse);
+    let cow = wanted.cow_size.as_deref().map_or(Ok(CowSize::DEFAULT), str::parse::<CowSize>);
     let seconds = wanted.freeze_max.unwrap_or(FREEZE_MAX);
     if !FREEZE_RANGE.contains(&seconds) {
         let (start, end) = (FREEZE_RANGE.start(), FREEZE_RANGE.end());
-        bail!("--freeze-max takes {start} to {end} seconds");
+        misused!("--freeze-max takes {start} to {end} seconds");
     }
     if wanted.cross_check && wanted.mode == Some(args::DrbdMode::Cumulative) {
-        bail!("--cross-check is of what --mode rotate records, and the mode is cumulative");
+        misused!("--cross-check is of what --mode rotate records, and the mode is cumulative");
     }
+    let cow = match cow {
+        Ok(cow) => cow,
+        Err(why) => misused!("--cow-size: {why}"),
+    };
     let name = place.to_string();
     Ok(DrbdOptions {
         mode: wanted.mode.map(|mode| match mode {
             args::DrbdMode::Rotate => Mode::Rotate,
             args::DrbdMode::Cumulative => Mode::Cumulative,
         }),
-        cow: cow.map_err(|why| anyhow::anyhow!("--cow-size: {why}"))?,
+        cow,
         freeze_max: Duration::from_secs(seconds),
         // Volumes of one group share its names, and each may have several targets.
         id: id_of(&[&name, to]),

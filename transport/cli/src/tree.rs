@@ -15,7 +15,7 @@ use tracing::Instrument;
 use crate::{
     args,
     done::{Done, Member, Outcome},
-    exit::{classify, code},
+    exit::{classify, code, misused},
     place::Place,
     print::say,
     progress::Show,
@@ -34,21 +34,23 @@ pub(crate) fn check(arguments: &args::Replicate) -> anyhow::Result<()> {
     let args::Replicate { tree, full, zfs, state, .. } = arguments;
     if !tree.recursive {
         if !tree.include.is_empty() || !tree.exclude.is_empty() || tree.at_once.is_some() {
-            bail!("--include, --exclude and --at-once are said with -r");
+            misused!("--include, --exclude and --at-once are said with -r");
         }
         return Ok(());
     }
     if tree.at_once.is_some_and(|count| !(1..=AT_ONCE_MAX).contains(&count)) {
-        bail!("--at-once takes a number from 1 to {AT_ONCE_MAX}");
+        misused!("--at-once takes a number from 1 to {AT_ONCE_MAX}");
     }
     if *full {
-        bail!("--full is said of one data set, and not with -r: push the one that needs it alone");
+        misused!(
+            "--full is said of one data set, and not with -r: push the one that needs it alone"
+        );
     }
     if zfs.with == Some(args::With::Tree) {
-        bail!("-r sends each data set of a tree by itself, and --with tree all in one stream");
+        misused!("-r sends each data set of a tree by itself, and --with tree all in one stream");
     }
     if state.state_dir.is_some() {
-        bail!("--state-dir is said of one replica, and not with -r");
+        misused!("--state-dir is said of one replica, and not with -r");
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use crate::{
         units::{DAY, parse_age, parse_bytes},
     },
     clock::now_ms,
+    exit::Usage,
     place::Place,
 };
 
@@ -84,7 +85,8 @@ impl Trust<'_> {
             None | Some("auto") => Ok(None),
             Some(text) => {
                 let bytes = parse_bytes(text);
-                let bytes = bytes.context("--audit-sample takes auto, or bytes, as in 64M or 0")?;
+                let words = "--audit-sample takes auto, or bytes, as in 64M or 0";
+                let bytes = bytes.ok_or_else(|| Usage(words.to_owned()))?;
                 Ok(Some(bytes.div_ceil(CHUNK_LEN)))
             }
         }

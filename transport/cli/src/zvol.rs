@@ -36,6 +36,30 @@ pub(crate) fn state_dir_of(name: &DatasetName) -> PathBuf {
     Path::new(STATE_DIR).join(name.as_str())
 }
 
+/// The volumes that have books at their usual place, by name, and where those are.
+pub(crate) fn all_books(depth: usize) -> Vec<(String, PathBuf)> {
+    let mut found = Vec::new();
+    walk(Path::new(STATE_DIR), depth, &mut |dir| {
+        if let Some(name) = dir.strip_prefix(STATE_DIR).ok().and_then(Path::to_str) {
+            found.push((name.to_owned(), dir.to_owned()));
+        }
+    });
+    found
+}
+
+/// Tells of each folder at or below `dir` that has a state in it.
+fn walk(dir: &Path, depth: usize, each: &mut dyn FnMut(&Path)) {
+    if dir.join("state").is_file() {
+        each(dir);
+    }
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.filter_map(Result::ok).filter(|_| depth > 0) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            walk(&entry.path(), depth - 1, each);
+        }
+    }
+}
+
 /// Keeps the volume of this name.
 #[derive(Debug)]
 pub(crate) struct ZvolKeeper {

@@ -69,6 +69,8 @@ pub enum Reason {
     TargetDamaged,
     /// What came before a session was cut off does not go with what the source holds now.
     ResumeMismatch,
+    /// Most of what the target holds, or all of it, would become zero or be cut off.
+    SourceEmptied,
 }
 
 /// Every reason with its wire code and its word. Codes are never reused.
@@ -104,6 +106,7 @@ const TABLE: &[(Reason, u16, &str)] = &[
     (Reason::ManifestDamaged, 29, "manifest-damaged"),
     (Reason::TargetDamaged, 30, "target-damaged"),
     (Reason::ResumeMismatch, 31, "resume-mismatch"),
+    (Reason::SourceEmptied, 32, "source-emptied"),
 ];
 
 impl Reason {
@@ -157,12 +160,13 @@ mod tests {
                 Reason::JustCreated | Reason::NotConsistent | Reason::MetadataDamaged => {}
                 Reason::AuditMismatch | Reason::RootMismatch | Reason::ResumeMismatch => {}
                 Reason::ManifestMissing | Reason::ManifestDamaged | Reason::TargetDamaged => {}
+                Reason::SourceEmptied => {}
             }
             assert_eq!(Reason::from_code(reason.code()), Some(reason));
         }
-        assert_eq!(TABLE.len(), 31);
+        assert_eq!(TABLE.len(), 32);
         let codes: Vec<u16> = Reason::all().map(Reason::code).collect();
-        assert_eq!(codes, (1..=31).collect::<Vec<_>>());
+        assert_eq!(codes, (1..=32).collect::<Vec<_>>());
         assert_eq!(Reason::from_code(0), None);
         assert_eq!(Reason::BaseMismatch.to_string(), "base-mismatch");
     }

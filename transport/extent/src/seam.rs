@@ -4,7 +4,7 @@
 //! started again from an offset, a target can be given the same item twice, and `commit` is
 //! called only after an increment was received whole.
 
-use std::{error::Error, io, sync::Arc};
+use std::{error::Error, fmt, io, sync::Arc};
 
 use crate::{
     Change, Extent, Generation, GrainHash, GrainMask, Item, Reason, Root, Standing, VolumeId,
@@ -154,6 +154,37 @@ pub trait Volume: Sync {
     /// The first range at or after `from` that may hold anything but zeros; `None` if all
     /// that follows is known to be a hole.
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>>;
+}
+
+/// Why a [`Volume`] cannot be read, where that says something of the data. It travels inside an
+/// [`io::Error`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unreadable {
+    /// In one word.
+    pub reason: Reason,
+    /// For a person.
+    pub detail: String,
+}
+
+impl Unreadable {
+    /// The reason inside an error of a volume, if it has one.
+    pub fn reason_of(error: &io::Error) -> Option<Reason> {
+        error.get_ref()?.downcast_ref::<Self>().map(|error| error.reason)
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl Error for Unreadable {}
+
+impl From<Unreadable> for io::Error {
+    fn from(error: Unreadable) -> Self {
+        Self::other(error)
+    }
 }
 
 bytes_newtype! {
@@ -348,4 +379,10 @@ pub trait Target {
 
     /// Makes the received increment the replica's generation: whole, durable and read back.
     fn commit(&mut self, finish: &Finish) -> Result<Committed, Self::Error>;
+
+    /// How many bytes of data became zero or were cut off by what was committed so far; `None` if
+    /// that is not known.
+    fn zeroed(&self) -> Option<u64> {
+        None
+    }
 }

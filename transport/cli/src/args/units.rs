@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
+use crate::exit::misused;
 
 /// A day.
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -32,7 +32,16 @@ pub(crate) fn parse_age(option: &str, text: &str) -> anyhow::Result<Duration> {
     };
     match parsed {
         Some(age) if age >= DAY / 24 && age <= DAY * 3660 => Ok(age),
-        _ => bail!("{option} takes days or hours, as in 30d or 12h, from 1h to 3660d"),
+        _ => misused!("{option} takes days or hours, as in 30d or 12h, from 1h to 3660d"),
+    }
+}
+
+/// A share for an option of this name, in percent: from 0 to 100.
+pub(crate) fn parse_share(option: &str, text: &str) -> anyhow::Result<u8> {
+    let percent = text.strip_suffix('%').and_then(|number| number.parse::<u8>().ok());
+    match percent {
+        Some(percent @ 0..=100) => Ok(percent),
+        _ => misused!("{option} takes a share from 0% to 100%, as in 50%"),
     }
 }
 
@@ -41,7 +50,9 @@ pub(crate) fn parse_level(text: &str) -> anyhow::Result<Option<i32>> {
     match text.parse() {
         _ if text == "off" => Ok(None),
         Ok(level) if LEVELS.contains(&level) => Ok(Some(level)),
-        _ => bail!("--compress takes off, or a level from {} to {}", LEVELS.start(), LEVELS.end()),
+        _ => {
+            misused!("--compress takes off, or a level from {} to {}", LEVELS.start(), LEVELS.end())
+        }
     }
 }
 
@@ -50,7 +61,7 @@ pub(crate) fn parse_rate(text: &str) -> anyhow::Result<u64> {
     match parse_bytes(text) {
         // Slower, a peer would seem to have gone silent.
         Some(rate) if rate >= 1 << 10 => Ok(rate),
-        _ => bail!("--limit-rate takes at least 1K, as in 500K, 10M or 1G"),
+        _ => misused!("--limit-rate takes at least 1K, as in 500K, 10M or 1G"),
     }
 }
 
@@ -69,6 +80,13 @@ mod tests {
         }
         assert_eq!(parse_level("off").unwrap(), None);
         assert_eq!(parse_level("-5").unwrap(), Some(-5));
+        assert_eq!(
+            (parse_share("x", "0%").ok(), parse_share("x", "100%").ok()),
+            (Some(0), Some(100))
+        );
+        for bad in ["101%", "50", "-1%", "%", "0.5%"] {
+            assert!(parse_share("x", bad).is_err(), "{bad}");
+        }
         assert!(parse_level("99").is_err() && parse_level("fast").is_err());
     }
 }
