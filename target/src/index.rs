@@ -215,6 +215,22 @@ impl Index {
         }
     }
 
+    /// Opens a copy of the index at `path`, which another process has open, to look for chunks in it.
+    /// The copy is gone when it is closed. It may be of a moment that never was: what is found by it
+    /// is hashed as ever, and what is missing is not found.
+    pub fn open_copy(path: &Path) -> Result<Self, IndexError> {
+        let mut copy = path.as_os_str().to_owned();
+        copy.push(format!(".copy-{}", std::process::id()));
+        let copy = PathBuf::from(copy);
+        let copied = fs::copy(path, &copy);
+        let opened = copied
+            .map_err(|source| IndexError::Open { path: copy.clone(), source })
+            .and_then(|_| Self::open_existing(&copy));
+        // Whoever has it open goes on to read it.
+        let _ = fs::remove_file(&copy);
+        opened
+    }
+
     /// The key under which the chunks in it are named: replicas that are made take it.
     pub const fn chunk_key(&self) -> &[u8; 32] {
         &self.key

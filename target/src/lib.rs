@@ -60,6 +60,7 @@ mod replica;
 mod scrub;
 mod state;
 mod stream;
+mod survey;
 mod verified;
 mod verify;
 mod volume;
@@ -73,10 +74,13 @@ pub use in_place::InPlace;
 pub use index::{Index, IndexError, Listed};
 pub use keeper::{Keeper, Kept};
 pub use loss::agree_to_loss;
-pub use open_path::{Inspection, Options, inspect, open, open_in_place, open_kept, state_dir_of};
+pub use open_path::{
+    Found, Inspection, Options, inspect, open, open_in_place, open_kept, state_dir_of,
+};
 pub use read_path::{Reading, books_of, open_read};
 pub use replica::{Disks, Replica};
 pub use scrub::ScrubReport;
 pub use stream::{Sink, SinkState, StreamProblem, StreamTarget, StreamTargetError};
+pub use survey::survey;
 pub use verified::Verified;
 pub use verify::VerifyReport;

@@ -15,7 +15,7 @@ use rustix::{
 };
 
 use crate::{
-    Disks, FileDisk, InPlace, Index, Keeper, Problem, Replica, TargetError,
+    Disk, Disks, FileDisk, InPlace, Index, Keeper, Problem, Replica, TargetError,
     journal::Journal,
     journaled::{Unsealed, find_unsealed},
     loss::is_agreed,
@@ -346,16 +346,33 @@ pub struct Inspection {
     pub scrubbed_ms: Option<u64>,
     /// The process that last opened it; it may have ended since.
     pub opened_by: Option<u32>,
+    /// Whether a process has it open for writing now.
+    pub is_written: bool,
+    /// Whether its file or device is there, as it should be.
+    pub volume: Found,
+}
+
+/// What [`inspect`] found of a replica's file or device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// It is there, or need not be there yet.
+    Fitting,
+    /// It is not there.
+    Nothing,
+    /// Something else is there than a file or a block device.
+    Other,
+    /// It has this many bytes, which are not those of its generation.
+    Resized(u64),
 }
 
 /// Looks at the replica at `path` without locking, recovering or changing it; `None` if
 /// nothing was ever begun there.
 pub fn inspect(path: &Path, state_dir: Option<&Path>) -> Result<Option<Inspection>, TargetError> {
     let dir = state_dir.map_or_else(|| state_dir_of(&resolved(path)), Path::to_owned);
-    inspect_dir(&dir).map_err(|problem| problem.of(&path.display().to_string()))
+    inspect_dir(path, &dir).map_err(|problem| problem.of(&path.display().to_string()))
 }
 
-fn inspect_dir(dir: &Path) -> Result<Option<Inspection>, Problem> {
+fn inspect_dir(path: &Path, dir: &Path) -> Result<Option<Inspection>, Problem> {
     let Some(state) = open_book(dir, "state")? else { return Ok(None) };
     let Some(state) = Slots::peek(state)? else { return Ok(None) };
     let unsealed = match open_book(dir, "journal")? {
@@ -372,7 +389,37 @@ fn inspect_dir(dir: &Path) -> Result<Option<Inspection>, Problem> {
         state: TargetState { damaged, ..state.describe(unsealed.as_ref().map(Unsealed::resume)) },
         scrubbed_ms: state.scrubbed_ms,
         opened_by,
+        is_written: is_written(dir),
+        volume: find_volume(path, dir, &state)?,
     }))
+}
+
+/// Whether somebody has the lock that a writer has alone.
+fn is_written(dir: &Path) -> bool {
+    let lock = File::open(dir.join(LOCK));
+    lock.is_ok_and(|lock| {
+        flock(&lock, FlockOperation::NonBlockingLockShared).is_err_and(|e| e == Errno::WOULDBLOCK)
+    })
+}
+
+fn find_volume(path: &Path, dir: &Path, state: &State) -> Result<Found, Problem> {
+    let at = |source| Problem::Open { path: path.to_owned(), source };
+    let disk = match FileDisk::open_read(path) {
+        Ok(disk) => disk,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let gone = is_gone(dir, true)?;
+            return Ok(if gone { Found::Nothing } else { Found::Fitting });
+        }
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(Found::Other),
+        Err(source) => return Err(at(source)),
+    };
+    let len = Disk::len(&disk).map_err(at)?;
+    let fits = match state.status {
+        Status::Complete { .. } if disk.is_fixed() => len >= state.size,
+        Status::Complete { .. } => len == state.size,
+        Status::Direct { .. } | Status::Adopted => true,
+    };
+    Ok(if fits { Found::Fitting } else { Found::Resized(len) })
 }
 
 /// Opens one of the books for reading; `None` if it is not there.

@@ -45,7 +45,9 @@ pub fn books_of(path: &Path) -> io::Result<Option<PathBuf>> {
         Ok(found) if found.is_file() && found.nlink() > 1 => found,
         _ => return Ok(None),
     };
-    for entry in fs::read_dir(parent_of(&resolved))? {
+    // Who may not look into the folder of a file that has several names finds no other one.
+    let Ok(entries) = fs::read_dir(parent_of(&resolved)) else { return Ok(None) };
+    for entry in entries {
         let other = entry?.path();
         let is_same = |other: &Path| {
             fs::symlink_metadata(other)

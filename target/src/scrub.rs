@@ -1,6 +1,7 @@
 //! Finding damage at rest, and putting it right by hash.
 //!
-//! A scrub reads all of a replica, as a verification does. With consent to repair it then does what
+//! A scrub reads all of a replica, as a verification does; where others may write it meanwhile, without
+//! a lock, and looks again at what was not as it is listed (module `survey`). With consent to repair it then does what
 //! it can, and each step leaves the replica at its generation whatever is cut off:
 //!
 //! 1. A volume of another size gets the size that was committed.
@@ -14,7 +15,7 @@
 //! damaged where they differ, and nothing is repaired. Nor is it where more is damaged than is worth
 //! a list: that is copied anew.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use driftline_extent::{BlockMask, ChunkId, Generation, PlanKind, Root, chunk_count};
 use driftline_manifest::TreeHasher;
@@ -92,7 +93,24 @@ impl<D: Disk> Replica<D> {
         now_ms: u64,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ScrubReport, TargetError> {
-        self.run(|this| this.scrub_all(repair, now_ms, progress))
+        self.run(|this| this.scrub_all(None, repair, now_ms, progress))
+    }
+
+    /// As [`scrub`](Self::scrub), where all of it was read a moment ago and these chunks alone were
+    /// not what was listed ([`survey`](crate::survey)): they are looked at again, and the list of
+    /// ids as a whole. If that or the size is not what was committed, all is read again.
+    ///
+    /// # Errors
+    ///
+    /// As with [`scrub`](Self::scrub).
+    pub fn scrub_doubtful(
+        &mut self,
+        doubtful: &BTreeSet<u64>,
+        repair: bool,
+        now_ms: u64,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<ScrubReport, TargetError> {
+        self.run(|this| this.scrub_all(Some(doubtful), repair, now_ms, progress))
     }
 
     /// When a scrub last found no damage, in milliseconds since 1970.
@@ -102,6 +120,7 @@ impl<D: Disk> Replica<D> {
 
     fn scrub_all(
         &mut self,
+        doubtful: Option<&BTreeSet<u64>>,
         repair: bool,
         now_ms: u64,
         progress: &mut dyn FnMut(u64),
@@ -112,7 +131,9 @@ impl<D: Disk> Replica<D> {
         let size_found = self.volume.len()?;
         let size_matches = self.check_size().is_ok();
         let size_repaired = repair && !size_matches && self.mend_size()?;
-        let Survey { mut report, mut damages, root: found_root } = self.look(progress)?;
+        let is_whole = size_matches && self.ids.root(&self.key, self.state.size)? == root;
+        let only = doubtful.filter(|_| is_whole);
+        let Survey { mut report, mut damages, root: found_root } = self.look(only, progress)?;
         (report.size_found, report.size_matches) = (size_found, size_matches);
         let only_list = !report.root_matches && found_root == Some(root);
         let mut done = ScrubReport {
@@ -154,11 +175,16 @@ impl<D: Disk> Replica<D> {
         Ok(())
     }
 
-    fn look(&self, progress: &mut dyn FnMut(u64)) -> Result<Survey, Problem> {
+    fn look(
+        &self,
+        only: Option<&BTreeSet<u64>>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Survey, Problem> {
         let size = self.state.size;
         let mut damages = Damages::new();
-        let mut tree = Some(TreeHasher::new(&self.key));
-        let report = self.survey(progress, &mut |index, found, listed| {
+        // A part of it has no root.
+        let mut tree = only.is_none().then(|| TreeHasher::new(&self.key));
+        let report = self.survey(only, progress, &mut |index, found, listed| {
             let found = found.ok();
             match (&mut tree, found) {
                 (Some(tree), Some(found)) => {

@@ -1,5 +1,7 @@
 //! Reading a whole replica again.
 
+use std::collections::BTreeSet;
+
 use driftline_extent::{CHUNK_LEN, ChunkId, Extent, ExtentSet, Generation, chunk_count};
 
 use crate::{
@@ -45,7 +47,7 @@ impl<D: Disk> Replica<D> {
         &self,
         progress: &mut dyn FnMut(u64),
     ) -> Result<VerifyReport, Problem> {
-        self.survey(progress, &mut |_, found, listed| Ok(found? != listed))
+        self.survey(None, progress, &mut |_, found, listed| Ok(found? != listed))
     }
 
     /// Whether all is as it was committed, or with `repairs` may be replaced.
@@ -53,7 +55,7 @@ impl<D: Disk> Replica<D> {
         if !repairs || self.repairs.is_empty() {
             return Ok(self.verify_all(&mut |_| {})?.is_clean());
         }
-        let report = self.survey(&mut |_| {}, &mut |index, found, listed| match found {
+        let report = self.survey(None, &mut |_| {}, &mut |index, found, listed| match found {
             Ok(found) => Ok(found != listed && !self.repairs.allow(index, listed, Some(found))),
             Err(_) if self.repairs.allow(index, listed, None) => Ok(false),
             Err(problem) => Err(problem),
@@ -61,10 +63,11 @@ impl<D: Disk> Replica<D> {
         Ok(report.is_clean())
     }
 
-    /// Reads all of it; `is_damaged` is told each chunk that is not a hole, what was found, and
+    /// Reads all of it, or `only` these chunks; `is_damaged` is told each chunk that is not a hole, what was found, and
     /// what is listed.
     pub(crate) fn survey(
         &self,
+        only: Option<&BTreeSet<u64>>,
         progress: &mut dyn FnMut(u64),
         is_damaged: IsDamaged<'_>,
     ) -> Result<VerifyReport, Problem> {
@@ -85,7 +88,7 @@ impl<D: Disk> Replica<D> {
         self.volume.drop_cache()?;
         let (chunks, readable) = (0..chunk_count(size), size.min(size_found));
         let (key, volume, ids) = (&self.key, &self.volume, &self.ids);
-        walk_any(key, volume, readable, ids, chunks, |index, found, listed| {
+        let mut visit = |index, found, listed| {
             if is_damaged(index, found, listed)? {
                 report.damaged_chunks += 1;
                 let full = report.damaged.extent_count() >= DAMAGE_MAX;
@@ -93,7 +96,13 @@ impl<D: Disk> Replica<D> {
             }
             progress(index * CHUNK_LEN);
             Ok(())
-        })?;
+        };
+        match only {
+            None => walk_any(key, volume, readable, ids, chunks, &mut visit)?,
+            Some(only) => only.iter().try_for_each(|index| {
+                walk_any(key, volume, readable, ids, *index..index + 1, &mut visit)
+            })?,
+        }
         if let Some(cut) = Extent::from_bounds(readable, size) {
             report.damaged_chunks += cut.align_out(CHUNK_LEN).len() / CHUNK_LEN;
             report.damaged.insert(cut);

@@ -110,7 +110,7 @@ pub struct LiveSource {
     /// Whether it was said that the device cannot be read.
     blind: bool,
     /// What keeps others from changing the volume meanwhile, if anything does.
-    held: Option<Box<dyn Send>>,
+    guard: Option<Box<dyn Send>>,
 }
 
 /// What is being sent.
@@ -174,15 +174,15 @@ impl LiveSource {
             bytes_before: 0,
             warned: false,
             blind: false,
-            held: None,
+            guard: None,
         }
     }
 
     /// Keeps this for as long as the source is open: what holds off whoever else would write the
     /// volume before its snapshot is taken.
     #[must_use]
-    pub fn holding(mut self, held: Box<dyn Send>) -> Self {
-        self.held = Some(held);
+    pub fn holding(mut self, guard: Box<dyn Send>) -> Self {
+        self.guard = Some(guard);
         self
     }
 

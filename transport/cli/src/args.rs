@@ -50,6 +50,9 @@ Exit codes:
   7  the target is full or too small
   8  done, degraded: the replica is at the new generation, but all had to be read although a map
      was there, or something was found, or put right (see `driftline incidents`)
+  9  status: no replica is there
+ 10  status: a first copy is on its way, or was cut off
+ 11  status: the replica's books are there, and its file or device is not
 130  interrupted: run again to go on";
 
 #[derive(Debug, Subcommand)]
@@ -117,6 +120,9 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Re-read a replica as verify does, remember what is found, and with --repair put it right.
     ///
+    /// It gives way to replication: nothing is locked while it reads, and what is written meanwhile
+    /// is looked at again at the end.
+    ///
     /// What is found is an incident (`driftline incidents`) until somebody acknowledges it; when a
     /// scrub last found nothing is shown by `driftline status`. The exit code is 6 while damage is
     /// left, and 8 if all of it was put right at once.
@@ -134,7 +140,12 @@ pub(crate) enum Command {
     /// the increment is refused as source-emptied. This is said where the replica is, by a person,
     /// and holds for the next increment alone.
     AllowLoss(AllowLoss),
-    /// Show which generation a replica holds.
+    /// Show which generation a replica holds, and what is known to be wrong with it.
+    ///
+    /// It looks at the books and at the length, and reads nothing else: `driftline verify` does. The
+    /// exit code is 0 for a replica that holds a generation, 6 for one that is known to be damaged,
+    /// 9 where there is none, 10 while a first copy is not complete, and 11 where the books are
+    /// there and the file or device is not.
     Status(Status),
     /// Show what was found and is not acknowledged yet.
     ///
@@ -419,8 +430,8 @@ pub(crate) struct Scrub {
     /// Put right what can be, and let the replica's source replace the rest.
     #[arg(long)]
     pub(crate) repair: bool,
-    /// With --repair, look for damaged chunks in the replicas that this index lists. Another
-    /// process must not have it open.
+    /// With --repair, look for damaged chunks in the replicas that this index lists, also while
+    /// `driftline serve` has it.
     #[arg(long, value_name = "FILE", requires = "repair")]
     pub(crate) index: Option<PathBuf>,
     /// Read at most this many bytes each second (at least 1K; K, M and G are powers of 1024).

@@ -23,6 +23,9 @@ pub(crate) mod code {
     pub(crate) const REPLICA: u8 = 6;
     pub(crate) const FULL: u8 = 7;
     pub(crate) const DEGRADED: u8 = 8;
+    pub(crate) const ABSENT: u8 = 9;
+    pub(crate) const INCOMPLETE: u8 = 10;
+    pub(crate) const GONE: u8 = 11;
     pub(crate) const INTERRUPTED: u8 = 130;
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use driftline_target::{Index, Listed};
+use driftline_target::{Index, IndexError, Listed};
 
 use crate::{
     args,
@@ -40,6 +40,24 @@ pub(crate) fn open(path: &Path, replicas: &[Listed]) -> Option<Arc<Index>> {
             tracing::error!("{error}; what other replicas have is sent again meanwhile");
             None
         }
+    }
+}
+
+/// As [`open`], only to look for chunks: also while `driftline serve` has it.
+pub(crate) fn open_to_look(path: &Path, replicas: &[Listed]) -> Option<Arc<Index>> {
+    match Index::open(path, replicas) {
+        Err(IndexError::Busy { .. }) => match Index::open_copy(path) {
+            Ok(index) => Some(Arc::new(index)),
+            Err(error) => {
+                tracing::error!("{error}; what other replicas have is not looked for");
+                None
+            }
+        },
+        Err(error) => {
+            tracing::error!("{error}; what other replicas have is not looked for");
+            None
+        }
+        Ok(index) => Some(Arc::new(index)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `driftline map`, `verify` and `status`: they look and change nothing.
+//! `driftline map` and `verify`: they look and change nothing.
 
 use std::{
     io::{BufWriter, Write, stdout},
@@ -14,11 +14,11 @@ use serde_json::json;
 use crate::{
     args,
     exit::{classify, code},
-    foreign, incidents,
+    foreign,
     place::Place,
     plain::PlainVolume,
     print::say,
-    replication, report, source,
+    report, source,
     target::{TargetPlace, TargetTerms},
     terms::Terms,
     trust::Trust,
@@ -104,43 +104,6 @@ fn compare(
     }
     let detail = format!("{} and the replica differ", source.display());
     Ok(Some(Failure::new(Reason::VerifyFailed, detail)))
-}
-
-/// Shows what a replica holds.
-pub(crate) async fn status(
-    arguments: &args::Status,
-    trust_dir: &Path,
-    json: bool,
-) -> anyhow::Result<()> {
-    let place: Place = arguments.target.parse()?;
-    foreign::check_state_dir(&arguments.state, &place)?;
-    let (state, scrubbed_ms) = match &place {
-        Place::Remote { volume, address } => {
-            (replication::remote_state(volume, address, &arguments.peer).await?, None)
-        }
-        _ => {
-            let (place, terms) = (TargetPlace::of(&place)?, TargetTerms::looking(&arguments.state));
-            match place.inspect(&terms)? {
-                Some(found) => (found.state, found.scrubbed_ms),
-                None => (place.state(&terms)?, None),
-            }
-        }
-    };
-    let open = incidents::open_of(trust_dir, &arguments.target)?;
-    if json {
-        let mut told = report::state_json(&state);
-        told["scrubbed"] = json!(scrubbed_ms.map(|ms| ms / 1000));
-        told["incidents"] = open.iter().map(incidents::json).collect();
-        say(told);
-    } else {
-        say(report::state(&state));
-        if let Some(ms) = scrubbed_ms {
-            say(format_args!("scrubbed   {}, and nothing was damaged", incidents::time(ms)));
-        }
-        open.iter()
-            .for_each(|incident| say(format_args!("incident   {}", incidents::line(incident))));
-    }
-    Ok(())
 }
 
 fn local(text: &str) -> anyhow::Result<std::path::PathBuf> {

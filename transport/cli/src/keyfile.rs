@@ -1,9 +1,9 @@
 //! Secret keys in files that only their owner reads.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, DirBuilder, OpenOptions},
     io::Write,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -18,6 +18,11 @@ pub(crate) fn generate(path: &Path) -> anyhow::Result<SecretKey> {
     let mut random = [0; 32];
     getrandom::fill(&mut random).context("no randomness from the operating system")?;
     let key = SecretKey::from_random(random);
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        // Nobody else has anything to do there; one that is there stays as it is.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)

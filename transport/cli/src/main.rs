@@ -29,6 +29,7 @@ mod restore;
 mod scrub;
 mod serve;
 mod source;
+mod status;
 mod target;
 mod terms;
 mod told;
@@ -104,7 +105,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
             Command::Verify(verify) => return inspect::verify(verify, trust_dir, json),
             Command::Scrub(scrub) => return scrub::run(scrub, trust_dir, json).await,
             Command::AllowLoss(arguments) => inspect::allow_loss(arguments, json),
-            Command::Status(status) => inspect::status(status, trust_dir, json).await,
+            Command::Status(status) => return status::run(status, trust_dir, json).await,
             Command::Incidents(command) => incidents::run(command, trust_dir, json),
             Command::Drbd(DrbdCommand::InitTracker(tracker)) => drbd::init_tracker(tracker),
             Command::Drbd(DrbdCommand::Guard { minor, limit_ms }) => {

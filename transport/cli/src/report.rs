@@ -430,12 +430,6 @@ pub(crate) fn state(state: &TargetState) -> String {
         text += &format!("\nroot       {root}");
     }
     text += &format!("\nreplica    {}", state.replica);
-    if state.incomplete {
-        text += "\nincomplete the first full copy is not complete: push again to go on";
-    }
-    if state.damaged {
-        text += "\ndamaged    a scrub has found damage: push again to replace it from the source";
-    }
     if let Some(resume) = &state.resume {
         let from = bytes(resume.from * driftline_extent::CHUNK_LEN);
         text += &format!("\nresume     an increment was cut off after {from}: push again to go on");

@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use driftline_extent::{CHUNK_LEN, Reason};
-use driftline_target::ScrubReport;
+use driftline_extent::{CHUNK_LEN, Explained, Reason};
+use driftline_target::{FileDisk, Replica, ScrubReport};
 use driftline_transport::chain;
 use driftline_trust::{EXTENTS_MAX, Incident};
 
@@ -19,9 +19,13 @@ use crate::{
     metrics::{self, SCRUB},
     print::say,
     report,
-    target::{TargetPlace, TargetTerms},
+    target::{AnyTargetError, TargetPlace, TargetTerms},
     trust::incidents,
 };
+
+/// How long is waited for a session that writes the replica, and between two looks.
+const BUSY_MAX: Duration = Duration::from_secs(15 * 60);
+const BUSY_STEP: Duration = Duration::from_millis(200);
 
 /// A scrub that was done, and when one last found nothing.
 struct Done {
@@ -73,19 +77,56 @@ fn scrub(arguments: &args::Scrub) -> anyhow::Result<Done> {
     let place = TargetPlace::of(&arguments.target.parse()?)?;
     let rate = arguments.limit_rate.as_deref().map(parse_rate).transpose()?;
     let mut terms = TargetTerms::looking(&arguments.state);
+    let mut pace = Pace { rate, started: Instant::now(), read: 0 };
+    // What fails here fails below as well, where it is said what.
+    let doubtful = place.survey(&terms, &mut |_| pace.wait()).unwrap_or_else(|error| {
+        tracing::debug!("all is read with the replica locked: {error}");
+        None
+    });
     if let Some(path) = &arguments.index {
-        terms.index = index::open(path, &index::replica(&place, &terms));
+        terms.index = index::open_to_look(path, &index::replica(&place, &terms));
     }
-    let mut replica = place.open_replica(false, &terms)?;
-    let (started, mut read) = (Instant::now(), 0);
-    let report = replica.scrub(arguments.repair, now_ms(), &mut |_| {
-        read += CHUNK_LEN;
-        if let Some(rate) = rate {
-            let due = Duration::from_secs_f64(read as f64 / rate as f64);
-            thread::sleep(due.saturating_sub(started.elapsed()));
-        }
-    })?;
+    let mut replica = open_when_free(&place, &terms)?;
+    let (repair, now) = (arguments.repair, now_ms());
+    let report = match &doubtful {
+        Some(chunks) => replica.scrub_doubtful(chunks, repair, now, &mut |_| pace.wait())?,
+        None => replica.scrub(repair, now, &mut |_| pace.wait())?,
+    };
     Ok(Done { report, clean_ms: replica.scrubbed_ms() })
+}
+
+/// How fast is read.
+struct Pace {
+    rate: Option<u64>,
+    started: Instant,
+    read: u64,
+}
+
+impl Pace {
+    /// Waits after a chunk, until it may have been read.
+    fn wait(&mut self) {
+        self.read += CHUNK_LEN;
+        if let Some(rate) = self.rate {
+            let due = Duration::from_secs_f64(self.read as f64 / rate as f64);
+            thread::sleep(due.saturating_sub(self.started.elapsed()));
+        }
+    }
+}
+
+/// Opens the replica, and waits for whoever writes it.
+fn open_when_free(
+    place: &TargetPlace,
+    terms: &TargetTerms,
+) -> Result<Replica<FileDisk>, AnyTargetError> {
+    let until = Instant::now() + BUSY_MAX;
+    loop {
+        match place.open_replica(false, terms) {
+            Err(error) if error.reason() == Reason::TargetBusy && Instant::now() < until => {
+                thread::sleep(BUSY_STEP);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// Keeps what was found as an incident, and returns its name.
@@ -121,6 +162,16 @@ fn remember(trust_dir: &Path, target: &str, done: &anyhow::Result<Done>) -> Opti
     }
 }
 
+/// How it ends what was found, where the books have a list of it that the next push replaces.
+const LEFT: &str = "are left to the next push";
+
+/// Whether nothing but this incident says that a replica is damaged: no list in its books does.
+pub(crate) fn is_only_word(incident: &Incident) -> bool {
+    let is_damage = [Reason::TargetDamaged, Reason::TargetModified, Reason::VerifyFailed]
+        .contains(&incident.reason);
+    is_damage && incident.mended.is_none() && !incident.detail.ends_with(LEFT)
+}
+
 fn incident_of(target: &str, report: &ScrubReport) -> Incident {
     let ScrubReport { found, repaired, awaited, .. } = report;
     let mut detail = match (report.only_list, found.damaged_chunks) {
@@ -136,7 +187,7 @@ fn incident_of(target: &str, report: &ScrubReport) -> Incident {
     if report.is_whole() {
         detail += ": all of it was put right at once";
     } else if repaired + awaited > 0 {
-        detail += &format!(": {repaired} were put right, {awaited} are left to the next push");
+        detail += &format!(": {repaired} were put right, {awaited} {LEFT}");
     } else {
         detail += ": nothing was changed";
     }

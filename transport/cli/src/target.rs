@@ -1,6 +1,7 @@
 //! Every kind of target behind one type.
 
 use std::{
+    collections::BTreeSet,
     fmt, fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -311,6 +312,18 @@ impl TargetPlace {
             }
         }
         Err(AnyTargetError::Restless(self.clone()))
+    }
+
+    /// Reads all of the replica while others may write it, and returns the chunks that have to be
+    /// looked at again; `None` if all have to be.
+    pub(crate) fn survey(
+        &self,
+        terms: &TargetTerms,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Option<BTreeSet<u64>>, AnyTargetError> {
+        let options = Options { state_dir: terms.state_dir.clone(), ..Options::default() };
+        let options = Options { state_dir: self.state_dir(&options), ..options };
+        Ok(driftline_target::survey(&self.volume()?, &options, progress)?)
     }
 
     /// Agrees that the next increment may lose as much of its data as it likes.

@@ -5,7 +5,7 @@ mod common;
 use std::{
     fs::{self, File, OpenOptions},
     io::Read,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -74,8 +74,20 @@ fn a_block_device_takes_increments_and_gives_them() {
     let clean = json(dir.path(), 0, &["verify", &target, "--state-dir", "books"]);
     assert_eq!(clean["result"], "clean");
 
-    json(dir.path(), 0, &["push", &device.place(), "file:copy.img"]);
-    assert_eq!(fs::read(dir.path().join("copy.img")).unwrap(), fs::read(&device.device).unwrap());
+    // It is read as the replica that it is: its volume alone, by its books, whatever it is called.
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&device.device, &link).unwrap();
+    let link = format!("file:{}", link.display());
+    json(dir.path(), 0, &["push", &link, "file:copy.img"]);
+    assert_eq!(sha256(&dir.path().join("copy.img")), recorded_sha256("lz4-16k@s4"));
+    let content = fs::read(dir.path().join("copy.img")).unwrap();
+    let at = content.iter().rposition(|byte| *byte != 0).unwrap();
+    let damage = OpenOptions::new().write(true).open(&device.device).unwrap();
+    damage.write_all_at(&[!content[at]], at as u64).unwrap();
+    for source in [device.place(), link] {
+        let refused = json(dir.path(), 6, &["push", &source, "file:other.img"]);
+        assert_eq!(refused["error"]["reason"], "target-modified", "{refused}");
+    }
 }
 
 #[test]

@@ -70,7 +70,10 @@ fn a_rotated_snapshot_is_an_increment() {
     let refused = json(dir, 3, &["push", SOURCES[0], "file:out.img"]);
     assert_eq!(refused["error"]["reason"], "base-mismatch", "{refused}");
     assert_holds(dir, "out.img", "s1.img");
-    // By consent everything goes.
+    // By consent everything goes: that older one is empty, so a person has to agree to that as well.
+    let refused = json(dir, 3, &["push", "--full", SOURCES[0], "file:out.img"]);
+    assert_eq!(refused["error"]["reason"], "source-emptied", "{refused}");
+    json(dir, 0, &["allow-loss", "file:out.img"]);
     let agreed = json(dir, 0, &["push", "--full", SOURCES[0], "file:out.img"]);
     assert_eq!(increment(&agreed), ["scan", TIPS[0], "base-mismatch"]);
     assert_holds(dir, "out.img", "s0.img");

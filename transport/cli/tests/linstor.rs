@@ -239,7 +239,7 @@ fn elsewhere_the_nodes_to_go_to_are_named() {
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
         assert!(text(&output).contains(says), "{}", text(&output));
     }
-    site.fails(&["--latest"], 1, &["said of zfs: sources"]);
+    site.fails(&["--latest"], 2, &["said of zfs: sources"]);
     assert!(!site.asked("POST"));
 }
 

@@ -186,7 +186,7 @@ fn a_replica_that_is_read_is_held() {
     }
     json(dir, 0, &["push", "file:source.img", "file:vm.img"]);
     assert_eq!(sha256(&dir.join("source.img")), sha256(&dir.join("vm.img")));
-    // What a kill left sealed is completed before it is read: the lock alone tells nothing of that.
+    // Readers write there who they are, for whoever is refused.
     let mut pid = String::new();
     let lock = dir.join("vm.img.driftline/lock");
     File::open(lock).unwrap().read_to_string(&mut pid).unwrap();

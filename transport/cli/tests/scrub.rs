@@ -13,7 +13,7 @@ use std::{
 use common::{
     Pair, driftline,
     fake_zfs::{Fake, text},
-    json, noise, recorded_sha256, sha256, unpack_drbd,
+    json, noise, recorded_sha256, sha256, unpack_drbd, zstream,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -62,7 +62,7 @@ fn a_clean_replica_is_told_dated_and_measured() {
     assert!(text(&status).contains("\nscrubbed   "), "{}", text(&status));
     assert_eq!(incidents(dir), [] as [Value; 0]);
     // What makes no sense.
-    json(dir, 1, &["scrub", "file:out.img", "--limit-rate", "7"]);
+    json(dir, 2, &["scrub", "file:out.img", "--limit-rate", "7"]);
     json(dir, 1, &["scrub", "file:none.img"]);
     json(dir, 1, &["scrub", "vm@host:1"]);
     assert_eq!(driftline(dir, &["scrub", "file:out.img", "--index", "i"]).status.code(), Some(2));
@@ -94,7 +94,8 @@ fn what_is_found_is_named_remembered_and_changes_nothing() {
         assert_eq!((&kept[0]["chunks"], &kept[0]["mended"]), (&2.into(), &Value::Null));
         assert_eq!(kept[0]["extents"][1]["offset"], 12 * CHUNK);
     }
-    let status = json(dir, 0, &["status", "file:out.img"]);
+    let status = json(dir, 6, &["status", "file:out.img"]);
+    assert_eq!(status["condition"], "damaged");
     assert_eq!(
         (status["incidents"].as_array().unwrap().len(), &status["damaged"]),
         (1, &false.into())
@@ -180,7 +181,7 @@ fn the_next_push_replaces_what_was_found_and_nothing_else() {
         flip(&dir.join("out.img"), 12 * CHUNK);
         let found = json(dir, 6, &REPAIR);
         assert_eq!((&found["awaited_chunks"], &found["repaired_chunks"]), (&2.into(), &0.into()));
-        assert_eq!(json(dir, 0, &["status", "file:out.img"])["damaged"], true);
+        assert_eq!(json(dir, 6, &["status", "file:out.img"])["damaged"], true);
         if next {
             content[7] ^= 1;
             fs::write(dir.join("a.img"), &content).unwrap();
@@ -262,7 +263,7 @@ fn a_listener_tells_of_damage_and_has_it_replaced() {
     flip(&pair.image(), 8 * CHUNK);
     json(dir, 6, &["scrub", &format!("file:{}", pair.image().display()), "--repair"]);
     let status = ["status", &target, "--key", "client.key", "--peer", &pair.server];
-    assert_eq!(json(dir, 0, &status)["damaged"], true);
+    assert_eq!(json(dir, 6, &status)["damaged"], true);
     assert_eq!(json(dir, 8, &pair.push("file:a.img", &target))["degraded"], "target-damaged");
     assert_eq!(json(dir, 0, &status)["damaged"], false);
     assert_eq!(fs::read(pair.image()).unwrap(), content);
@@ -289,4 +290,81 @@ fn the_units_are_sound() {
         return eprintln!("skipped: there is no systemd-analyze");
     };
     assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output));
+}
+
+/// A scrub of hours does not hold off replication, and looks again at what was written meanwhile.
+#[test]
+fn a_push_goes_through_while_a_scrub_reads() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    let held = |number: usize| {
+        let part = ["full", "1-2"][number - 1];
+        let image = format!("s{number}.img");
+        json(dir, 0, &["push", &zstream(&format!("lz4-16k.{part}.zs")), "file:ref.img"]);
+        fs::copy(dir.join("ref.img"), dir.join(&image)).unwrap();
+        fs::read(dir.join(image)).unwrap()
+    };
+    let (before, after) = (held(1), held(2));
+    let chunk =
+        |bytes: &[u8], index: usize| bytes[index * CHUNK as usize..][..CHUNK as usize].to_vec();
+    let untouched = (0..before.len() / CHUNK as usize)
+        .find(|index| {
+            let old = chunk(&before, *index);
+            old == chunk(&after, *index) && old.iter().any(|byte| *byte != 0)
+        })
+        .unwrap() as u64;
+    // What is damaged before, and not written meanwhile, is found all the same.
+    for damaged in [None, Some(untouched * CHUNK)] {
+        json(dir, 0, &["push", &zstream("lz4-16k.full.zs"), "file:vm.img"]);
+        damaged.iter().for_each(|at| flip(&dir.join("vm.img"), *at));
+        let line = ["--json", "scrub", "file:vm.img", "--limit-rate", "256K"];
+        let mut scrub =
+            common::command(dir, &line).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(800));
+        let pushed = json(dir, 0, &["push", &zstream("lz4-16k.1-2.zs"), "file:vm.img"]);
+        assert_eq!(pushed["result"], "committed");
+        assert!(scrub.try_wait().unwrap().is_none(), "the scrub has ended too early");
+        let scrubbed = scrub.wait_with_output().unwrap();
+        let found: Value = serde_json::from_slice(&scrubbed.stdout).unwrap();
+        let code = if damaged.is_some() { 6 } else { 0 };
+        assert_eq!(scrubbed.status.code(), Some(code), "{found}");
+        assert_eq!(found["generation"], pushed["increments"][0]["tip"]);
+        assert_eq!(found["damaged_chunks"], u64::from(damaged.is_some()), "{found}");
+        if let Some(at) = damaged {
+            assert_eq!(found["damaged"][0]["offset"], at);
+        } else {
+            assert_eq!(sha256(&dir.join("vm.img")), recorded_sha256("lz4-16k@s2"));
+        }
+        fs::remove_file(dir.join("vm.img")).unwrap();
+        fs::remove_dir_all(dir.join("vm.img.driftline")).unwrap();
+    }
+}
+
+/// `driftline serve` has the index open, and a scrub beside it repairs from there.
+#[test]
+fn a_scrub_of_a_live_target_repairs_from_the_index() {
+    let pair = Pair::new();
+    let dir = pair.path();
+    let root = dir.display();
+    let content = noise(&dir.join("a.img"), SIZE, 1);
+    let volume =
+        |name: &str| format!("[[volume]]\nname = {name:?}\ntarget = \"file:{root}/{name}.img\"\n");
+    let config = format!("push = [\"vm\", \"twin\"]\n{}{}", volume("vm"), volume("twin"));
+    let server = pair.serve_indexed("index", &config);
+    for name in ["vm", "twin"] {
+        json(dir, 0, &pair.push("file:a.img", &format!("{name}@{}", server.address)));
+    }
+    flip(&pair.image(), 4 * CHUNK + 3);
+    let repair = ["scrub", "file:vm.img", "--repair", "--index", "index"];
+    let done = json(dir, 8, &repair);
+    assert_eq!(
+        (&done["result"], &done["repaired_chunks"]),
+        (&"repaired".into(), &1.into()),
+        "{done}"
+    );
+    assert!(fs::read(pair.image()).unwrap() == content);
+    let left: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("copy")), "{left:?}");
+    // The server goes on with its index.
+    json(dir, 0, &pair.push("file:a.img", &format!("vm@{}", server.address)));
 }

@@ -279,7 +279,7 @@ pub(super) fn resume_full(lab: &mut Lab) -> Result<()> {
     kill_push(pair.source)?;
     let status = format!("driftline status --json file:{}", live.replication.replica);
     // The target still takes in what was on its way.
-    pair.target.until(&format!("{status} | grep -q '\"incomplete\":true'"))?;
+    pair.target.until(&format!("({status} || true) | grep -q '\"incomplete\":true'"))?;
     let report = live.arrives(&pair, "")?;
     let (read, sent) = (report.read(), report.sent());
     ensure!(

@@ -109,6 +109,18 @@ impl Pair {
         Server::start(self.path())
     }
 
+    /// The same, with an index of this name.
+    pub(crate) fn serve_indexed(&self, index: &str, volumes: &str) -> Server {
+        let dir = self.path().display();
+        let client = &self.client;
+        let config = format!(
+            "version = 1\nlisten = \"127.0.0.1:0\"\nkey = \"{dir}/server.key\"\nindex = \"{dir}/{index}\"\n\
+             [[peer]]\nname = \"client\"\nkey = \"{client}\"\n{volumes}"
+        );
+        fs::write(self.path().join("serve.toml"), config).unwrap();
+        Server::start(self.path())
+    }
+
     /// A server that takes `vm` into `vm.img`.
     pub(crate) fn serve_vm(&self) -> Server {
         self.serve_vm_with("")
