@@ -9,6 +9,7 @@
 //! * [`Metadata`]: superblock, activity log and bitmaps, found and checked on a device.
 //! * [`Superblock`], [`ActivityLog`]: what they say.
 //! * [`judge`]: whether a bitmap leads from a given base to this tip, or why it is [`Doubt`]ed.
+//! * [`Record`]: what is kept of the base for that.
 //! * [`DrbdVolume`]: an image with its metadata as a [`driftline_extent::Source`].
 //! * [`cross_check`]: its map, held against what the pool below says of two snapshots.
 //! * [`LiveVolume`]: a volume of the DRBD on this machine as one, by snapshots that it takes.
@@ -17,11 +18,15 @@
 //!
 //! # What the caller vouches for
 //!
-//! A generation is named by the device's current UUID. That name stands for one instant only
-//! if the UUID changes right after the snapshot, before anything else is written: suspend,
-//! snapshot, `new-current-uuid --clear-bitmap`, resume. Metadata alone cannot tell whether
-//! the snapshot that was replicated is the one at which the bitmap was cleared. Two snapshots
-//! of the same name are never taken for equal here, and are compared byte by byte.
+//! A current UUID names a time, and not an instant: until it changes, every snapshot has it, and so
+//! has every node of a pair. It names a generation only where the caller vouches for a *rotation*:
+//! the UUID changed and the bitmap was cleared right after the snapshot, before anything else was
+//! written (suspend, snapshot, `new-current-uuid --clear-bitmap`, resume). Whatever else is
+//! replicated is named by its content.
+//!
+//! No map is believed without the [`Record`] of the very content that the target holds: which node
+//! and which metadata it was of, that it was rotated, and whose the bitmaps were. A target of which
+//! no record was kept is compared byte by byte, and so are two snapshots of one name.
 //!
 //! All offsets and lengths are in bytes.
 #![forbid(unsafe_code)]
@@ -36,6 +41,7 @@ mod live;
 mod map;
 mod metadata;
 mod pool;
+mod record;
 mod source;
 mod superblock;
 pub mod tracker;
@@ -56,6 +62,7 @@ pub use live::{
 pub use map::{MAP_EXTENTS_MAX, Map};
 pub use metadata::Metadata;
 pub use pool::{CrossCheck, PoolDelta, cross_check};
+pub use record::Record;
 pub use source::DrbdVolume;
 pub use superblock::{Flags, Peer, PeerFlags, SUPERBLOCK_LEN, Superblock, Version};
 pub use trust::{Base, Doubt, Proof, judge};

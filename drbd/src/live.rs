@@ -116,6 +116,8 @@ pub struct LiveVolume {
     current: Option<Current>,
     shared: Arc<SharedVolume>,
     base_state: Option<TargetState>,
+    /// What was kept of what the target holds.
+    recalled: Option<Vec<u8>>,
     /// The snapshot that arrived last, if it was kept to be compared with.
     kept: Option<String>,
     checks: CrossChecks,
@@ -172,6 +174,7 @@ impl LiveVolume {
             current: None,
             shared: Arc::default(),
             base_state: None,
+            recalled: None,
             kept: None,
             checks: CrossChecks::default(),
             bytes_before: 0,
@@ -292,7 +295,8 @@ impl LiveVolume {
 
     /// Reads this snapshot from now on.
     fn read(&mut self, name: String, rotated: bool) -> Result<(), LiveError> {
-        let volume = open_snapshot(&self.stores, &name)?.allow_full(self.options.allow_full);
+        let volume = open_snapshot(&self.stores, &name)?;
+        let volume = volume.allow_full(self.options.allow_full).rotated(rotated);
         self.shared.set(Some(volume.volume()));
         self.current = Some(Current { name, volume, rotated });
         Ok(())
@@ -336,6 +340,7 @@ impl LiveVolume {
         if let Some(state) = &self.base_state {
             current.volume.learn(state);
         }
+        current.volume.recall(self.recalled.as_deref());
         let plan = match base {
             // What was compared before, of the same volume.
             Some(Generation::Content(_)) => {
@@ -355,9 +360,7 @@ impl LiveVolume {
             Some(_) => current.volume.plan_scan(None, Standing::Suspect(Reason::MapMissing))?,
             None => current.volume.plan(None)?,
         };
-        // What was not cleared is named by its content.
-        let tip = plan.tip.filter(|_| current.rotated);
-        Ok(self.cross_checked(Plan { volume: Some(self.options.volume), tip, ..plan }))
+        Ok(self.cross_checked(Plan { volume: Some(self.options.volume), ..plan }))
     }
 
     /// The plan of an increment, with the pool's delta for its map where that can be had.
@@ -511,6 +514,24 @@ impl Source for LiveVolume {
 
     fn learn(&mut self, target: &TargetState) {
         self.base_state = Some(target.clone());
+    }
+
+    fn recall(&mut self, record: Option<&[u8]>) {
+        self.recalled = record.map(<[u8]>::to_vec);
+    }
+
+    fn record(&self) -> Option<Vec<u8>> {
+        self.current.as_ref()?.volume.record()
+    }
+
+    /// What was not cleared is named by its content.
+    fn is_unnamed(&mut self) -> Result<bool, LiveError> {
+        let current = self.current.as_mut().ok_or(LiveError::Unplanned)?;
+        let unnamed = current.volume.is_unnamed()?;
+        if unnamed && self.stores.is_spoilt(&current.name)? {
+            return Err(LiveError::Spoilt { name: current.name.clone() });
+        }
+        Ok(unnamed)
     }
 
     /// Nothing is taken before it is known what the target holds, and nothing new before an

@@ -2,7 +2,9 @@
 
 use driftline_extent::{ChangeMap, Extent, ExtentSet, Generation, Reason, Standing, Volume};
 
-use crate::{AL_EXTENT_LEN, DrbdError, Flags, Metadata, bitmap, superblock::named};
+use crate::{
+    AL_EXTENT_LEN, DrbdError, Flags, Metadata, Superblock, Version, bitmap, superblock::named,
+};
 
 /// Of how many extents a change map is made at most; beyond that it is coarsened.
 pub const MAP_EXTENTS_MAX: usize = 500_000;
@@ -48,9 +50,7 @@ fn gather_within(
     map.coarsen(extents_max);
     let bitmap_bytes = map.changed.byte_count();
     let mut hot = activity_log.hot(size);
-    // After a crash some tool has applied the log and emptied it, and versions of it leave out
-    // the last region of a volume.
-    if superblock.flags.has(Flags::CRASHED_PRIMARY) {
+    if lacks_last_region(superblock, activity_log.transactions) {
         let start = size.saturating_sub(1) / AL_EXTENT_LEN * AL_EXTENT_LEN;
         hot.extend(Extent::from_bounds(start, size));
     }
@@ -58,6 +58,15 @@ fn gather_within(
     map.coarsen(extents_max);
     let activity_log_bytes = map.changed.byte_count().saturating_sub(bitmap_bytes);
     Ok(Map { map, bitmap_bytes, activity_log_bytes })
+}
+
+/// Whether the last region of the volume may be in neither record. After a crash some tool has
+/// applied the log and emptied it, and versions of it leave out that region. DRBD 8.4 sets this
+/// flag only then; DRBD 9 has it set on every Primary, so there the log has to be empty as well.
+const fn lacks_last_region(superblock: &Superblock, transactions: u64) -> bool {
+    let emptied = superblock.flags.has(Flags::AL_CLEAN) || transactions == 0;
+    superblock.flags.has(Flags::CRASHED_PRIMARY)
+        && (matches!(superblock.version, Version::V08) || emptied)
 }
 
 /// A map of everything, for where no record of change can be used.

@@ -3,13 +3,13 @@
 use std::{fmt, io, sync::Arc};
 
 use driftline_extent::{
-    BLOCK_LEN, CHUNK_LEN, Change, Extent, ExtentSet, Finish, Generation, Plan, PlanKind, Source,
-    Standing, TargetState, Volume,
+    BLOCK_LEN, CHUNK_LEN, Change, Extent, ExtentSet, Finish, Generation, Plan, PlanKind, Reason,
+    Source, Standing, TargetState, Volume,
 };
 
 use crate::{
-    Base, CrossCheck, Doubt, DrbdError, Layout, Map, Metadata, PoolDelta, cross_check, judge, map,
-    superblock::named, trust::check_image,
+    Base, CrossCheck, Doubt, DrbdError, Layout, Map, Metadata, PoolDelta, Record, cross_check,
+    judge, map, superblock::named, trust::check_image,
 };
 
 /// Bytes that are read at once: a chunk, as that is what they are cut into.
@@ -19,13 +19,19 @@ const READ_LEN: u64 = CHUNK_LEN;
 /// that belongs to it.
 ///
 /// Plans an increment where [`judge`] proves one, and otherwise a scan of a volume that the
-/// target's generation is in the history of. Whatever is of another history is refused.
+/// target's generation is in the history of. Whatever is of another history is refused. Its
+/// generation is named by its current UUID where it was [`rotated`](Self::rotated), and otherwise by
+/// its content.
 pub struct DrbdVolume {
     data: Arc<Data>,
     meta: Arc<dyn Volume + Send + Sync>,
     layout: Layout,
     metadata: Metadata,
     overwrite: bool,
+    /// Whether the bitmap was started anew at the instant of this image, under a new UUID.
+    rotated: bool,
+    /// What was kept of what the target holds.
+    record: Option<Record>,
     /// Size of what the target holds.
     base_size: Option<u64>,
     /// Whether this run's increment was planned: there is no second one.
@@ -59,6 +65,8 @@ impl DrbdVolume {
             layout,
             metadata,
             overwrite: false,
+            rotated: false,
+            record: None,
             base_size: None,
             planned: false,
             todo: None,
@@ -74,6 +82,14 @@ impl DrbdVolume {
     /// committed to it.
     pub const fn allow_full(mut self, allow: bool) -> Self {
         self.overwrite = allow;
+        self
+    }
+
+    /// Whether whoever took the snapshot vouches for it that the bitmap was cleared under a new
+    /// current UUID right afterwards, before anything else was written. Only then the current UUID
+    /// names this image, and not others as well; otherwise its content does.
+    pub const fn rotated(mut self, rotated: bool) -> Self {
+        self.rotated = rotated;
         self
     }
 
@@ -105,13 +121,20 @@ impl DrbdVolume {
     }
 
     /// What has changed since each generation that a bitmap records from, and whether that is
-    /// to be believed of a base of the same size. If no bitmap records, one map of everything.
+    /// to be believed of a base that is a rotated snapshot of this node, with the same slots and the
+    /// same size. If no bitmap records, one map of everything.
     pub fn maps(&self) -> Result<Vec<Map>, DrbdError> {
         let mut maps = Vec::new();
         for peer in &self.metadata.superblock.peers {
             let Some(slot) = peer.slot.filter(|_| named(peer.bitmap_uuid)) else { continue };
             let mut map = self.metadata.map(self.meta.as_ref(), slot)?;
-            map.map.standing = match self.judge(peer.bitmap_uuid, map.map.size) {
+            let record = Record {
+                current_uuid: peer.bitmap_uuid,
+                logged: true,
+                ..Record::of(&self.metadata, true)
+            };
+            let base = Base { uuid: peer.bitmap_uuid, size: map.map.size, record: Some(&record) };
+            map.map.standing = match judge(&base, &self.metadata) {
                 Ok(_) => Standing::Proven,
                 Err(doubt) => doubt.standing(),
             };
@@ -126,16 +149,20 @@ impl DrbdVolume {
         Ok(maps)
     }
 
-    fn judge(&self, uuid: u64, size: Option<u64>) -> Result<u32, Doubt> {
-        let base = Base { uuid, size, record: None };
-        judge(&base, &self.metadata).map(|proof| proof.slot)
-    }
-
     /// How to get to this tip from `base`, and what to believe of it.
     fn choose(&self, base: &Generation) -> Result<Way, DrbdError> {
+        let tip = &self.metadata.superblock;
         let judged = match *base {
-            Generation::Drbd(uuid) => self.judge(uuid, self.base_size),
-            _ => Err(Doubt::BaseMismatch { tip: self.metadata.superblock.current_uuid }),
+            Generation::Drbd(uuid) => {
+                let base = Base { uuid, size: self.base_size, record: self.record.as_ref() };
+                judge(&base, &self.metadata).map(|proof| proof.slot)
+            }
+            // What was kept with that content says whether it is of this volume.
+            Generation::Content(_) => match &self.record {
+                Some(record) if tip.descends_from(record.current_uuid) => Err(Doubt::NotRotated),
+                _ => Err(Doubt::BaseMismatch { tip: tip.current_uuid }),
+            },
+            _ => Err(Doubt::BaseMismatch { tip: tip.current_uuid }),
         };
         match judged {
             Ok(_) if self.overwrite => Ok(Way::Scan { base: None, standing: Standing::Proven }),
@@ -146,7 +173,15 @@ impl DrbdVolume {
             Err(doubt @ Doubt::BaseMismatch { .. }) => {
                 Err(DrbdError::Unusable { doubt, holds: Some(*base) })
             }
-            Err(doubt) => Ok(Way::Scan { base: Some(*base), standing: doubt.standing() }),
+            Err(doubt) => {
+                tracing::info!("{doubt}");
+                // Without a rotation there never is a map, and nothing was found wrong.
+                let standing = match doubt {
+                    Doubt::NotRotated => Standing::Suspect(Reason::MapMissing),
+                    doubt => doubt.standing(),
+                };
+                Ok(Way::Scan { base: Some(*base), standing })
+            }
         }
     }
 
@@ -168,11 +203,18 @@ impl DrbdVolume {
             kind,
             volume: None,
             base,
-            tip: Some(self.tip()),
+            tip: self.rotated.then(|| self.tip()),
             size: Some(size),
             standing,
             bytes_expected: size,
         }
+    }
+
+    /// Reads the metadata again: if it has changed, so may have the data, and what was delivered is
+    /// of no instant.
+    fn check_unchanged(&self) -> Result<(), DrbdError> {
+        let again = Metadata::read(self.meta.as_ref(), self.layout, self.data.device.size())?;
+        if again == self.metadata { Ok(()) } else { Err(DrbdError::Changed) }
     }
 
     fn tip(&self) -> Generation {
@@ -225,6 +267,14 @@ struct Piece {
 impl Source for DrbdVolume {
     type Error = DrbdError;
 
+    fn recall(&mut self, record: Option<&[u8]>) {
+        self.record = record.and_then(Record::decode);
+    }
+
+    fn record(&self) -> Option<Vec<u8>> {
+        Some(Record::of(&self.metadata, self.rotated).encode())
+    }
+
     fn learn(&mut self, target: &TargetState) {
         self.base_size = target.generation.map(|_| target.size);
     }
@@ -271,13 +321,13 @@ impl Source for DrbdVolume {
         Ok(Some(Change::Data { offset: extent.offset(), bytes }))
     }
 
-    /// Reads the metadata again: if it has changed, so may have the data, and what was
-    /// delivered is of no instant.
+    fn is_unnamed(&mut self) -> Result<bool, DrbdError> {
+        self.check_unchanged()?;
+        Ok(!self.rotated)
+    }
+
     fn finish(&mut self) -> Result<Finish, DrbdError> {
-        let again = Metadata::read(self.meta.as_ref(), self.layout, self.data.device.size())?;
-        if again != self.metadata {
-            return Err(DrbdError::Changed);
-        }
+        self.check_unchanged()?;
         Ok(Finish { tip: self.tip(), size: Some(self.data.size), root: None })
     }
 

@@ -6,7 +6,8 @@
 use driftline_extent::{Explained, Generation, Reason, Standing};
 
 use crate::{
-    ActivityLog, Damage, Flags, Metadata, Peer, PeerFlags, Superblock, Version,
+    ActivityLog, Damage, Flags, Metadata, Peer, PeerFlags, Record, Superblock, Version,
+    record::is_unlogged,
     superblock::{named, same},
 };
 
@@ -17,8 +18,8 @@ pub struct Base<'a> {
     pub uuid: u64,
     /// The volume's size then, in bytes; `None` if that is not known.
     pub size: Option<u64>,
-    /// The superblock of that time, if it was kept.
-    pub record: Option<&'a Superblock>,
+    /// What was kept of the very instant that the target holds; `None` if nothing was.
+    pub record: Option<&'a Record>,
 }
 
 /// That a map leads from the base to the tip.
@@ -57,6 +58,27 @@ pub enum Doubt {
     /// The metadata is not that of the base.
     #[error("the metadata was made or laid out anew since the base")]
     GeometryChanged,
+    /// The base is another node's.
+    #[error(
+        "the base is a snapshot of node {then}, and this is node {now}: what they are called they \
+         have in common, and their bitmaps they have not",
+        then = Node(*.then), now = Node(*.now)
+    )]
+    OtherNode {
+        /// The node that the base is of.
+        then: Option<u32>,
+        /// The node that the tip is of.
+        now: Option<u32>,
+    },
+    /// Nothing was kept of the base.
+    #[error(
+        "what the target holds is not known from within: it was replicated by an earlier version, \
+         from another machine, or with another trust folder"
+    )]
+    NoRecord,
+    /// The bitmap was not started anew at the base.
+    #[error("the bitmap was not started anew at the snapshot that the target holds")]
+    NotRotated,
     /// Base and tip have the same name.
     #[error(
         "the current UUID is still the base's: it has to change right after each snapshot, as \
@@ -69,13 +91,16 @@ pub enum Doubt {
     /// No bitmap records since the base.
     #[error("no bitmap has recorded every change since the base")]
     SlotCleared,
-    /// The bitmap belongs to a peer that was there: a resync clears it bit by bit.
-    #[error("the bitmap since the base is that of a peer that was connected, and so was cleared")]
+    /// A peer was there: a resync clears its bitmap bit by bit, and DRBD clears those of others by
+    /// itself, when a role changes.
+    #[error(
+        "a peer was connected, and DRBD then clears and copies the bitmaps of its peers by itself"
+    )]
     PeerSeen,
     /// It is not recorded when the bitmap was last cleared.
     #[error(
         "the bitmap since the base is allocated to no peer, and does not tell when it was last \
-         cleared: configure a peer for it that never connects"
+         cleared"
     )]
     Unallocated,
     /// The bitmap is not complete.
@@ -84,6 +109,16 @@ pub enum Doubt {
     /// Writes are not logged.
     #[error("the activity log is disabled (al-updates no)")]
     AlDisabled,
+    /// Nothing on disk tells of writes.
+    #[error(
+        "the {} was in use and its activity log was not, as long as DRBD keeps all bits set in \
+         memory: nothing on disk tells what was written",
+        if *.base { "base" } else { "device" }
+    )]
+    Unlogged {
+        /// Whether that is so of the base, and not of the tip.
+        base: bool,
+    },
     /// The log cannot be read.
     #[error("the activity log is damaged: {0}")]
     AlDamaged(Damage),
@@ -99,12 +134,15 @@ impl Explained for Doubt {
             Self::NotConsistent => Reason::NotConsistent,
             Self::BaseMismatch { .. } => Reason::BaseMismatch,
             Self::SizeChanged { .. } => Reason::SizeChanged,
-            Self::GeometryChanged => Reason::GeometryChanged,
+            Self::GeometryChanged | Self::OtherNode { .. } => Reason::GeometryChanged,
+            Self::NoRecord => Reason::ManifestMissing,
             Self::UuidUnchanged => Reason::UuidUnchanged,
             Self::NotTracked => Reason::NotTracked,
-            Self::SlotCleared | Self::PeerSeen | Self::Unallocated => Reason::SlotCleared,
+            Self::SlotCleared | Self::PeerSeen | Self::Unallocated | Self::NotRotated => {
+                Reason::SlotCleared
+            }
             Self::FullSyncFlag => Reason::FullSyncFlag,
-            Self::AlDisabled => Reason::AlDisabled,
+            Self::AlDisabled | Self::Unlogged { .. } => Reason::AlDisabled,
             Self::AlDamaged(_) => Reason::AlDamaged,
             Self::AlAlreadyApplied => Reason::AlAlreadyApplied,
         }
@@ -115,6 +153,17 @@ impl Doubt {
     /// The standing of a map that this was said of.
     pub fn standing(&self) -> Standing {
         Standing::Suspect(self.reason())
+    }
+}
+
+struct Node(Option<u32>);
+
+impl std::fmt::Display for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(node) => write!(f, "{node}"),
+            None => f.write_str("of no number"),
+        }
     }
 }
 
@@ -154,28 +203,50 @@ pub fn judge(base: &Base<'_>, tip: &Metadata) -> Result<Proof, Doubt> {
     if base.size != Some(now) {
         return Err(Doubt::SizeChanged { then: base.size, now });
     }
-    if base.record.is_some_and(|record| !same_metadata(record, superblock)) {
-        return Err(Doubt::GeometryChanged);
+    if let Some(record) = base.record {
+        check_device(record, superblock)?;
     }
     if same(superblock.current_uuid, base.uuid) {
         return Err(Doubt::UuidUnchanged);
     }
-    let slot = find_slot(base.uuid, superblock)?;
+    let (slot, node) = find_slot(base.uuid, superblock)?;
     check_log(superblock, activity_log)?;
+    let record = base.record.ok_or(Doubt::NoRecord)?;
+    check_record(record, base.uuid, (slot, node))?;
     Ok(Proof { slot })
 }
 
-fn same_metadata(then: &Superblock, now: &Superblock) -> bool {
-    let id = |superblock: &Superblock| {
-        let Superblock { version, geometry, node_id, device_uuid, .. } = superblock;
-        (*version, *geometry, *node_id, *device_uuid)
-    };
-    id(then) == id(now)
+/// That the base is of this node and this metadata.
+fn check_device(then: &Record, now: &Superblock) -> Result<(), Doubt> {
+    if !then.is_of_same(now) {
+        return Err(Doubt::GeometryChanged);
+    }
+    if then.node_id != now.node_id {
+        return Err(Doubt::OtherNode { then: then.node_id, now: now.node_id });
+    }
+    Ok(())
 }
 
-/// The bitmap that records since `base`. The others may record since earlier or later.
-fn find_slot(base: u64, superblock: &Superblock) -> Result<u32, Doubt> {
+/// That the bitmap in this slot was started anew for this node at the instant of the base.
+fn check_record(record: &Record, base: u64, slot: (u32, u32)) -> Result<(), Doubt> {
+    if !same(record.current_uuid, base) {
+        return Err(Doubt::NoRecord);
+    }
+    if !record.rotated {
+        return Err(Doubt::NotRotated);
+    }
+    if record.is_unlogged() {
+        return Err(Doubt::Unlogged { base: true });
+    }
+    // What was allocated since has the bits of a slot that was allocated to no peer.
+    if record.slots.contains(&slot) { Ok(()) } else { Err(Doubt::Unallocated) }
+}
+
+/// The bitmap that records since `base`, and whose it is. The others may record since earlier or
+/// later.
+fn find_slot(base: u64, superblock: &Superblock) -> Result<(u32, u32), Doubt> {
     let connected = |peer: &Peer| peer.flags.has(PeerFlags::CONNECTED);
+    let seen = |peer: &Peer| peer.flags.has(PeerFlags::CONNECTED | PeerFlags::DEVICE_SEEN);
     // What its Primary sends comes to it without a bit or a log entry.
     if superblock.version == Version::V08
         && !superblock.flags.has(Flags::PRIMARY)
@@ -185,15 +256,13 @@ fn find_slot(base: u64, superblock: &Superblock) -> Result<u32, Doubt> {
     }
     let mut doubt = Doubt::SlotCleared;
     for peer in superblock.peers.iter().filter(|peer| same(peer.bitmap_uuid, base)) {
-        doubt = match (peer.slot, peer.flags) {
-            (_, flags) if flags.has(PeerFlags::FULL_SYNC) => Doubt::FullSyncFlag,
-            (_, flags) if flags.has(PeerFlags::CONNECTED | PeerFlags::DEVICE_SEEN) => {
-                Doubt::PeerSeen
-            }
-            (Some(slot), _) => return Ok(slot),
+        doubt = match peer.slot {
+            _ if peer.flags.has(PeerFlags::FULL_SYNC) => Doubt::FullSyncFlag,
+            Some(_) if superblock.peers.iter().any(seen) => Doubt::PeerSeen,
+            Some(slot) => return Ok((slot, peer.node_id)),
             // What is wrong with a bitmap that is there says more.
-            (None, _) if doubt == Doubt::SlotCleared => Doubt::Unallocated,
-            (None, _) => doubt,
+            None if doubt == Doubt::SlotCleared => Doubt::Unallocated,
+            None => doubt,
         };
     }
     Err(doubt)
@@ -208,6 +277,9 @@ fn check_log(superblock: &Superblock, log: &ActivityLog) -> Result<(), Doubt> {
     }
     if let Some(damage) = log.damage {
         return Err(Doubt::AlDamaged(damage));
+    }
+    if is_unlogged(flags, log.transactions > 0) {
+        return Err(Doubt::Unlogged { base: false });
     }
     // DRBD itself never calls the log of a device that is written to clean.
     if wrote && flags.has(Flags::AL_CLEAN) && log.transactions == 0 {

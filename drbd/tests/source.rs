@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use driftline_drbd::{
-    DrbdError, DrbdVolume, Layout,
+    DrbdError, DrbdVolume, Layout, Metadata, Record,
     testing::{SparseDisk, Spec},
 };
 use driftline_extent::{
@@ -32,7 +32,13 @@ fn image(spec: &Spec) -> SparseDisk {
 }
 
 fn open(spec: &Spec) -> DrbdVolume {
-    DrbdVolume::open(Arc::new(image(spec)), None).unwrap()
+    DrbdVolume::open(Arc::new(image(spec)), None).unwrap().rotated(true)
+}
+
+/// What was kept of a rotated snapshot of this device at the base.
+fn record_of(spec: &Spec) -> Vec<u8> {
+    let metadata = Metadata::read(&spec.to_disk(), spec.layout, spec.device_len).unwrap();
+    Record { current_uuid: BASE, logged: true, ..Record::of(&metadata, true) }.encode()
 }
 
 /// A target at this generation.
@@ -53,6 +59,8 @@ fn holding(generation: Option<Generation>, size: u64) -> TargetState {
 
 fn plan(source: &mut DrbdVolume, base: Option<Generation>, size: u64) -> Result<Plan, DrbdError> {
     source.learn(&holding(base, size));
+    // Of every spec here.
+    source.recall(Some(&record_of(&spec())));
     source.plan(base.as_ref())
 }
 
@@ -109,6 +117,47 @@ fn a_first_copy_is_full() {
     let data: Vec<u64> = changes.iter().filter(|c| c.2).map(|c| c.0).collect();
     assert_eq!(data, [1, 300, 700, 2310]);
     assert_eq!(changes.iter().map(|c| c.1 - c.0).sum::<u64>(), SIZE / 4096);
+}
+
+/// One of its name exists at every instant until the bitmap is cleared, and on every node.
+#[test]
+fn what_was_not_rotated_is_named_by_its_content() {
+    let plain = || DrbdVolume::open(Arc::new(image(&spec())), None).unwrap();
+    let mut first = plain();
+    let planned = first.plan(None).unwrap();
+    assert_eq!((planned.kind, planned.tip), (PlanKind::Full, None));
+    assert!(first.is_unnamed().unwrap());
+    // It may end a proven increment, from which no other starts.
+    let mut last = plain();
+    let planned = plan(&mut last, HELD, SIZE).unwrap();
+    assert_eq!((planned.kind, planned.tip), (PlanKind::Incremental, None));
+    assert!(last.is_unnamed().unwrap());
+    // What was kept with it says that it is of this volume, and everything is compared.
+    let content = Generation::Content(driftline_extent::Root([7; 32]));
+    let record = last.record();
+    for (record, standing) in [(record.as_deref(), Some(Reason::MapMissing)), (None, None)] {
+        let mut next = open(&spec());
+        next.learn(&holding(Some(content), SIZE));
+        next.recall(record);
+        match (next.plan(Some(&content)), standing) {
+            (Ok(plan), Some(reason)) => {
+                assert_eq!((plan.kind, plan.base), (PlanKind::Scan, Some(content)));
+                assert_eq!(plan.standing, Standing::Suspect(reason));
+            }
+            (Err(error), None) => assert_eq!(error.reason(), Reason::BaseMismatch),
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A replica of an earlier version is compared, and not refused.
+#[test]
+fn without_a_record_everything_is_compared() {
+    let mut source = open(&spec());
+    source.learn(&holding(HELD, SIZE));
+    let plan = source.plan(HELD.as_ref()).unwrap();
+    assert_eq!((plan.kind, plan.base), (PlanKind::Scan, HELD));
+    assert_eq!(plan.standing, Standing::Suspect(Reason::ManifestMissing));
 }
 
 #[test]
@@ -215,8 +264,10 @@ fn metadata_may_be_elsewhere() {
         data.put(300 * 4096, &[300_u64 as u8; 4096]);
         let meta: Arc<dyn Volume + Send + Sync> = Arc::new(spec.to_disk());
         let open = |data| DrbdVolume::open(Arc::new(data), Some((meta.clone(), layout)));
-        let mut source = open(data).unwrap();
-        assert_eq!(plan(&mut source, HELD, SIZE).unwrap().kind, PlanKind::Incremental);
+        let mut source = open(data).unwrap().rotated(true);
+        source.learn(&holding(HELD, SIZE));
+        source.recall(Some(&record_of(&spec)));
+        assert_eq!(source.plan(HELD.as_ref()).unwrap().kind, PlanKind::Incremental);
         assert!(delivered(&mut source).contains(&(300, 301, true)));
         let error = open(SparseDisk::new(SIZE - 512)).unwrap_err();
         assert_eq!(error.reason(), Reason::MetadataDamaged);

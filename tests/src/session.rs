@@ -266,6 +266,8 @@ impl<'a, T: Target> Session<'a, T> {
         state: &TargetState,
         overwrite: bool,
     ) -> Result<Offer, Failure> {
+        let record = self.witness.as_mut().and_then(|witness| witness.recall(state));
+        source.recall(record.as_deref());
         let mut offer = deliver::plan(source, state, overwrite)?;
         if let Some(witness) = &mut self.witness {
             deliver::prepare(source, None, state, &mut offer, witness)?;

@@ -149,7 +149,7 @@ impl Side {
         assert_eq!(plan.kind, kind, "the plan was changed to {plan:?}");
         witness.begin(Begin { from: 0 })?;
         witness.note(items.iter())?;
-        let root = witness.conclude(tip, size)?.expect("there is a manifest");
+        let root = witness.conclude(Some(tip), size)?.expect("there is a manifest");
         let committed = Committed { generation: tip, root, size };
         witness.committed(&committed);
         self.state.advance(&committed);
@@ -176,7 +176,7 @@ impl Side {
             let change = Change::Data { offset: index * CHUNK_LEN + 512, bytes: vec![1; 512] };
             witness.note_mapped(&change, size);
         }
-        let root = witness.conclude(tip, size).unwrap().expect("there is a manifest");
+        let root = witness.conclude(Some(tip), size).unwrap().expect("there is a manifest");
         let committed = Committed { generation: tip, root, size };
         witness.committed(&committed);
         // Once is enough: a second increment of the same run is one.
@@ -319,7 +319,7 @@ fn a_stale_chunk_fails_the_run_and_turns_the_next_into_a_scan() {
     witness.begin(Begin { from: 0 }).unwrap();
     let ids: Vec<ChunkId> = (0..1024).map(|index| side.volume.id(index)).collect();
     witness.note_scanned(0, &ids).unwrap();
-    let root = witness.conclude(Generation::Zfs(50), 64 << 20).unwrap().unwrap();
+    let root = witness.conclude(Some(Generation::Zfs(50)), 64 << 20).unwrap().unwrap();
     let committed = Committed { generation: Generation::Zfs(50), root, size: 64 << 20 };
     witness.committed(&committed);
     side.state.advance(&committed);
@@ -425,7 +425,7 @@ fn an_increment_that_was_cut_off_has_the_same_root() {
             remove(&side.dir.path().join("manifest/log"));
         }
         let (mut witness, told) = session(71, &changed[2..]);
-        let root = witness.conclude(Generation::Zfs(50), 64 << 20).unwrap();
+        let root = witness.conclude(Some(Generation::Zfs(50)), 64 << 20).unwrap();
         let rebuilt = told.lock().unwrap().rebuilt;
         assert_eq!(rebuilt, lost.then_some(Reason::ManifestMissing));
         let ids: Vec<ChunkId> = (0..1024).map(|index| side.volume.id(index)).collect();

@@ -143,7 +143,9 @@ pub fn prepare<S: Source>(
         return Ok(());
     }
     let reader = source.reader().map_err(|e| Failure::from_error(&e))?;
-    witness.plan(state, &mut offer.plan, reader.or_else(|| volume.cloned()))
+    witness.plan(state, &mut offer.plan, reader.or_else(|| volume.cloned()))?;
+    witness.set_record(source.record());
+    Ok(())
 }
 
 /// Delivers the planned increment and says what it led to.
@@ -214,13 +216,7 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
         }
         root = Some(shown);
     }
-    let tip = match (&named, root) {
-        (Some(finish), _) => finish.tip,
-        (None, Some(root)) => Generation::Content(root),
-        (None, None) => {
-            return Err(Failure::new(Reason::Failed, "the source does not name its generation"));
-        }
-    };
+    let tip = named.map(|finish| finish.tip);
     if let (Some(witness), Some(size)) = (witness, size)
         && let Some(own) = witness.conclude(tip, size)?
     {
@@ -232,12 +228,22 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
         }
         root = Some(own);
     }
-    Ok(Finish { tip, size, root })
+    match tip.or_else(|| root.map(Generation::Content)) {
+        Some(tip) => Ok(Finish { tip, size, root }),
+        None => {
+            let detail = "what the source sends has no name but its content, and its manifest, \
+                          which would tell that, cannot be written: nothing was committed";
+            Err(Failure::new(Reason::Failed, detail))
+        }
+    }
 }
 
 /// What the source says the increment led to. A volume whose content is its identity says
 /// nothing, and gets its name from the root.
 fn named_by<S: Source>(source: &mut S, plan: &Plan) -> Result<Option<Finish>, Failure> {
+    if source.is_unnamed().map_err(|e| Failure::from_error(&e))? {
+        return Ok(None);
+    }
     // A source that can say from what its tip descends can name that as well.
     let names = plan.tip.is_some() || plan.base.is_some() || plan.kind == PlanKind::Incremental;
     names.then(|| source.finish().map_err(|e| Failure::from_error(&e))).transpose()
@@ -324,12 +330,13 @@ fn scan<S: Source>(
             witness.note_mapped(&change, size);
         }
     }
-    let tip = named_by(source, plan)?.map_or(Generation::Content(root), |finish| finish.tip);
+    let tip = named_by(source, plan)?.map(|finish| finish.tip);
     if let Some(witness) = witness
         && witness.conclude(tip, size)?.is_some_and(|own| own != root)
     {
         return Err(changed(0));
     }
+    let tip = tip.unwrap_or(Generation::Content(root));
     Ok(Finish { tip, size: Some(size), root: Some(root) })
 }
 

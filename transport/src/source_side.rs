@@ -301,6 +301,8 @@ impl<S: Source> SourceWorker<S> {
             let _ = self.events.send(SourceEvent::Asked(ask));
             return Ok(());
         }
+        let record = self.witness.as_mut().and_then(|witness| witness.recall(state));
+        self.source.recall(record.as_deref());
         let mut offer = deliver::plan(&mut self.source, state, self.overwrite)?;
         if let Some(witness) = &mut self.witness {
             deliver::prepare(&mut self.source, self.volume.as_ref(), state, &mut offer, witness)?;

@@ -24,7 +24,7 @@ use driftline_trust::{
     find_probability, is_due, sample_size, stale_bound,
 };
 
-use self::session::{Checked, Finding, Mode, Session, in_manifest, open};
+use self::session::{Checked, Finding, Mode, Opened, Session, in_manifest, open};
 use crate::Failure;
 
 /// The volume as its storage shows it at the tip.
@@ -113,13 +113,15 @@ const SAMPLE_BATCH: usize = 512;
 pub struct Witness {
     terms: Terms,
     told: Arc<Mutex<Testimony>>,
+    /// The manifest, once it was asked for its record of the base.
+    opened: Option<Opened>,
     session: Option<Session>,
 }
 
 impl Witness {
     /// One that knows nothing of its session yet.
     pub fn new(terms: Terms) -> Self {
-        Self { terms, told: Arc::default(), session: None }
+        Self { terms, told: Arc::default(), opened: None, session: None }
     }
 
     /// Where it says what it has seen, also once it is gone.
@@ -129,6 +131,24 @@ impl Witness {
 
     fn tell(&self, tell: impl FnOnce(&mut Testimony)) {
         tell(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What the source wanted to know again of what the target holds; `None` if that is not known
+    /// of this very content. A manifest that cannot be opened is warned of when it is needed.
+    pub fn recall(&mut self, state: &TargetState) -> Option<Vec<u8>> {
+        (self.session, self.opened) = (None, None);
+        if state.takes != Takes::Volume || state.generation.is_none() {
+            return None;
+        }
+        let opened = self.opened.insert(open(&self.terms.dir, state).ok()?);
+        opened.0.record(state).map(<[u8]>::to_vec)
+    }
+
+    /// Hears what the source will want to know again of the tip.
+    pub fn set_record(&mut self, record: Option<Vec<u8>>) {
+        if let Some(session) = &mut self.session {
+            session.manifest.set_record(record);
+        }
     }
 
     /// Hears what the target holds and how the source would bring it further, and turns an
@@ -143,6 +163,7 @@ impl Witness {
         reader: Option<Reader>,
     ) -> Result<(), Failure> {
         self.session = None;
+        let opened = self.opened.take();
         let kinds = [PlanKind::Incremental, PlanKind::Full, PlanKind::Scan];
         if state.takes != Takes::Volume || !kinds.contains(&plan.kind) {
             return Ok(());
@@ -157,7 +178,8 @@ impl Witness {
             }
             return Ok(());
         };
-        let (mut manifest, damage) = match open(&self.terms.dir, state) {
+        let opened = opened.map_or_else(|| open(&self.terms.dir, state), Ok);
+        let (mut manifest, damage) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 let dir = self.terms.dir.display().to_string();
@@ -172,6 +194,10 @@ impl Witness {
         let mut rebuilt = Reason::ManifestMissing;
         if let Some(what) = damage {
             rebuilt = Reason::ManifestDamaged;
+            // What the source wanted to know of the base is gone with it.
+            if plan.standing == Standing::Suspect(Reason::ManifestMissing) {
+                plan.standing = Standing::Suspect(rebuilt);
+            }
             self.found(rebuilt, format!("{what}: it is made again from data"), state, plan)?;
         }
         let base = manifest.base(state);
@@ -334,11 +360,15 @@ impl Witness {
     }
 
     /// All of the increment has gone by: checks what its map calls unchanged, and says which root
-    /// the target must come to, if that is known.
+    /// the target must come to, if that is known. A `tip` without a name is named by that root.
     ///
     /// # Errors
     /// [`Reason::AuditMismatch`], or that the source cannot be read.
-    pub fn conclude(&mut self, tip: Generation, size: u64) -> Result<Option<Root>, Failure> {
+    pub fn conclude(
+        &mut self,
+        tip: Option<Generation>,
+        size: u64,
+    ) -> Result<Option<Root>, Failure> {
         let Some(session) = &mut self.session else { return Ok(None) };
         session.check_cut(size);
         if session.found.is_some() {
@@ -444,7 +474,7 @@ impl Witness {
     }
 
     /// Reads a share of what the map calls unchanged.
-    fn audit(&mut self, tip: Generation, size: u64) -> Result<Pass, Finding> {
+    fn audit(&mut self, tip: Option<Generation>, size: u64) -> Result<Pass, Finding> {
         let Some(session) = &mut self.session else {
             return Ok(Pass::covering(chunk_count(size), self.terms.now_ms));
         };
@@ -494,7 +524,7 @@ impl Witness {
     }
 
     /// What was found is kept, and the next increment compares all.
-    fn mismatch(&mut self, tip: Generation, checked: &Checked) -> Result<Failure, Finding> {
+    fn mismatch(&mut self, tip: Option<Generation>, checked: &Checked) -> Result<Failure, Finding> {
         let Some(session) = &mut self.session else {
             return Err(Finding::Failure(Failure::worker_gone()));
         };
@@ -509,7 +539,7 @@ impl Witness {
         );
         self.keep(Incident {
             base,
-            tip: Some(tip),
+            tip,
             extents: checked.extents.clone(),
             chunks: checked.stale,
             ..self.incident(Reason::AuditMismatch, detail.clone())
@@ -519,7 +549,7 @@ impl Witness {
     }
 
     /// What was found is kept. It is on its way already, as all is compared.
-    fn map_missed(&mut self, tip: Generation, missed: Checked) -> Result<(), Failure> {
+    fn map_missed(&mut self, tip: Option<Generation>, missed: Checked) -> Result<(), Failure> {
         let Checked { stale, extents, .. } = missed;
         let first = extents.first().map_or(0, |extent| extent.offset());
         let detail = format!(
@@ -527,7 +557,7 @@ impl Witness {
              them unchanged, the first at offset {first}: all was compared, and they are sent"
         );
         let base = self.session.as_ref().and_then(|session| session.base);
-        let (base, tip) = (base.map(|held| held.generation), Some(tip));
+        let base = base.map(|held| held.generation);
         let found = self.incident(Reason::AuditMismatch, detail);
         self.keep(Incident { base, tip, extents, chunks: stale, ..found })
     }

@@ -198,7 +198,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{DrbdError, DrbdVolume, Layout, Metadata, testing::Spec};
+    use crate::{
+        DrbdError, DrbdVolume, Layout, Metadata, Record,
+        testing::{SparseDisk, Spec},
+    };
 
     const BASE: u64 = 0x0bbb_0000_0000_0000;
     const TIP: u64 = 0x0ccc_0000_0000_0000;
@@ -251,7 +254,15 @@ mod tests {
         let mut spec = Spec::primary(true, BASE, TIP);
         spec.bits[0] = [16, 320, 321].into();
         spec.log.write(&[]);
-        DrbdVolume::open(Arc::new(spec.to_disk()), None).unwrap()
+        rotated(&spec.to_disk())
+    }
+
+    /// A rotated snapshot, after another one of the same device at the base.
+    fn rotated(disk: &SparseDisk) -> DrbdVolume {
+        let mut volume = DrbdVolume::open(Arc::new(disk.clone()), None).unwrap().rotated(true);
+        let of_tip = Record::of(volume.metadata(), true);
+        volume.recall(Some(&Record { current_uuid: BASE, logged: true, ..of_tip }.encode()));
+        volume
     }
 
     fn holding(generation: Generation, size: u64) -> TargetState {
@@ -308,11 +319,13 @@ mod tests {
     /// ZFS names large holes that were there before, and nothing is read of them.
     #[test]
     fn holes_are_sent_as_such() {
-        let mut disk = Spec::primary(true, BASE, TIP).to_disk();
+        let mut spec = Spec::primary(true, BASE, TIP);
+        spec.log.write(&[]);
+        let mut disk = spec.to_disk();
         for unit in [4, 5, 6] {
             disk.put(unit * UNIT, &[7; UNIT as usize]);
         }
-        let mut tip = DrbdVolume::open(Arc::new(disk), None).unwrap();
+        let mut tip = rotated(&disk);
         let holds = Generation::drbd(BASE);
         tip.learn(&holding(holds, tip.metadata().superblock.effective_size));
         tip.plan(Some(&holds)).unwrap();

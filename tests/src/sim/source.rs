@@ -104,7 +104,8 @@ impl<'a> SimSource<'a> {
                 let volume = DrbdVolume::open(data, Some((meta, Layout::External)))?;
                 let shared = Arc::<SharedVolume>::default();
                 shared.set(Some(volume.volume()));
-                Inner::Drbd(Box::new(volume.allow_full(manner.consent)), shared)
+                let volume = volume.allow_full(manner.consent).rotated(newest.rotated);
+                Inner::Drbd(Box::new(volume), shared)
             }
             (Kind::Plain, Some(newest)) => Inner::Plain(Plain {
                 image: newest.image.clone(),
@@ -220,6 +221,26 @@ impl Source for SimSource<'_> {
         self.told = target.clone();
         if let Inner::Drbd(volume, _) = &mut self.inner {
             volume.learn(target);
+        }
+    }
+
+    fn recall(&mut self, record: Option<&[u8]>) {
+        if let Inner::Drbd(volume, _) = &mut self.inner {
+            volume.recall(record);
+        }
+    }
+
+    fn record(&self) -> Option<Vec<u8>> {
+        match &self.inner {
+            Inner::Drbd(volume, _) => volume.record(),
+            Inner::Stream(_) | Inner::Plain(_) | Inner::Nothing => None,
+        }
+    }
+
+    fn is_unnamed(&mut self) -> Result<bool, SourceError> {
+        match &mut self.inner {
+            Inner::Drbd(volume, _) => Ok(volume.is_unnamed()?),
+            Inner::Stream(_) | Inner::Plain(_) | Inner::Nothing => Ok(false),
         }
     }
 

@@ -43,6 +43,8 @@ pub(super) struct Snapshot {
     pub(super) image: Image,
     /// Whether only its place in time is left: a bookmark.
     pub(super) bookmark: bool,
+    /// Whether DRBD's UUID changed right after it, so that it names this snapshot and no other.
+    pub(super) rotated: bool,
     record: Record,
 }
 
@@ -160,11 +162,11 @@ impl Storage {
             Kind::Drbd => {
                 let spec = self.device.on_disk(self.live.len);
                 let record = Record::Metadata(Box::new(spec));
-                (Some(Generation::drbd(self.device.spec.current)), record)
+                (rotated.then(|| Generation::drbd(self.device.spec.current)), record)
             }
             Kind::Plain => (None, Record::None),
         };
-        self.snapshots.push(Snapshot { generation, image, bookmark: false, record });
+        self.snapshots.push(Snapshot { generation, image, bookmark: false, rotated, record });
         self.now += 1;
         if self.kind == Kind::Drbd && rotated {
             self.rotate(cumulative);
@@ -265,7 +267,8 @@ impl Storage {
                 let regions = spec.log.hot();
                 let mut pages: BTreeSet<u64> = spec.bits[0].clone();
                 pages.extend(regions.into_iter().flat_map(|region| bits_of(region, size)));
-                if spec.flags & 0x40 != 0 {
+                // Of DRBD 9 that flag is set on every Primary, and counts where the log is empty.
+                if spec.flags & 0x40 != 0 && (!spec.v09 || spec.log.hot().is_empty()) {
                     pages.extend(bits_of((size.saturating_sub(1) / AL_EXTENT_LEN) as u32, size));
                 }
                 let extents = pages.into_iter().filter_map(|page| {
@@ -353,14 +356,18 @@ impl Storage {
     }
 
     /// The device beside a snapshot that has DRBD's metadata. `log`: whether its activity log is
-    /// shown as it is, or as one that was never used.
+    /// shown as it is, or as one that names nothing.
     pub(super) fn metadata(snapshot: &Snapshot, log: bool) -> Arc<SparseDisk> {
         let mut spec = match &snapshot.record {
             Record::Metadata(spec) => (**spec).clone(),
             _ => Spec::primary(true, 0, 0),
         };
         if !log {
+            let is_used = !spec.log.hot().is_empty();
             spec.log = Log::new(spec.log.shape, spec.log.table.len() as u16);
+            if is_used {
+                spec.log.write(&[]);
+            }
         }
         Arc::new(spec.to_disk())
     }

@@ -85,10 +85,10 @@ pub(crate) enum Command {
     ///
     /// DRBD metadata that is not at the end of PATH itself: drbdmeta:PATH,meta=METAPATH, and
     /// ,index=N after that where several volumes share METAPATH. It must be a snapshot of the
-    /// same instant. An increment needs the current UUID to have changed right after the last
-    /// snapshot that was replicated: suspend, snapshot, new-current-uuid --clear-bitmap, resume.
-    /// Where the metadata does not prove what changed, everything is compared instead, and the
-    /// reason is told.
+    /// same instant. An increment starts only from a snapshot that was pushed with --rotated: its
+    /// bitmap was cleared right after it (suspend, snapshot, new-current-uuid --clear-bitmap,
+    /// resume). Whatever else is pushed is named by its content. Where the metadata does not prove
+    /// what changed, everything is compared instead, and the reason is told.
     ///
     /// With -r, all below zfs:POOL/NAME goes to what has the same path below TARGET, from
     /// snapshots that are taken at one instant.

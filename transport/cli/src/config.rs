@@ -64,6 +64,8 @@ struct WrittenVolume {
     overwrite: bool,
     #[serde(default)]
     tree: bool,
+    #[serde(default)]
+    rotated: bool,
     zfs: Option<args::Zfs>,
     receive: Option<args::Receive>,
     compare_every: Option<String>,
@@ -120,6 +122,8 @@ pub(crate) enum Volume {
         place: Place,
         /// How it is replicated, if it is ZFS's.
         zfs: args::Zfs,
+        /// Whether it is a snapshot at which DRBD's bitmap was cleared.
+        rotated: bool,
         /// How much of what its maps call unchanged is read again, and when all is.
         audit: args::Audit,
     },
@@ -243,17 +247,21 @@ fn check_volume(volume: WrittenVolume) -> anyhow::Result<Volume> {
             {
                 bail!("zfs is said of zfs: and linstor: sources, and it is {source}")
             }
+            place if volume.rotated && !matches!(place, Place::Drbd { .. }) => {
+                bail!("rotated is said of drbdmeta: sources, and it is {source}")
+            }
             place => {
                 let audit = volume.audit();
                 Trust { dir: Path::new(""), audit: &audit, target: "" }.check()?;
-                Ok(Volume::Source { place, zfs: volume.zfs.unwrap_or_default(), audit })
+                let (zfs, rotated) = (volume.zfs.unwrap_or_default(), volume.rotated);
+                Ok(Volume::Source { place, zfs, rotated, audit })
             }
         },
         (None, Some(_)) if volume.audit() != args::Audit::default() => bail!(
             "audit_age, audit_sample and compare_every are said of sources, and it is a target"
         ),
-        (None, Some(_)) if volume.zfs.is_some() => {
-            bail!("zfs is said of sources, and it is a target")
+        (None, Some(_)) if volume.zfs.is_some() || volume.rotated => {
+            bail!("zfs and rotated are said of sources, and it is a target")
         }
         (None, Some(target)) => {
             let place = TargetPlace::of(&target.parse()?)?;

@@ -131,6 +131,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     or(&mut drbd.cow_size, written.drbd.cow_size);
     drbd.freeze_max = drbd.freeze_max.or(written.drbd.freeze_max);
     drbd.cross_check |= written.drbd.cross_check;
+    drbd.rotated |= written.drbd.rotated;
     linstor.fill_from(written.linstor);
     receive.exclude.extend(written.receive.exclude);
     receive.set.extend(written.receive.set);

@@ -111,7 +111,9 @@ fn open_source(job: &Job, from: &Place, to: &Place, terms: &TargetTerms) -> anyh
     if let Place::Drbd { .. } = from {
         // What is remembered of targets is of those that are replicas.
         let source = SourceJob { witness: None, ..job.source(from, to)? };
-        return Ok(Opened { source, of: None, verified: false });
+        // Nothing starts from it, so that the name that it has in common with others is told.
+        let of = source.source.generation();
+        return Ok(Opened { source, of, verified: false });
     }
     let place = match from {
         Place::File(_) | Place::Zvol(_) => TargetPlace::of(from)?,

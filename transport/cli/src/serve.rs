@@ -252,12 +252,13 @@ impl Server {
         like: Option<&str>,
     ) -> Result<Granted, Failure> {
         match self.authorise(key, verb, volume)? {
-            Volume::Source { place, zfs, audit } => {
+            Volume::Source { place, zfs, rotated, audit } => {
                 // One volume may be pulled to several places.
                 let to = format!("{volume}@{key}");
                 let (dir, linstor) = (self.trust_dir.clone(), self.config.linstor.clone());
                 let open = move || {
-                    let (overwrite, drbd, moment) = (false, &Drbd::default(), None);
+                    let drbd = &Drbd { rotated, ..Drbd::default() };
+                    let (overwrite, moment) = (false, None);
                     let (zfs, linstor, to) = (&zfs, &linstor, to.as_str());
                     let trust = Trust { dir: &dir, audit: &audit, target: to };
                     let terms = Terms { overwrite, zfs, drbd, linstor, to, moment, trust };

@@ -134,7 +134,8 @@ pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource>
             let layout = index.map_or(Layout::External, Layout::Indexed);
             let meta = meta.as_deref().map(open).transpose()?.map(|disk| (disk, layout));
             let volume = DrbdVolume::open(open(path)?, meta).map_err(|e| in_drbd(&name, e))?;
-            Ok(AnySource::Drbd { name, volume: Box::new(volume.allow_full(overwrite)) })
+            let volume = volume.allow_full(overwrite).rotated(terms.drbd.rotated);
+            Ok(AnySource::Drbd { name, volume: Box::new(volume) })
         }
         Place::DrbdVolume { resource, volume } => {
             let options = drbd_options(place, terms)?;
@@ -227,6 +228,16 @@ impl AnySource {
         }
     }
 
+    /// What its storage calls it, if that is read already: others may have that name as well.
+    pub(crate) fn generation(&self) -> Option<Generation> {
+        match self {
+            Self::Drbd { volume, .. } => {
+                Some(Generation::drbd(volume.metadata().superblock.current_uuid))
+            }
+            _ => None,
+        }
+    }
+
     /// The maps of all increments that the source holds, one after the other.
     pub(crate) fn maps(
         &mut self,
@@ -285,6 +296,33 @@ impl Source for AnySource {
             | Self::Drbd { .. }
             | Self::DrbdLive(_)
             | Self::Linstor(_) => Ok(None),
+        }
+    }
+
+    fn recall(&mut self, record: Option<&[u8]>) {
+        match self {
+            Self::Drbd { volume, .. } => volume.recall(record),
+            Self::DrbdLive(live) => live.recall(record),
+            // No map of theirs needs to know the base from within.
+            Self::Live(_) | Self::Stream { .. } | Self::Plain(_) | Self::Linstor(_) => {}
+        }
+    }
+
+    fn record(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Drbd { volume, .. } => volume.record(),
+            Self::DrbdLive(live) => live.record(),
+            Self::Live(_) | Self::Stream { .. } | Self::Plain(_) | Self::Linstor(_) => None,
+        }
+    }
+
+    fn is_unnamed(&mut self) -> Result<bool, SourceError> {
+        match self {
+            Self::Drbd { name, volume } => {
+                volume.is_unnamed().map_err(|error| in_drbd(name, error))
+            }
+            Self::DrbdLive(live) => Ok(live.is_unnamed()?),
+            Self::Live(_) | Self::Stream { .. } | Self::Plain(_) | Self::Linstor(_) => Ok(false),
         }
     }
 

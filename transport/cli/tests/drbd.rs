@@ -50,7 +50,7 @@ fn a_rotated_snapshot_is_an_increment() {
     let dir = TempDir::new().unwrap();
     let dir = dir.path();
     snapshots(dir);
-    let push = |source| json(dir, 0, &["push", source, "file:out.img"]);
+    let push = |source| json(dir, 0, &["push", "--rotated", source, "file:out.img"]);
     assert_eq!(increment(&push(SOURCES[0])), ["full", TIPS[0], "none"]);
     assert_holds(dir, "out.img", "s0.img");
     let done = push(SOURCES[1]);
@@ -62,19 +62,19 @@ fn a_rotated_snapshot_is_an_increment() {
     assert_eq!(json(dir, 0, &["status", "file:out.img"])["generation"], TIPS[1]);
     assert_eq!(json(dir, 0, &["verify", "file:out.img"])["result"], "clean");
     // The same name is not the same snapshot, so that is compared, and found equal.
-    let again = json(dir, 8, &["push", SOURCES[1], "file:out.img"]);
+    let again = json(dir, 8, &["push", "--rotated", SOURCES[1], "file:out.img"]);
     assert_eq!(again["degraded"], "uuid-unchanged");
     assert_eq!(increment(&again), ["scan", TIPS[1], "uuid-unchanged"]);
     assert_eq!(again["bytes"]["lacking"], 0);
     // An older snapshot is of no history that has what the target holds.
-    let refused = json(dir, 3, &["push", SOURCES[0], "file:out.img"]);
+    let refused = json(dir, 3, &["push", "--rotated", SOURCES[0], "file:out.img"]);
     assert_eq!(refused["error"]["reason"], "base-mismatch", "{refused}");
     assert_holds(dir, "out.img", "s1.img");
     // By consent everything goes: that older one is empty, so a person has to agree to that as well.
-    let refused = json(dir, 3, &["push", "--full", SOURCES[0], "file:out.img"]);
+    let refused = json(dir, 3, &["push", "--full", "--rotated", SOURCES[0], "file:out.img"]);
     assert_eq!(refused["error"]["reason"], "source-emptied", "{refused}");
     json(dir, 0, &["allow-loss", "file:out.img"]);
-    let agreed = json(dir, 0, &["push", "--full", SOURCES[0], "file:out.img"]);
+    let agreed = json(dir, 0, &["push", "--full", "--rotated", SOURCES[0], "file:out.img"]);
     assert_eq!(increment(&agreed), ["scan", TIPS[0], "base-mismatch"]);
     assert_holds(dir, "out.img", "s0.img");
 }
@@ -112,14 +112,14 @@ fn a_map_that_is_not_proven_becomes_a_scan() {
         let dir = TempDir::new().unwrap();
         let dir = dir.path();
         snapshots(dir);
-        json(dir, 0, &["push", SOURCES[0], "file:out.img"]);
+        json(dir, 0, &["push", "--rotated", SOURCES[0], "file:out.img"]);
         patch(dir, "s1.img", at, value);
         if reason == "base-mismatch" {
-            let refused = json(dir, 3, &["push", SOURCES[1], "file:out.img"]);
+            let refused = json(dir, 3, &["push", "--rotated", SOURCES[1], "file:out.img"]);
             assert_eq!(refused["error"]["reason"], reason, "{refused}");
             continue;
         }
-        let output = driftline(dir, &["push", SOURCES[1], "file:out.img"]);
+        let output = driftline(dir, &["push", "--rotated", SOURCES[1], "file:out.img"]);
         let out = String::from_utf8_lossy(&output.stdout);
         let log = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(8), "{log}");
@@ -203,12 +203,13 @@ fn the_network_makes_no_difference() {
     snapshots(pair.path());
     let server = pair.serve_vm();
     let target = format!("vm@{}", server.address);
+    let push = |source| [&pair.push(source, &target)[..], &["--rotated"]].concat();
     for (source, kind) in SOURCES.into_iter().zip(["full", "incremental"]) {
-        let done = json(pair.path(), 0, &pair.push(source, &target));
+        let done = json(pair.path(), 0, &push(source));
         assert_eq!(increment(&done)[0], kind);
     }
     assert_holds(pair.path(), "vm.img", "s1.img");
-    let done = json(pair.path(), 8, &pair.push(SOURCES[1], &target));
+    let done = json(pair.path(), 8, &push(SOURCES[1]));
     assert_eq!(increment(&done)[2], "uuid-unchanged");
 }
 
@@ -237,7 +238,7 @@ fn metadata_may_be_on_another_device() {
     }
     for (name, kind) in [("s0", "full"), ("s1", "incremental")] {
         let source = format!("drbdmeta:{name}.data,meta={name}.meta,index=1");
-        let done = json(dir, 0, &["push", &source, "file:out.img"]);
+        let done = json(dir, 0, &["push", "--rotated", &source, "file:out.img"]);
         assert_eq!(increment(&done)[0], kind);
     }
     assert_holds(dir, "out.img", "s1.img");

@@ -37,7 +37,7 @@ pub use generation::{Generation, NoGeneration, VolumeId};
 pub use reason::Reason;
 pub use seam::{
     Ask, Begin, Committed, Explained, Finish, Lack, Offer, POINT_NAME_LEN_MAX, POINTS_MAX, Plan,
-    PlanKind, Point, ReplicaId, Resume, Source, TOKEN_LEN_MAX, Takes, Target, TargetState,
-    Unreadable, Volume,
+    PlanKind, Point, RECORD_LEN_MAX, ReplicaId, Resume, Source, TOKEN_LEN_MAX, Takes, Target,
+    TargetState, Unreadable, Volume,
 };
 pub use set::ExtentSet;

@@ -78,6 +78,9 @@ pub struct Finish {
     pub root: Option<Root>,
 }
 
+/// Bytes of a [`Source::record`].
+pub const RECORD_LEN_MAX: usize = 256;
+
 /// Produces increments: a storage adapter.
 pub trait Source {
     /// What can go wrong.
@@ -92,6 +95,17 @@ pub trait Source {
     /// one that cannot go on with what was cut off, ask a target of streams.
     fn ask(&mut self) -> Result<Option<Ask>, Self::Error> {
         Ok(None)
+    }
+
+    /// Hears, before each [`plan`](Self::plan), the [`record`](Self::record) that was kept with
+    /// the very content that the target holds; `None` if none was kept with that.
+    fn recall(&mut self, _record: Option<&[u8]>) {}
+
+    /// What a later run has to know of the instant that was planned last, before it may rely on a
+    /// map that starts there: at most [`RECORD_LEN_MAX`] bytes. It is kept with the generation
+    /// that the target comes to.
+    fn record(&self) -> Option<Vec<u8>> {
+        None
     }
 
     /// Decides how to bring a target that holds `base` (nothing, if `None`) to the next
@@ -121,6 +135,12 @@ pub trait Source {
 
     /// What the increment led to. Valid after [`next_change`](Self::next_change) said `None`.
     fn finish(&mut self) -> Result<Finish, Self::Error>;
+
+    /// Whether the tip has no name but its content. Then [`finish`](Self::finish) is not called,
+    /// and this checks what that would.
+    fn is_unnamed(&mut self) -> Result<bool, Self::Error> {
+        Ok(false)
+    }
 
     /// The volume at the tip as its storage shows it, where the user wants the root over all of
     /// it compared with the target's. Valid as [`finish`](Self::finish) is.

@@ -179,7 +179,7 @@ impl Session {
     /// Makes the root over the tip, and writes down what leads to it.
     pub(super) fn conclude(
         &mut self,
-        tip: Generation,
+        tip: Option<Generation>,
         size: u64,
         pass: &Pass,
     ) -> Result<Root, Finding> {
@@ -187,7 +187,8 @@ impl Session {
             self.read_tip(size)?;
         }
         let root = self.manifest.tip_root(size)?;
-        self.manifest.seal(Held { generation: tip, size, root }, pass.clone())?;
+        let generation = tip.unwrap_or(Generation::Content(root));
+        self.manifest.seal(Held { generation, size, root }, pass.clone())?;
         Ok(root)
     }
 
@@ -271,11 +272,11 @@ impl Session {
 /// Ids that are read at once where what is looked at follows on one another.
 const LISTED_AHEAD: u64 = 64;
 
+/// An open manifest, and what was wrong with it.
+pub(super) type Opened = (Manifest<FileStorage>, Option<&'static str>);
+
 /// Opens the files of a manifest for this process alone.
-pub(super) fn open(
-    dir: &Path,
-    state: &TargetState,
-) -> Result<(Manifest<FileStorage>, Option<&'static str>), ManifestError> {
+pub(super) fn open(dir: &Path, state: &TargetState) -> Result<Opened, ManifestError> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let file = |name: &str| FileStorage::open(&dir.join(name));
     let files = Files {

@@ -119,6 +119,7 @@ fn mended(data: &[u8]) -> Option<Files<FileStorage>> {
             context: CONTEXT,
             end,
             pass: Pass::covering(chunks, 7),
+            record: Some(last.iter().copied().take(8).collect()),
             applying: last.len().is_multiple_of(2),
         }),
         ..State::of_nothing(Identity::of(&target(tip(size))))

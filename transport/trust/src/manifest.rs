@@ -25,7 +25,9 @@
 
 use std::{collections::BTreeMap, io, ops::Range};
 
-use driftline_extent::{ChunkId, Generation, Reason, Root, TargetState, chunk_count};
+use driftline_extent::{
+    ChunkId, Generation, RECORD_LEN_MAX, Reason, Root, TargetState, chunk_count,
+};
 use driftline_manifest::{ChunkKey, SPAN_CHUNKS, TreeHasher};
 
 use crate::{
@@ -139,6 +141,8 @@ pub struct Manifest<S> {
     spans: IdFile<S>,
     log: Log<S>,
     context: [u8; 32],
+    /// What the source wants to know again of the tip.
+    record: Option<Vec<u8>>,
 }
 
 impl<S: Storage> Manifest<S> {
@@ -165,7 +169,7 @@ impl<S: Storage> Manifest<S> {
         };
         let key = ChunkKey::new(&target.chunk_key);
         let (ids, spans, log) = (IdFile(ids), IdFile(spans), Log::new(log));
-        let mut this = Self { key, slots, state, ids, spans, log, context: [0; 32] };
+        let mut this = Self { key, slots, state, ids, spans, log, context: [0; 32], record: None };
         match this.catch_up(target) {
             Ok(()) => {}
             Err(ManifestError::Damaged(what)) => damage = Some(what),
@@ -208,6 +212,18 @@ impl<S: Storage> Manifest<S> {
     /// How far the rolling pass over the base has come.
     pub fn pass(&self) -> Option<&Pass> {
         self.state.held.as_ref().map(|(_, pass)| pass)
+    }
+
+    /// What the source wanted to know again of the instant that this lists, if that is what the
+    /// target holds.
+    pub fn record(&self, target: &TargetState) -> Option<&[u8]> {
+        let held = matches!(self.base(target), Base::Held(_));
+        self.state.record.as_deref().filter(|_| held)
+    }
+
+    /// Keeps this with the tip, once the target holds that: at most [`RECORD_LEN_MAX`] bytes.
+    pub fn set_record(&mut self, record: Option<Vec<u8>>) {
+        self.record = record.filter(|record| record.len() <= RECORD_LEN_MAX);
     }
 
     /// Why the next increment must not rely on a map, if so.
@@ -364,7 +380,8 @@ impl<S: Storage> Manifest<S> {
     /// What the storage says.
     pub fn seal(&mut self, tip: Held, pass: Pass) -> Result<(), ManifestError> {
         let (end, context) = (self.log.settle()?, self.context);
-        let sealed = Sealed { tip, context, end, pass, applying: false };
+        let record = self.record.clone();
+        let sealed = Sealed { tip, context, end, pass, record, applying: false };
         self.check_log(&sealed)?;
         self.state.sealed = Some(sealed);
         self.slots.commit(&self.state)
@@ -413,6 +430,7 @@ impl<S: Storage> Manifest<S> {
             ));
         }
         self.state.held = Some((sealed.tip, sealed.pass));
+        self.state.record = sealed.record;
         self.state.sealed = None;
         self.slots.commit(&self.state)?;
         Ok(self.log.clear()?)

@@ -77,6 +77,17 @@ impl<'a> Lines<'a> {
     }
 }
 
+/// Bytes as hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Bytes from hexadecimal digits, however many.
+pub(crate) fn unhex_all(digits: &str) -> Option<Vec<u8>> {
+    let pair = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+    (0..digits.len()).step_by(2).map(pair).collect()
+}
+
 /// Bytes from hexadecimal digits, exactly so many.
 pub(crate) fn unhex<const N: usize>(digits: &str) -> Option<[u8; N]> {
     if digits.len() != 2 * N {

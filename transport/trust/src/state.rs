@@ -8,13 +8,13 @@
 use std::io;
 
 use driftline_extent::{
-    Generation, Reason, ReplicaId, Root, TargetState, VOLUME_LEN_MAX, chunk_count,
+    Generation, RECORD_LEN_MAX, Reason, ReplicaId, Root, TargetState, VOLUME_LEN_MAX, chunk_count,
 };
 
 use crate::{
     ManifestError, Pass, Storage,
     log::Position,
-    record::{Lines, Record, unhex},
+    record::{Lines, Record, hex, unhex, unhex_all},
 };
 
 pub(crate) const TITLE: &str = "driftline manifest 1";
@@ -67,6 +67,8 @@ pub(crate) struct Sealed {
     pub(crate) context: [u8; 32],
     pub(crate) end: Position,
     pub(crate) pass: Pass,
+    /// What the source wants to know again of that instant.
+    pub(crate) record: Option<Vec<u8>>,
     /// Whether the target has committed it: the lists are somewhere between base and tip.
     pub(crate) applying: bool,
 }
@@ -76,6 +78,8 @@ pub(crate) struct Sealed {
 pub(crate) struct State {
     pub(crate) identity: Identity,
     pub(crate) held: Option<(Held, Pass)>,
+    /// What the source wanted to know again of the instant that is held.
+    pub(crate) record: Option<Vec<u8>>,
     pub(crate) sealed: Option<Sealed>,
     /// Why the next increment is not to rely on a map.
     pub(crate) suspect: Option<Reason>,
@@ -86,7 +90,7 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) const fn of_nothing(identity: Identity) -> Self {
-        Self { identity, held: None, sealed: None, suspect: None, compared_ms: None }
+        Self { identity, held: None, record: None, sealed: None, suspect: None, compared_ms: None }
     }
 
     pub(crate) fn encode(&self, sequence: u64) -> String {
@@ -97,10 +101,12 @@ impl State {
             .option("suspect", self.suspect)
             .option("compared", self.compared_ms);
         if let Some((held, pass)) = &self.held {
-            record = encode_held(record, "held", held, pass);
+            record = encode_held(record, "held", held, pass)
+                .option("held-record", self.record.as_deref().map(hex));
         }
-        if let Some(Sealed { tip, context, end, pass, applying }) = &self.sealed {
+        if let Some(Sealed { tip, context, end, pass, record: of_tip, applying }) = &self.sealed {
             record = encode_held(record, "tip", tip, pass)
+                .option("tip-record", of_tip.as_deref().map(hex))
                 .line("context", Root(*context))
                 .line("log", end.at)
                 .line("check", Root(end.check))
@@ -130,11 +136,13 @@ impl State {
                 let (tip, pass) = decode_held(lines, "tip")?;
                 let end = Position { at: lines.number("log")?, check: lines.bytes("check")? };
                 let applying = lines.number("applying")? == 1;
-                Some(Sealed { tip, context: lines.bytes("context")?, end, pass, applying })
+                let (context, record) = (lines.bytes("context")?, decode_record(lines, "tip")?);
+                Some(Sealed { tip, context, end, pass, record, applying })
             }
             None => None,
         };
-        let state = Self { identity, held, sealed, suspect, compared_ms };
+        let record = decode_record(lines, "held")?;
+        let state = Self { identity, held, record, sealed, suspect, compared_ms };
         Some((lines.number("sequence")?, state))
     }
 }
@@ -164,6 +172,15 @@ fn decode_held(lines: &Lines<'_>, key: &str) -> Option<(Held, Pass)> {
     let last_ms = lines.number(&format!("{key}-audited"))?;
     let pass = Pass::from_parts(held.chunks(), last_ms, marks.collect::<Option<_>>()?)?;
     Some((held, pass))
+}
+
+/// The outer option: whether that makes sense. States of earlier versions have no records.
+fn decode_record(lines: &Lines<'_>, key: &str) -> Option<Option<Vec<u8>>> {
+    match lines.get(&format!("{key}-record")) {
+        None => Some(None),
+        Some(digits) if digits.len() <= 2 * RECORD_LEN_MAX => unhex_all(digits).map(Some),
+        Some(_) => None,
+    }
 }
 
 /// The two slots.
@@ -248,11 +265,13 @@ mod tests {
             context: [5; 32],
             end: Position { at: 6, check: [7; 32] },
             pass: pass.advanced(3, 99),
+            record: Some(vec![0, 0xff, 0x10]),
             applying: true,
         };
         let state = State {
             identity: Identity::of(&target),
             held: Some((held, pass)),
+            record: Some(vec![1; RECORD_LEN_MAX]),
             sealed: Some(sealed),
             suspect: Some(Reason::AuditMismatch),
             compared_ms: Some(1 << 40),
@@ -262,5 +281,35 @@ mod tests {
             let text = state.encode(8);
             assert_eq!(State::decode(&Lines::parse(&text, TITLE).unwrap()), Some((8, state)));
         }
+    }
+
+    /// The fullest state there can be still fits its slot.
+    #[test]
+    fn the_largest_state_fits_its_slot() {
+        let size = VOLUME_LEN_MAX;
+        let held =
+            Held { generation: Generation::Content(Root([9; 32])), size, root: Root([3; 32]) };
+        let mut pass = Pass::covering(held.chunks(), u64::MAX / 2);
+        for round in 0..200 {
+            pass = pass.advanced(held.chunks() / 70, u64::MAX / 2 + round);
+        }
+        assert!(pass.marks().len() > 60, "{} marks", pass.marks().len());
+        let record = Some(vec![0xff; RECORD_LEN_MAX]);
+        let end = Position { at: u64::MAX, check: [7; 32] };
+        let (tip, context) = (held, [5; 32]);
+        let sealed = Sealed {
+            tip,
+            context,
+            end,
+            pass: pass.clone(),
+            record: record.clone(),
+            applying: true,
+        };
+        let identity = Identity::of(&TargetState::nothing());
+        let (suspect, compared_ms) = (Some(Reason::AlAlreadyApplied), Some(u64::MAX));
+        let (held, sealed) = (Some((held, pass)), Some(sealed));
+        let state = State { identity, held, record, sealed, suspect, compared_ms };
+        let len = state.encode(u64::MAX).len();
+        assert!(len <= SLOT_LEN, "{len} bytes");
     }
 }

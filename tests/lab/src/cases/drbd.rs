@@ -133,7 +133,7 @@ impl Tracker {
     fn push(&self, source: &Machine) -> Result<Output> {
         source.run(&format!(
             "export DRIFTLINE_PEER=$(cat /lab/keys/target.pub)
-             driftline push --json --quiet {} {}@{TARGET_ADDRESS}",
+             driftline push --json --quiet --rotated {} {}@{TARGET_ADDRESS}",
             self.source_name(),
             self.name
         ))

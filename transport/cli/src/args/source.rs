@@ -77,6 +77,11 @@ pub(crate) struct Drbd {
     /// send what differs from it by the pool's own account, and tell of what DRBD has missed.
     #[arg(long)]
     pub(crate) cross_check: bool,
+    /// Of a drbdmeta: source, vouch for it that the bitmap was cleared right after the snapshot,
+    /// while I/O was suspended (new-current-uuid --clear-bitmap): only then the next increment can
+    /// start from it.
+    #[arg(long)]
+    pub(crate) rotated: bool,
 }
 
 /// What is done about the bitmap of a volume of DRBD.
