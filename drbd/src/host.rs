@@ -5,6 +5,7 @@
 
 mod command;
 mod error;
+pub(crate) mod group;
 mod lvm;
 mod text;
 mod thin;
@@ -517,6 +518,19 @@ impl Minor {
     /// Gives the volume a new current UUID, and clears nothing.
     pub(crate) fn rename(self) -> Result<(), HostError> {
         run(&["drbdsetup", "new-current-uuid", &self.0.to_string()], PATIENCE).map(drop)
+    }
+
+    /// Whether its I/O is suspended now.
+    pub(crate) fn is_suspended(self) -> Result<bool, HostError> {
+        let text = fs::read_to_string(PROC).map_err(|_| HostError::NoDrbd)?;
+        if text::parse_version(&text) == Some(8) {
+            return text::parse_suspended_84(&text, self.0)
+                .ok_or_else(|| HostError::not_understood(PROC, &text));
+        }
+        let args = ["drbdsetup", "events2", "--now"];
+        let told = run(&args, PATIENCE)?;
+        text::parse_suspended(&told, self.0)
+            .ok_or_else(|| HostError::not_understood(&command_text(&args), &told))
     }
 
     pub(crate) fn resume(self, within: Duration) -> Result<(), HostError> {

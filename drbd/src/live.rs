@@ -479,8 +479,8 @@ impl Steps for Real<'_> {
         Ok(frozen)
     }
 
-    fn release(&mut self) {
-        self.freezer.release();
+    fn release(&mut self) -> Result<(), LiveError> {
+        self.freezer.release()
     }
 
     fn examine(&mut self) -> Result<u64, LiveError> {

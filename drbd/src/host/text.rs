@@ -244,6 +244,37 @@ pub(super) fn parse_in_flight(text: &str, minor: u32) -> Option<u64> {
     numbers.split_ascii_whitespace().find_map(|word| word.strip_prefix("lo:"))?.parse().ok()
 }
 
+/// Whether the I/O of this minor is suspended, by the `/proc/drbd` of DRBD 8.4: the flags at the end
+/// of its line begin with `s`, or with `r` for running.
+pub(super) fn parse_suspended_84(text: &str, minor: u32) -> Option<bool> {
+    let head = format!("{minor}: ");
+    let line = text.lines().find(|line| line.trim_start().starts_with(&head))?;
+    match line.split_ascii_whitespace().last()?.chars().next()? {
+        's' => Some(true),
+        'r' => Some(false),
+        _ => None,
+    }
+}
+
+/// The same in the output of `drbdsetup events2 --now`, which tells of each resource.
+pub(super) fn parse_suspended(text: &str, minor: u32) -> Option<bool> {
+    let told = |kind: &str, wanted: &dyn Fn(&dyn Fn(&str) -> Option<String>) -> bool, key: &str| {
+        text.lines().find_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let is_of_kind = (words.next(), words.next()) == (Some("exists"), Some(kind));
+            let field = |key: &str| {
+                let rest = line.split_ascii_whitespace().filter_map(|word| word.split_once(':'));
+                rest.filter(|row| row.0 == key).map(|row| row.1.to_owned()).next()
+            };
+            (is_of_kind && wanted(&field)).then(|| field(key)).flatten()
+        })
+    };
+    let minor = minor.to_string();
+    let name = told("device", &|field| field("minor").as_ref() == Some(&minor), "name")?;
+    let state = told("resource", &|field| field("name").as_ref() == Some(&name), "suspended")?;
+    Some(state != "no")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -409,6 +440,15 @@ mod tests {
         let minors = [1, 2, 3, 4, 5].map(|minor| parse_in_flight(text, minor));
         assert_eq!(minors, [Some(0), Some(0), Some(0), Some(0), None]);
         assert_eq!(parse_in_flight(recorded!("proc-connecting"), 1), Some(0));
+        let suspended = [1, 2, 5].map(|minor| parse_suspended_84(text, minor));
+        assert_eq!(suspended, [Some(true), Some(false), None]);
+        assert_eq!(parse_suspended_84(recorded!("proc-connecting"), 1), Some(false));
+        assert_eq!(parse_suspended_84(" 1: cs:Unconfigured", 1), None);
+        let [held, goes_on] = [recorded!("events2-suspended"), recorded!("events2-connecting")];
+        assert_eq!([held, goes_on].map(|text| parse_suspended(text, 1)), [Some(true), Some(false)]);
+        assert_eq!(parse_suspended(held, 2), None);
+        let both = format!("exists resource name:a suspended:no\n{held}");
+        assert_eq!(parse_suspended(&both, 1), Some(true));
         assert_eq!(parse_current_uuid(recorded!("get-gi")), Some(0x6CE2_63A3_1660_1351));
     }
 }

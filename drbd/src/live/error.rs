@@ -64,9 +64,20 @@ pub enum LiveError {
         error: io::Error,
     },
     /// The guard failed.
-    #[error("what holds the device suspended failed: {why}; its I/O goes on")]
+    #[error("what holds the device suspended failed: {why}")]
     Guard {
         /// Why.
+        why: String,
+    },
+    /// It may be suspended, and nobody resumes it.
+    #[error(
+        "the I/O of /dev/drbd{minor} may be suspended: {why}. Look with `drbdsetup events2 --now`, \
+         and run `drbdsetup resume-io {minor}`"
+    )]
+    MaybeSuspended {
+        /// The minor of its device.
+        minor: u32,
+        /// Why that is not known.
         why: String,
     },
     /// The snapshot took too long.

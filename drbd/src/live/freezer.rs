@@ -4,14 +4,14 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     os::unix::process::CommandExt as _,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
     LiveError,
-    guard::{Answer, Order},
+    guard::{Answer, Order, RealDevice, let_go},
 };
 use crate::host::Minor;
 
@@ -19,8 +19,10 @@ use crate::host::Minor;
 /// that it may hold the device for.
 const SLACK: Duration = Duration::from_secs(30);
 
-/// How long to wait for the device to go on, once nobody is there for the guard.
-const RELEASE_MAX: Duration = Duration::from_secs(60);
+/// How often it is told that the guard is waited for, which has not said yet that the device goes
+/// on, and for how long it is. It gives up before that.
+const RELEASE_TELL: Duration = Duration::from_secs(60);
+const RELEASE_FOR: Duration = Duration::from_secs(1500);
 
 /// How the guard is started: what [`guard_process`](crate::guard_process) is called from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -99,6 +101,7 @@ impl Freezer {
         match (wanted(&answer), answer) {
             (Some(wanted), _) => sent.map(|()| wanted).map_err(|error| failed(error.to_string())),
             (None, Answer::Fired) => Err(LiveError::TooSlow { limit: self.limit }),
+            (None, Answer::Stuck(why)) => Err(self.stuck(why)),
             (None, Answer::Failed(why)) => Err(failed(why)),
             (None, other) => Err(failed(format!("to {order} it said {other}"))),
         }
@@ -108,35 +111,50 @@ impl Freezer {
         let answer = self.answers.recv_timeout(self.limit + SLACK);
         let answer = answer.map_err(|_| LiveError::Guard { why: "it says nothing".to_owned() })?;
         // Whatever it says after it let go of the device.
-        if matches!(answer, Answer::Resumed(_) | Answer::Fired) {
+        if matches!(answer, Answer::Resumed(_) | Answer::Fired | Answer::Failed(_)) {
             self.frozen = false;
         }
         Ok(answer)
     }
 
+    fn stuck(&self, why: String) -> LiveError {
+        LiveError::MaybeSuspended { minor: self.minor.0, why }
+    }
+
     /// Lets the guard end, and makes sure that the device goes on.
-    pub(super) fn release(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// [`LiveError::MaybeSuspended`] if that is not known.
+    pub(super) fn release(&mut self) -> Result<(), LiveError> {
         self.orders = None;
-        while self.frozen {
-            match self.answers.recv_timeout(RELEASE_MAX) {
-                Ok(Answer::Resumed(_) | Answer::Fired) => self.frozen = false,
-                Ok(_) => {}
-                // It was killed, or could not: there is nobody else now.
+        let (started, minor) = (Instant::now(), self.minor.0);
+        while std::mem::take(&mut self.frozen) {
+            match self.answers.recv_timeout(RELEASE_TELL) {
+                Ok(Answer::Resumed(_) | Answer::Fired | Answer::Failed(_)) => {}
+                Ok(Answer::Stuck(why)) => return Err(self.stuck(why)),
+                Ok(Answer::Ready | Answer::Suspended | Answer::Cleared) => self.frozen = true,
+                Err(RecvTimeoutError::Timeout) if started.elapsed() < RELEASE_FOR => {
+                    tracing::warn!(minor, "it is not known yet that its I/O goes on: waiting");
+                    self.frozen = true;
+                }
+                // It was killed: there is nobody else now, but what it has started.
                 Err(_) => {
-                    self.frozen = false;
-                    if let Err(error) = self.minor.resume(RELEASE_MAX) {
-                        let minor = self.minor.0;
-                        tracing::error!(%error, "I/O may be suspended: `drbdsetup resume-io {minor}`");
-                    }
+                    let group = self.child.as_ref().map(Child::id);
+                    let mut device = RealDevice::new(self.minor, group);
+                    return let_go(&mut device).map_err(|why| self.stuck(why));
                 }
             }
         }
+        Ok(())
     }
 }
 
 impl Drop for Freezer {
     fn drop(&mut self) {
-        self.release();
+        if let Err(error) = self.release() {
+            tracing::error!("{error}");
+        }
         // It ends by itself now. Somebody has to wait for it, and it need not be us.
         if let Some(mut child) = self.child.take() {
             let wait = move || drop(child.wait());

@@ -3,7 +3,8 @@
 //! It runs as a process of its own. Only this process suspends, clears and resumes, so that no
 //! two of these can overtake each other: one who is killed leaves no command behind that takes
 //! effect after the device was resumed. It resumes when it is told to, when the one who asked is
-//! gone, and when its time is up.
+//! gone, and when its time is up. A command to suspend that it had to give up may take effect later:
+//! it looks at the device until that command and all that it started have ended.
 
 use std::{
     fmt,
@@ -14,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::host::{HostError, Minor};
+use crate::host::{HostError, Minor, group};
 
 /// How often requests that are on their way are counted while they are waited for.
 const POLL: Duration = Duration::from_millis(5);
@@ -23,6 +24,10 @@ const POLL: Duration = Duration::from_millis(5);
 const RESUME_PATIENCE: Duration = Duration::from_secs(5);
 const RESUME_FOR: Duration = Duration::from_secs(600);
 const RESUME_PAUSE: Duration = Duration::from_millis(100);
+
+/// Until when a device is looked at that a command may suspend yet, and how often.
+const LOOK_FOR: Duration = Duration::from_secs(600);
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// What it is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,22 +55,31 @@ pub(super) enum Answer {
     Resumed(Duration),
     /// The device goes on, as the time was up. It says so at once, and does nothing more.
     Fired,
-    /// Something failed.
+    /// Something failed. The device goes on.
     Failed(String),
+    /// Whether the device goes on is not known.
+    Stuck(String),
+}
+
+/// A device that may be suspended.
+pub(super) trait Device {
+    fn resume(&mut self, within: Duration) -> Result<(), HostError>;
+    fn is_suspended(&mut self) -> Result<bool, HostError>;
+    /// Whether a command is still at work that was started to suspend it, and was given up.
+    fn is_at_work(&mut self) -> bool;
+    /// Time since some instant.
+    fn now(&self) -> Duration;
+    fn pause(&mut self, time: Duration);
 }
 
 /// What it does, and what it is told.
-pub(super) trait Panel {
+pub(super) trait Panel: Device {
     /// Waits for an order, for so long at most.
     fn order(&mut self, within: Option<Duration>) -> Option<Order>;
     fn answer(&mut self, answer: Answer);
     fn suspend(&mut self, within: Duration) -> Result<(), HostError>;
     fn in_flight(&mut self) -> Result<u64, HostError>;
     fn clear(&mut self, within: Duration) -> Result<(), HostError>;
-    fn resume(&mut self, within: Duration) -> Result<(), HostError>;
-    /// Time since some instant.
-    fn now(&self) -> Duration;
-    fn pause(&mut self, time: Duration);
 }
 
 /// Does what it is told until nobody is there any more, and holds nothing frozen for longer than
@@ -90,10 +104,10 @@ pub(super) fn guard(panel: &mut impl Panel, limit: Duration) {
 fn freeze(panel: &mut impl Panel, limit: Duration) -> Answer {
     let started = panel.now();
     let ended = held(panel, started + limit);
-    let resumed = resume(panel);
+    let resumed = resume(panel).map_err(|error| format!("it could not be resumed: {error}"));
     let frozen = panel.now().saturating_sub(started);
-    match (ended, resumed) {
-        (_, Err(error)) => Answer::Failed(format!("the device could not be resumed: {error}")),
+    match (ended, resumed.and_then(|()| look_again(panel))) {
+        (_, Err(why)) => Answer::Stuck(why),
         (Held::Done, Ok(())) => Answer::Resumed(frozen),
         (Held::TimeUp, Ok(())) => Answer::Fired,
         (Held::Failed(error), Ok(())) => Answer::Failed(error),
@@ -153,13 +167,48 @@ fn left(panel: &impl Panel, end: Duration) -> Option<Duration> {
 }
 
 /// Resumes, again and again if need be: nothing else is worth anything until that is done.
-fn resume(panel: &mut impl Panel) -> Result<(), HostError> {
-    let end = panel.now() + RESUME_FOR;
+fn resume(device: &mut impl Device) -> Result<(), HostError> {
+    let end = device.now() + RESUME_FOR;
     loop {
-        match panel.resume(RESUME_PATIENCE) {
-            Err(_) if panel.now() < end => panel.pause(RESUME_PAUSE),
+        match device.resume(RESUME_PATIENCE) {
+            // Nobody installs it meanwhile.
+            Err(error @ HostError::Missing { .. }) => return Err(error),
+            Err(_) if device.now() < end => device.pause(RESUME_PAUSE),
             other => return other,
         }
+    }
+}
+
+/// Resumes, and sees to it that the device goes on; otherwise says why that is not known.
+pub(super) fn let_go(device: &mut impl Device) -> Result<(), String> {
+    resume(device).map_err(|error| format!("it could not be resumed: {error}"))?;
+    look_again(device)
+}
+
+/// Looks whether the device, which was resumed, goes on. A command to suspend it that was given up
+/// may take effect later, so that it is looked at until there is none, and resumed each time.
+fn look_again(device: &mut impl Device) -> Result<(), String> {
+    let end = device.now() + LOOK_FOR;
+    loop {
+        // What has ended before the device is looked at has taken effect by then.
+        let at_work = device.is_at_work();
+        let why = match device.is_suspended() {
+            Ok(false) if !at_work => return Ok(()),
+            Ok(false) => {
+                "a command to suspend it that was given up is still at work, and may suspend it \
+                 when it ends"
+                    .to_owned()
+            }
+            Ok(true) => match resume(device) {
+                Ok(()) => "it was suspended again each time".to_owned(),
+                Err(error) => return Err(format!("it could not be resumed: {error}")),
+            },
+            Err(error) => format!("whether it goes on cannot be seen: {error}"),
+        };
+        if device.now() >= end {
+            return Err(why);
+        }
+        device.pause(LOOK_PAUSE);
     }
 }
 
@@ -192,6 +241,7 @@ impl fmt::Display for Answer {
             Self::Resumed(frozen) => write!(f, "resumed {}", frozen.as_micros()),
             Self::Fired => f.write_str("fired"),
             Self::Failed(why) => write!(f, "failed {}", why.replace('\n', " ")),
+            Self::Stuck(why) => write!(f, "stuck {}", why.replace('\n', " ")),
         }
     }
 }
@@ -210,6 +260,7 @@ impl FromStr for Answer {
                 .map_err(drop),
             ("fired", _) => Ok(Self::Fired),
             ("failed", why) => Ok(Self::Failed(why.to_owned())),
+            ("stuck", why) => Ok(Self::Stuck(why.to_owned())),
             _ => Err(()),
         }
     }
@@ -217,9 +268,44 @@ impl FromStr for Answer {
 
 /// The process itself: orders on its standard input, answers on its standard output.
 struct Process {
-    minor: Minor,
+    device: RealDevice,
     orders: Receiver<Order>,
+}
+
+/// A device, and the process group of what was started to suspend it.
+pub(super) struct RealDevice {
+    minor: Minor,
+    /// None where that is not known.
+    group: Option<u32>,
     started: Instant,
+}
+
+impl RealDevice {
+    pub(super) fn new(minor: Minor, group: Option<u32>) -> Self {
+        Self { minor, group, started: Instant::now() }
+    }
+}
+
+impl Device for RealDevice {
+    fn resume(&mut self, within: Duration) -> Result<(), HostError> {
+        self.minor.resume(within)
+    }
+
+    fn is_suspended(&mut self) -> Result<bool, HostError> {
+        self.minor.is_suspended()
+    }
+
+    fn is_at_work(&mut self) -> bool {
+        self.group.is_some_and(|group| group::is_at_work(group, std::process::id()))
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn pause(&mut self, time: Duration) {
+        thread::sleep(time);
+    }
 }
 
 /// Obeys the orders on standard input about the device of this minor, until that is closed.
@@ -236,8 +322,31 @@ pub fn guard_process(minor: u32, limit: Duration) {
     };
     // Without it nobody is ever there, and nothing is ever suspended.
     if thread::Builder::new().name("orders".to_owned()).spawn(read).is_ok() {
-        let mut process = Process { minor: Minor(minor), orders, started: Instant::now() };
+        let device = RealDevice::new(Minor(minor), group::own());
+        let mut process = Process { device, orders };
         guard(&mut process, limit);
+    }
+}
+
+impl Device for Process {
+    fn resume(&mut self, within: Duration) -> Result<(), HostError> {
+        self.device.resume(within)
+    }
+
+    fn is_suspended(&mut self) -> Result<bool, HostError> {
+        self.device.is_suspended()
+    }
+
+    fn is_at_work(&mut self) -> bool {
+        self.device.is_at_work()
+    }
+
+    fn now(&self) -> Duration {
+        self.device.now()
+    }
+
+    fn pause(&mut self, time: Duration) {
+        self.device.pause(time);
     }
 }
 
@@ -260,26 +369,14 @@ impl Panel for Process {
     }
 
     fn suspend(&mut self, within: Duration) -> Result<(), HostError> {
-        self.minor.suspend(within)
+        self.device.minor.suspend(within)
     }
 
     fn in_flight(&mut self) -> Result<u64, HostError> {
-        self.minor.in_flight()
+        self.device.minor.in_flight()
     }
 
     fn clear(&mut self, within: Duration) -> Result<(), HostError> {
-        self.minor.clear(within)
-    }
-
-    fn resume(&mut self, within: Duration) -> Result<(), HostError> {
-        self.minor.resume(within)
-    }
-
-    fn now(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    fn pause(&mut self, time: Duration) {
-        thread::sleep(time);
+        self.device.minor.clear(within)
     }
 }

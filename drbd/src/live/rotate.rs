@@ -21,8 +21,8 @@ pub(super) trait Steps {
     fn clear(&mut self) -> Result<(), LiveError>;
     /// The device goes on; for how long it was frozen.
     fn resume(&mut self) -> Result<Duration, LiveError>;
-    /// Makes sure that the device goes on, whatever was said.
-    fn release(&mut self);
+    /// Makes sure that the device goes on, whatever was said, or says that it may not.
+    fn release(&mut self) -> Result<(), LiveError>;
     /// The current UUID in the snapshot, which is a good one.
     fn examine(&mut self) -> Result<u64, LiveError>;
     /// The snapshot is that at which the bitmap was cleared.
@@ -42,8 +42,10 @@ pub(super) fn rotate(steps: &mut impl Steps, clear: bool) -> Result<Duration, Li
         Ok(frozen)
     });
     if done.is_err() {
-        steps.release();
+        let released = steps.release();
         steps.remove();
+        // That it may be suspended is worse than whatever failed.
+        released?;
     }
     done
 }

@@ -7,7 +7,7 @@ use driftline_extent::Generation;
 use super::{
     GuardCommand, LiveError, Mode,
     freezer::Freezer,
-    guard::{Answer, Order, Panel, guard},
+    guard::{Answer, Device, Order, Panel, guard},
     may_rotate,
     rotate::{Steps, rotate},
     sort_out,
@@ -151,10 +151,11 @@ impl Steps for Fake {
         self.step(true, |world| world.frozen = false).map(|()| Duration::from_millis(1))
     }
 
-    fn release(&mut self) {
+    fn release(&mut self) -> Result<(), LiveError> {
         if !self.dead {
             self.world.frozen = false;
         }
+        Ok(())
     }
 
     fn examine(&mut self) -> Result<u64, LiveError> {
@@ -231,6 +232,9 @@ struct Script {
     stubborn: u32,
     suspend_fails: bool,
     clear_fails: bool,
+    /// When a suspend takes effect that was given up, after it was asked for.
+    lands_after: Option<Duration>,
+    lands_at: Option<Duration>,
     /// How long a command takes.
     takes: Duration,
 }
@@ -251,6 +255,8 @@ impl Script {
             stubborn: 0,
             suspend_fails: false,
             clear_fails: false,
+            lands_after: None,
+            lands_at: None,
             takes: Duration::from_millis(100),
         }
     }
@@ -285,6 +291,11 @@ impl Panel for Script {
 
     fn suspend(&mut self, within: Duration) -> Result<(), HostError> {
         assert!(within <= LIMIT);
+        self.lands_at = self.lands_after.take().map(|after| self.now + after);
+        if self.lands_at.is_some() {
+            self.now += within;
+            return Err(Self::failed());
+        }
         (self.frozen, self.ready, self.frozen_at) = (true, false, self.now);
         self.now += self.takes;
         if self.suspend_fails { Err(Self::failed()) } else { Ok(()) }
@@ -301,16 +312,31 @@ impl Panel for Script {
         self.now += self.takes;
         if self.clear_fails { Err(Self::failed()) } else { Ok(()) }
     }
+}
 
+impl Device for Script {
     fn resume(&mut self, _: Duration) -> Result<(), HostError> {
         self.now += self.takes;
         if self.stubborn > 0 {
             self.stubborn -= 1;
             return Err(Self::failed());
         }
-        self.longest = self.longest.max(self.now - self.frozen_at);
+        if self.frozen {
+            self.longest = self.longest.max(self.now - self.frozen_at);
+        }
         self.frozen = false;
         Ok(())
+    }
+
+    fn is_suspended(&mut self) -> Result<bool, HostError> {
+        if self.lands_at.is_some_and(|at| at <= self.now) {
+            (self.frozen, self.lands_at, self.frozen_at) = (true, None, self.now);
+        }
+        Ok(self.frozen)
+    }
+
+    fn is_at_work(&mut self) -> bool {
+        self.lands_at.is_some()
     }
 
     fn now(&self) -> Duration {
@@ -358,6 +384,37 @@ fn a_guard_whose_time_is_up_says_so_and_clears_nothing_any_more() {
     assert_eq!(done.answers, [Answer::Ready, Answer::Suspended, Answer::Fired, last]);
 }
 
+/// The command that was to suspend it is given up, and what it left behind suspends it long after
+/// the guard has resumed it.
+#[test]
+fn a_suspend_that_lands_late_is_resumed() {
+    for after in [11, 116, 599] {
+        let lands_after = Some(Duration::from_secs(after));
+        let orders = [Some(Order::Suspend), Some(Order::Gone)];
+        let done = Script { lands_after, ..Script::new(&orders) }.run();
+        assert_eq!(done.lands_at, None, "it ended before the suspend came, after {after} s");
+        assert!(done.longest > Duration::ZERO && done.longest < Duration::from_secs(1));
+        // What it says then is true.
+        assert!(matches!(done.answers.last(), Some(Answer::Failed(_))), "{:?}", done.answers);
+    }
+}
+
+/// It never says that the device goes on while a command may suspend it yet.
+#[test]
+fn a_suspend_that_may_land_yet_is_told() {
+    let lands_after = Some(Duration::from_secs(86_400));
+    let done = Script { lands_after, ..Script::new(&[Some(Order::Suspend)]) }.run();
+    match done.answers.last() {
+        Some(Answer::Stuck(why)) => assert!(why.contains("still at work"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    let limit = Duration::from_secs(5);
+    let mut freezer = Freezer::start(&says("ready 'stuck it hangs'"), 1_000_000, limit).unwrap();
+    let error = freezer.suspend().unwrap_err();
+    assert!(matches!(error, LiveError::MaybeSuspended { minor: 1_000_000, .. }), "{error}");
+    assert!(error.to_string().contains("drbdsetup resume-io 1000000"), "{error}");
+}
+
 #[test]
 fn a_guard_resumes_again_and_again() {
     let script =
@@ -377,6 +434,7 @@ fn orders_and_answers_are_read_as_they_are_written() {
         Answer::Resumed(Duration::from_micros(1_234_567)),
         Answer::Fired,
         Answer::Failed("it is so".to_owned()),
+        Answer::Stuck("it hangs".to_owned()),
     ] {
         assert_eq!(answer.to_string().parse(), Ok(answer));
     }

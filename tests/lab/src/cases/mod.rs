@@ -293,6 +293,12 @@ pub(crate) const CASES: &[Case] = &[
         drbd_live_faults::cow,
     ),
     case(
+        "drbd-live-late",
+        "a suspend that takes effect after it was given up is undone before the push ends",
+        LONG,
+        drbd_live_faults::late,
+    ),
+    case(
         "drbd-live-filter",
         "an LVM that would read the device is refused before any suspend",
         LONG,
