@@ -16,7 +16,7 @@ use crate::{
 pub(crate) fn run(command: &IncidentsCommand, dir: &Path, as_json: bool) -> anyhow::Result<()> {
     let incidents = incidents(dir);
     if let Some(IncidentsAction::Ack { id }) = &command.action {
-        let seen = (id.clone(), incidents.acknowledge(id, now_ms())?);
+        let seen = incidents.acknowledge(id, now_ms())?;
         if as_json {
             say(json(&seen));
         } else {

@@ -1,9 +1,13 @@
 //! What was found, kept until a person has acknowledged it.
 //!
-//! Each incident is a file `NAME.incident` in a folder, where the name is its number in
-//! hexadecimal: a record of text, see [`crate::record`]. The same finding, of the same volume and
+//! Each incident is a file `NAME.incident` in a folder, where the name is a hash in 32 hexadecimal
+//! digits: a record of text, see [`crate::record`]. The same finding, of the same volume and
 //! from the same generation, is the same incident again, and counts up. A file is written anew
-//! and put in its place at once.
+//! and put in its place at once. Whoever changes one holds the file `lock` meanwhile, so that what
+//! several processes find, mend and acknowledge is all there afterwards.
+//!
+//! Earlier versions named a file by the first 8 digits. Such a file is read as any other, and takes
+//! the whole name when the same is found again.
 
 use std::{
     fs, io,
@@ -14,8 +18,13 @@ use driftline_extent::{Extent, Generation, Reason};
 
 use crate::{
     record::{Lines, Record},
-    storage::{read_small, replace},
+    storage::{lock_dir, read_small, replace},
 };
+
+/// Digits of a name, of one that earlier versions gave, and of the shortest beginning of one by which
+/// it is found.
+const NAME_DIGITS: usize = 32;
+const SHORT_DIGITS: usize = 8;
 
 pub(crate) const TITLE: &str = "driftline incident 1";
 const END: &str = "incident";
@@ -74,6 +83,9 @@ pub enum IncidentError {
     /// There is none of this name.
     #[error("there is no incident {0}: see `driftline incidents --all`")]
     None(String),
+    /// Several names begin so.
+    #[error("{0} is the beginning of several incidents: write more of the name")]
+    Ambiguous(String),
 }
 
 impl Incident {
@@ -103,7 +115,13 @@ impl Incident {
         for part in [self.reason.as_str(), &self.source, &self.target, &base] {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
-        hasher.finalize().to_hex()[..8].to_owned()
+        hasher.finalize().to_hex()[..NAME_DIGITS].to_owned()
+    }
+
+    /// Whether it is the same finding, of the same volume and from the same generation.
+    fn is_same(&self, other: &Self) -> bool {
+        let of = |one: &Self| (one.reason, one.source.clone(), one.target.clone(), one.base);
+        of(self) == of(other)
     }
 
     /// Whether nobody has acknowledged it since it was found last.
@@ -191,16 +209,22 @@ impl Incidents {
     /// What the operating system says.
     pub fn keep(&self, incident: &Incident) -> Result<String, IncidentError> {
         let name = incident.name();
-        let kept = match self.read(&self.path(&name)) {
-            Ok(Some(before)) => Incident {
-                first_ms: before.first_ms,
-                count: before.count.saturating_add(1),
-                ..incident.clone()
-            },
-            // One that cannot be read is overwritten by what is known.
-            Ok(None) | Err(_) => incident.clone(),
-        };
+        let old = self.path(&name[..SHORT_DIGITS]);
+        let _lock = self.lock()?;
+        // One that cannot be read is overwritten by what is known.
+        let before = |path: &Path| self.read(path).unwrap_or(None);
+        let now = before(&self.path(&name));
+        // What it was called earlier may be another one.
+        let earlier = before(&old).filter(|earlier| earlier.is_same(incident));
+        let mut kept = incident.clone();
+        for before in now.iter().chain(&earlier) {
+            kept.first_ms = kept.first_ms.min(before.first_ms);
+            kept.count = kept.count.saturating_add(before.count);
+        }
         self.write(&name, &kept)?;
+        if earlier.is_some() {
+            fs::remove_file(&old).map_err(|error| failed(&old, error))?;
+        }
         Ok(name)
     }
 
@@ -216,6 +240,10 @@ impl Incidents {
         now_ms: u64,
         tip: Generation,
     ) -> Result<(), IncidentError> {
+        if self.all()?.is_empty() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
         for (name, incident) in self.all()? {
             if incident.source == source && incident.target == target && incident.mended.is_none() {
                 self.write(&name, &Incident { mended: Some((now_ms, tip)), ..incident })?;
@@ -224,18 +252,37 @@ impl Incidents {
         Ok(())
     }
 
-    /// Notes that a person has seen one.
+    /// Notes that a person has seen one, of which the first digits of its name are enough; returns it
+    /// with its name.
     ///
     /// # Errors
-    /// That there is none of this name, or what the operating system says.
-    pub fn acknowledge(&self, name: &str, now_ms: u64) -> Result<Incident, IncidentError> {
-        let is_name = name.len() == 8 && name.bytes().all(|c| c.is_ascii_hexdigit());
-        let incident = if is_name { self.read(&self.path(name))? } else { None };
-        let Some(incident) = incident else { return Err(IncidentError::None(name.to_owned())) };
+    /// That there is none of this name, or several, or what the operating system says.
+    pub fn acknowledge(
+        &self,
+        name: &str,
+        now_ms: u64,
+    ) -> Result<(String, Incident), IncidentError> {
+        let none = || IncidentError::None(name.to_owned());
+        let is_name = (SHORT_DIGITS..=NAME_DIGITS).contains(&name.len())
+            && name.bytes().all(|c| c.is_ascii_hexdigit());
+        if !is_name || self.all()?.is_empty() {
+            return Err(none());
+        }
+        let _lock = self.lock()?;
+        let mut found = self.all()?;
+        found.retain(|(whole, _)| whole.starts_with(name));
+        // A short name of an earlier version is whole.
+        if found.iter().any(|(whole, _)| whole == name) {
+            found.retain(|(whole, _)| whole == name);
+        }
+        if found.len() > 1 {
+            return Err(IncidentError::Ambiguous(name.to_owned()));
+        }
+        let (name, incident) = found.pop().ok_or_else(none)?;
         let seen =
             Incident { acknowledged_ms: incident.acknowledged_ms.or(Some(now_ms)), ..incident };
-        self.write(name, &seen)?;
-        Ok(seen)
+        self.write(&name, &seen)?;
+        Ok((name, seen))
     }
 
     /// All of them, with their names, the oldest first.
@@ -261,6 +308,11 @@ impl Incidents {
         }
         all.sort_by(|a, b| (a.1.first_ms, &a.0).cmp(&(b.1.first_ms, &b.0)));
         Ok(all)
+    }
+
+    /// Holds off whoever else changes incidents.
+    fn lock(&self) -> Result<fs::File, IncidentError> {
+        lock_dir(&self.dir).map_err(|error| failed(&self.dir, error))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -321,9 +373,9 @@ mod tests {
         assert_eq!(all.len(), 2);
         let kept = Incident { detail, ..incident("zfs:tank/vm") };
         assert!(all.contains(&(name.clone(), kept)));
-        assert!(incidents.acknowledge(&name, 2000).unwrap().acknowledged_ms == Some(2000));
+        assert!(incidents.acknowledge(&name, 2000).unwrap().1.acknowledged_ms == Some(2000));
         // Again, it is when it was seen first.
-        assert!(incidents.acknowledge(&name, 3000).unwrap().acknowledged_ms == Some(2000));
+        assert!(incidents.acknowledge(&name, 3000).unwrap().1.acknowledged_ms == Some(2000));
         incidents.mend("zfs:tank/vm", "vm@host:1", 4000, Generation::Zfs(2)).unwrap();
         let later = Incident { first_ms: 5000, last_ms: 5000, ..incident("zfs:tank/vm") };
         let find = |wanted: &str| {
@@ -339,6 +391,76 @@ mod tests {
         for bad in ["", "00000000", "../../x", "0123456g"] {
             assert!(incidents.acknowledge(bad, 1).is_err(), "{bad}");
         }
+    }
+
+    /// The name is in the folders of others, and in their scripts.
+    #[test]
+    fn names_are_pinned_and_have_128_bits() {
+        let one = incident("zfs:tank/vm");
+        assert_eq!(one.name(), "5562ee96108501239c074c9be8e16db7");
+        let later = Incident { last_ms: 7, count: 9, ..one.clone() };
+        assert_eq!(later.name(), one.name());
+        let other = Incident { base: None, ..one.clone() };
+        assert_ne!(other.name(), one.name());
+    }
+
+    #[test]
+    fn an_incident_of_an_earlier_version_takes_its_whole_name() {
+        let dir = TempDir::new().unwrap();
+        let incidents = Incidents::new(dir.path().to_owned());
+        let one = Incident { detail: "x".into(), count: 4, first_ms: 7, ..incident("a") };
+        let name = one.name();
+        let short = &name[..SHORT_DIGITS];
+        let old = dir.path().join(format!("{short}.incident"));
+        fs::write(&old, one.encode()).unwrap();
+        assert_eq!(incidents.all().unwrap(), [(short.to_owned(), one.clone())]);
+        assert_eq!(incidents.acknowledge(short, 5).unwrap().0, short);
+        // Found again, it is open again under its whole name, and found by the short one.
+        assert_eq!(incidents.keep(&incident("a")).unwrap(), name);
+        let all = incidents.all().unwrap();
+        assert_eq!((all.len(), &all[0].0, all[0].1.count, all[0].1.first_ms), (1, &name, 5, 7));
+        assert!(all[0].1.is_open() && !old.exists());
+        assert_eq!(incidents.acknowledge(short, 6).unwrap().0, name);
+        // Another finding whose name begins alike is left as it is.
+        fs::write(&old, incident("b").encode()).unwrap();
+        incidents.keep(&incident("a")).unwrap();
+        assert_eq!(incidents.all().unwrap().len(), 2);
+        // Of a beginning that several have none is acknowledged.
+        let twin = format!("{}{}", &name[..9], "f".repeat(NAME_DIGITS - 9));
+        fs::write(dir.path().join(format!("{twin}.incident")), incident("c").encode()).unwrap();
+        let error = incidents.acknowledge(&name[..9], 8).unwrap_err();
+        assert!(matches!(error, IncidentError::Ambiguous(_)), "{error}");
+    }
+
+    /// Whoever finds, mends and acknowledges at the same time, nothing of it is lost.
+    #[test]
+    fn what_is_changed_at_the_same_time_is_all_there() {
+        const THREADS: u64 = 4;
+        const TIMES: u64 = 25;
+        let dir = TempDir::new().unwrap();
+        let incidents = Incidents::new(dir.path().to_owned());
+        let (one, other) = (incident("a"), incident("b"));
+        incidents.keep(&other).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (incidents, one, other) = (incidents.clone(), &one, &other);
+                scope.spawn(move || {
+                    for time in 0..TIMES {
+                        incidents.keep(one).unwrap();
+                        if thread == 0 && time == TIMES / 2 {
+                            incidents.acknowledge(&other.name(), 5).unwrap();
+                        }
+                        incidents.mend("b", "vm@host:1", 6, Generation::Zfs(2)).unwrap();
+                    }
+                });
+            }
+        });
+        let all = incidents.all().unwrap();
+        let find =
+            |source: &str| all.iter().find(|(_, one)| one.source == source).unwrap().1.clone();
+        assert_eq!(find("a").count, THREADS * TIMES);
+        let other = find("b");
+        assert_eq!((other.acknowledged_ms, other.mended), (Some(5), Some((6, Generation::Zfs(2)))));
     }
 
     #[test]

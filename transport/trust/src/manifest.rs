@@ -34,6 +34,7 @@ use crate::{
     Entry, Held, Pass, Storage,
     ids::IdFile,
     log::Log,
+    record::Record,
     state::{Found, Identity, Sealed, Slots, State},
 };
 
@@ -117,6 +118,20 @@ impl TouchedSpan<'_> {
         }
         Ok(())
     }
+}
+
+/// What a log is of: a hash over the lines of a record that never changes, so that what one version
+/// has noted another goes on with. Logs of the versions that hashed something else (`v1`) are noted
+/// anew, from the first chunk on.
+fn context(identity: &Identity, held: Option<&Held>, tip: Option<&Generation>) -> [u8; 32] {
+    let held = held.map(|Held { generation, size, root }| format!("{size} {root} {generation}"));
+    let record = Record::new("driftline manifest log 2")
+        .line("replica", identity.replica)
+        .line("key", Root(identity.key_check))
+        .option("held", held)
+        .option("tip", tip);
+    let mut hasher = blake3::Hasher::new_derive_key("driftline manifest v2 log");
+    *hasher.update(record.finish().as_bytes()).finalize().as_bytes()
 }
 
 /// How a manifest stands to what a target holds.
@@ -283,10 +298,8 @@ impl<S: Storage> Manifest<S> {
         if self.state.sealed.take().is_some() {
             self.slots.commit(&self.state)?;
         }
-        let mut hasher = blake3::Hasher::new_derive_key("driftline manifest v1 log");
         let held = self.state.held.as_ref().map(|(held, _)| held);
-        let of = format!("{:?} {held:?} {tip:?}", self.state.identity);
-        self.context = *hasher.update(of.as_bytes()).finalize().as_bytes();
+        self.context = context(&self.state.identity, held, tip);
         if from > 0 && tip.is_some() {
             return Ok(self.log.resume(self.context, from, told)?);
         }
@@ -564,5 +577,46 @@ impl<S: Storage> Manifest<S> {
         replaced.for_each(|(at, new)| push(*at, *new));
         tree.push_zeros(count - tree.chunks());
         Ok(tree.into_root(size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use driftline_extent::ReplicaId;
+
+    use super::*;
+
+    /// A log that an earlier version has begun is gone on with only if this stays as it is.
+    #[test]
+    fn what_a_log_is_of_is_pinned() {
+        let target = TargetState { replica: ReplicaId([7; 16]), ..TargetState::nothing() };
+        let identity = Identity::of(&target);
+        let (generation, root) = (Generation::Zfs(9), Root([3; 32]));
+        let held = Held { generation, size: 1 << 30, root };
+        let tip = Generation::Content(Root([4; 32]));
+        let hex = |bytes: [u8; 32]| Root(bytes).to_string();
+        assert_eq!(
+            hex(context(&identity, Some(&held), Some(&tip))),
+            "bbc4dfcd395a3f2f4143e857207a23f2d973a31e4c2e18636dcdf4f810e841fe"
+        );
+        assert_eq!(
+            hex(context(&identity, None, None)),
+            "3a3d80b494941b2f812465e8adb43a050dbae523627d1d2f62e6096a6d741617"
+        );
+        // Each part of it counts.
+        let other = Identity::of(&TargetState { chunk_key: [1; 32], ..target });
+        let all = [
+            context(&identity, Some(&held), Some(&tip)),
+            context(&other, Some(&held), Some(&tip)),
+            context(&identity, Some(&Held { size: 1, ..held }), Some(&tip)),
+            context(&identity, Some(&Held { generation: Generation::Zfs(8), ..held }), Some(&tip)),
+            context(&identity, Some(&held), Some(&generation)),
+            context(&identity, None, Some(&tip)),
+            context(&identity, Some(&held), None),
+            context(&identity, None, None),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            assert!(!all[..at].contains(one), "{at}");
+        }
     }
 }

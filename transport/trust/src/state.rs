@@ -49,8 +49,8 @@ impl Held {
 /// Of which replica a manifest is, without the secret under which it names chunks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Identity {
-    replica: ReplicaId,
-    key_check: [u8; 32],
+    pub(crate) replica: ReplicaId,
+    pub(crate) key_check: [u8; 32],
 }
 
 impl Identity {

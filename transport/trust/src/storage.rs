@@ -145,6 +145,16 @@ pub(crate) fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
+/// Holds off whoever else changes what is in this folder, until the file is closed.
+pub(crate) fn lock_dir(dir: &Path) -> io::Result<File> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = file.open(dir.join("lock"))?;
+    file.lock()?;
+    Ok(file)
+}
+
 /// Puts a whole file in the place of another, durably: it is read back first.
 pub(crate) fn replace(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
