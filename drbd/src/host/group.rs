@@ -1,21 +1,55 @@
-//! What still runs of a process group: a command that was given up may have left others behind.
+//! What still runs of what a guard has started: a command that was given up may have left others
+//! behind.
+//!
+//! All of it is in the process group of the guard, or has its mark in the environment that it was
+//! started with, also in a session of its own.
 
-use std::fs;
+use std::{fs, process};
 
-/// Whether any process of this group has not ended, besides this one.
-pub(crate) fn is_at_work(group: u32, besides: u32) -> bool {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|process| *process != besides)
-        .filter_map(|process| fs::read_to_string(format!("/proc/{process}/stat")).ok())
-        .any(|stat| parse_group(&stat) == Some(group))
+/// The variable that has the mark.
+pub(crate) const MARK: &str = "DRIFTLINE_GUARD";
+
+/// What a guard has started.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Brood {
+    /// The process group of the guard, if it leads one.
+    pub(crate) group: Option<u32>,
+    /// The mark that it has in its environment.
+    pub(crate) mark: Option<String>,
 }
 
-/// The group that this process leads, if it leads one.
-pub(crate) fn own() -> Option<u32> {
-    let group = parse_group(&fs::read_to_string("/proc/self/stat").ok()?)?;
-    Some(group).filter(|group| *group == std::process::id())
+impl Brood {
+    /// That of this process.
+    pub(crate) fn own() -> Self {
+        let group = fs::read_to_string("/proc/self/stat").ok();
+        let group = group.and_then(|stat| parse_group(&stat));
+        Self {
+            group: group.filter(|group| *group == process::id()),
+            mark: std::env::var(MARK).ok(),
+        }
+    }
+
+    /// Whether any of it has not ended, besides this process.
+    pub(crate) fn is_at_work(&self) -> bool {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let others = entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|other| *other != process::id());
+        others.into_iter().any(|other| self.has(other))
+    }
+
+    fn has(&self, other: u32) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{other}/stat")).unwrap_or_default();
+        // One that has ended has neither.
+        let Some(group) = parse_group(&stat) else { return false };
+        if self.group == Some(group) {
+            return true;
+        }
+        let Some(mark) = &self.mark else { return false };
+        let environment = fs::read(format!("/proc/{other}/environ")).unwrap_or_default();
+        let marked = format!("{MARK}={mark}");
+        environment.split(|byte| *byte == 0).any(|one| one == marked.as_bytes())
+    }
 }
 
 /// The group in a `stat` of `/proc`; `None` of a process that has ended and only waits to be heard.
@@ -48,22 +82,33 @@ mod tests {
         }
     }
 
-    /// What a command has left behind is at work until it ends, whatever became of the command.
+    /// What a command has left behind is at work until it ends, whatever became of the command, and
+    /// whether it stayed in its group or not.
     #[test]
     fn what_was_left_behind_is_seen_until_it_ends() {
-        let mut shell = Command::new("/bin/sh")
-            .args(["-c", "sleep 2 & exit 0"])
-            .stdout(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        let group = shell.id();
-        assert!(shell.wait().unwrap().success());
-        assert!(is_at_work(group, 0));
-        let started = Instant::now();
-        while is_at_work(group, 0) {
-            assert!(started.elapsed() < Duration::from_secs(60), "it never ends");
-            thread::sleep(Duration::from_millis(20));
+        for (script, by_group) in [("sleep 2 & exit 0", true), ("setsid sleep 2 & exit 0", false)] {
+            let mark = format!("test-{}-{by_group}", process::id());
+            let mut shell = Command::new("/bin/sh")
+                .args(["-c", script])
+                .env(MARK, &mark)
+                .stdout(Stdio::null())
+                .process_group(0)
+                .spawn()
+                .unwrap();
+            let group = Some(shell.id());
+            assert!(shell.wait().unwrap().success());
+            // What is in a session of its own needs a moment to get there.
+            thread::sleep(Duration::from_millis(500));
+            let only_group = Brood { group, mark: None };
+            let only_mark = Brood { group: None, mark: Some(mark) };
+            assert_eq!(only_group.is_at_work(), by_group, "{script}");
+            assert!(only_mark.is_at_work(), "{script}");
+            assert!(!Brood { group: None, mark: Some("another".to_owned()) }.is_at_work());
+            let started = Instant::now();
+            while only_mark.is_at_work() {
+                assert!(started.elapsed() < Duration::from_secs(60), "{script}: it never ends");
+                thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 }

@@ -258,21 +258,21 @@ pub(super) fn parse_suspended_84(text: &str, minor: u32) -> Option<bool> {
 
 /// The same in the output of `drbdsetup events2 --now`, which tells of each resource.
 pub(super) fn parse_suspended(text: &str, minor: u32) -> Option<bool> {
-    let told = |kind: &str, wanted: &dyn Fn(&dyn Fn(&str) -> Option<String>) -> bool, key: &str| {
-        text.lines().find_map(|line| {
-            let mut words = line.split_ascii_whitespace();
-            let is_of_kind = (words.next(), words.next()) == (Some("exists"), Some(kind));
-            let field = |key: &str| {
-                let rest = line.split_ascii_whitespace().filter_map(|word| word.split_once(':'));
-                rest.filter(|row| row.0 == key).map(|row| row.1.to_owned()).next()
-            };
-            (is_of_kind && wanted(&field)).then(|| field(key)).flatten()
+    let lines = |kind: &'static str| {
+        text.lines().filter_map(move |line| {
+            let rest = line.strip_prefix("exists ")?.strip_prefix(kind)?.strip_prefix(' ')?;
+            Some(rest.split_ascii_whitespace().filter_map(|word| word.split_once(':')).collect())
         })
     };
+    let has = |line: &Vec<(&str, &str)>, key: &str, value: &str| line.contains(&(key, value));
+    let field = |line: Vec<(&'_ str, &'_ str)>, key: &str| {
+        line.iter().find(|row| row.0 == key).map(|row| row.1.to_owned())
+    };
     let minor = minor.to_string();
-    let name = told("device", &|field| field("minor").as_ref() == Some(&minor), "name")?;
-    let state = told("resource", &|field| field("name").as_ref() == Some(&name), "suspended")?;
-    Some(state != "no")
+    let device = lines("device").find(|line| has(line, "minor", &minor))?;
+    let name = field(device, "name")?;
+    let resource = lines("resource").find(|line| has(line, "name", &name))?;
+    Some(field(resource, "suspended")? != "no")
 }
 
 #[cfg(test)]

@@ -3,17 +3,20 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     os::unix::process::CommandExt as _,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{self, Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use super::{
     LiveError,
     guard::{Answer, Order, RealDevice, let_go},
 };
-use crate::host::Minor;
+use crate::host::{
+    Minor,
+    group::{Brood, MARK},
+};
 
 /// How long the guard may take to start, and to tell what it was told to do besides the time
 /// that it may hold the device for.
@@ -41,6 +44,8 @@ pub(super) struct Freezer {
     answers: Receiver<Answer>,
     minor: Minor,
     limit: Duration,
+    /// What tells all that the guard has started.
+    mark: String,
     /// Whether the device may be frozen, as far as is known.
     frozen: bool,
 }
@@ -52,8 +57,11 @@ impl Freezer {
         limit: Duration,
     ) -> Result<Self, LiveError> {
         let failed = |why: String| LiveError::Guard { why };
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mark = format!("{minor}-{}-{}", process::id(), since.as_nanos());
         let mut child = Command::new(&command.program)
             .args(&command.args)
+            .env(MARK, &mark)
             .args([minor.to_string(), limit.as_millis().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -64,7 +72,8 @@ impl Freezer {
         let (orders, stdout) = (child.stdin.take(), child.stdout.take());
         let answers = listen(stdout);
         let child = Some(child);
-        let mut this = Self { child, orders, answers, minor: Minor(minor), limit, frozen: false };
+        let mut this =
+            Self { child, orders, answers, minor: Minor(minor), limit, mark, frozen: false };
         match this.hear() {
             Ok(Answer::Ready) => Ok(this),
             Ok(other) => Err(failed(format!("it said {other}"))),
@@ -141,7 +150,8 @@ impl Freezer {
                 // It was killed: there is nobody else now, but what it has started.
                 Err(_) => {
                     let group = self.child.as_ref().map(Child::id);
-                    let mut device = RealDevice::new(self.minor, group);
+                    let brood = Brood { group, mark: Some(self.mark.clone()) };
+                    let mut device = RealDevice::new(self.minor, brood);
                     return let_go(&mut device).map_err(|why| self.stuck(why));
                 }
             }

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::host::{HostError, Minor, group};
+use crate::host::{HostError, Minor, group::Brood};
 
 /// How often requests that are on their way are counted while they are waited for.
 const POLL: Duration = Duration::from_millis(5);
@@ -24,6 +24,10 @@ const POLL: Duration = Duration::from_millis(5);
 const RESUME_PATIENCE: Duration = Duration::from_secs(5);
 const RESUME_FOR: Duration = Duration::from_secs(600);
 const RESUME_PAUSE: Duration = Duration::from_millis(100);
+
+/// For how long a device is looked at whose suspend was not heard of, although nothing of it seems to
+/// be left.
+const UNHEARD_FOR: Duration = Duration::from_secs(15);
 
 /// Until when a device is looked at that a command may suspend yet, and how often.
 const LOOK_FOR: Duration = Duration::from_secs(600);
@@ -106,11 +110,13 @@ fn freeze(panel: &mut impl Panel, limit: Duration) -> Answer {
     let ended = held(panel, started + limit);
     let resumed = resume(panel).map_err(|error| format!("it could not be resumed: {error}"));
     let frozen = panel.now().saturating_sub(started);
-    match (ended, resumed.and_then(|()| look_again(panel))) {
+    // Nobody says when a suspend takes effect that was not heard of.
+    let at_least = if let Held::Unheard(_) = ended { UNHEARD_FOR } else { Duration::ZERO };
+    match (ended, resumed.and_then(|()| look_again(panel, at_least))) {
         (_, Err(why)) => Answer::Stuck(why),
         (Held::Done, Ok(())) => Answer::Resumed(frozen),
         (Held::TimeUp, Ok(())) => Answer::Fired,
-        (Held::Failed(error), Ok(())) => Answer::Failed(error),
+        (Held::Failed(error) | Held::Unheard(error), Ok(())) => Answer::Failed(error),
     }
 }
 
@@ -119,6 +125,8 @@ enum Held {
     Done,
     TimeUp,
     Failed(String),
+    /// The suspend itself failed, or was given up.
+    Unheard(String),
 }
 
 /// Suspends, and obeys until it is time to resume.
@@ -126,7 +134,7 @@ fn held(panel: &mut impl Panel, end: Duration) -> Held {
     let failed = |error: HostError| Held::Failed(error.to_string());
     let Some(within) = left(panel, end) else { return Held::TimeUp };
     if let Err(error) = panel.suspend(within) {
-        return failed(error);
+        return Held::Unheard(error.to_string());
     }
     loop {
         match panel.in_flight() {
@@ -182,18 +190,19 @@ fn resume(device: &mut impl Device) -> Result<(), HostError> {
 /// Resumes, and sees to it that the device goes on; otherwise says why that is not known.
 pub(super) fn let_go(device: &mut impl Device) -> Result<(), String> {
     resume(device).map_err(|error| format!("it could not be resumed: {error}"))?;
-    look_again(device)
+    look_again(device, UNHEARD_FOR)
 }
 
 /// Looks whether the device, which was resumed, goes on. A command to suspend it that was given up
-/// may take effect later, so that it is looked at until there is none, and resumed each time.
-fn look_again(device: &mut impl Device) -> Result<(), String> {
-    let end = device.now() + LOOK_FOR;
+/// may take effect later, so that it is looked at until there is none, for this long at least, and
+/// resumed each time.
+fn look_again(device: &mut impl Device, at_least: Duration) -> Result<(), String> {
+    let (end, quiet) = (device.now() + LOOK_FOR, device.now() + at_least);
     loop {
         // What has ended before the device is looked at has taken effect by then.
         let at_work = device.is_at_work();
         let why = match device.is_suspended() {
-            Ok(false) if !at_work => return Ok(()),
+            Ok(false) if !at_work && device.now() >= quiet => return Ok(()),
             Ok(false) => {
                 "a command to suspend it that was given up is still at work, and may suspend it \
                  when it ends"
@@ -272,17 +281,16 @@ struct Process {
     orders: Receiver<Order>,
 }
 
-/// A device, and the process group of what was started to suspend it.
+/// A device, and what was started to suspend it.
 pub(super) struct RealDevice {
     minor: Minor,
-    /// None where that is not known.
-    group: Option<u32>,
+    brood: Brood,
     started: Instant,
 }
 
 impl RealDevice {
-    pub(super) fn new(minor: Minor, group: Option<u32>) -> Self {
-        Self { minor, group, started: Instant::now() }
+    pub(super) fn new(minor: Minor, brood: Brood) -> Self {
+        Self { minor, brood, started: Instant::now() }
     }
 }
 
@@ -296,7 +304,7 @@ impl Device for RealDevice {
     }
 
     fn is_at_work(&mut self) -> bool {
-        self.group.is_some_and(|group| group::is_at_work(group, std::process::id()))
+        self.brood.is_at_work()
     }
 
     fn now(&self) -> Duration {
@@ -322,7 +330,7 @@ pub fn guard_process(minor: u32, limit: Duration) {
     };
     // Without it nobody is ever there, and nothing is ever suspended.
     if thread::Builder::new().name("orders".to_owned()).spawn(read).is_ok() {
-        let device = RealDevice::new(Minor(minor), group::own());
+        let device = RealDevice::new(Minor(minor), Brood::own());
         let mut process = Process { device, orders };
         guard(&mut process, limit);
     }

@@ -155,7 +155,8 @@ pub(super) fn late(lab: &mut Lab) -> Result<()> {
         source,
         "drbdsetup",
         "if [ \"$1\" = suspend-io ]; then
-    (sleep 40; real \"$@\"; touch /run/landed; sleep 2) &
+    # In a session of its own, as whatever wraps commands may start it.
+    setsid bash -c 'sleep 40; PATH=/usr/sbin:/usr/bin drbdsetup \"$@\"; touch /run/landed' - \"$@\" &
     wait
 else
     real \"$@\"

@@ -5,6 +5,7 @@ mod drbd_live;
 mod drbd_live_faults;
 mod drbd_pool;
 mod drbd_restore;
+mod drbd_unit;
 mod faults;
 mod forest;
 mod live;
@@ -297,6 +298,12 @@ pub(crate) const CASES: &[Case] = &[
         "a suspend that takes effect after it was given up is undone before the push ends",
         LONG,
         drbd_live_faults::late,
+    ),
+    case(
+        "drbd-unit",
+        "a drbd: job from the shipped unit and its drop-in, thin and thick, with metrics; killed",
+        LONG,
+        drbd_unit::units,
     ),
     case(
         "drbd-live-filter",
