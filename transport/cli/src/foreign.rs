@@ -20,6 +20,9 @@ pub(crate) fn check(
     if !matches!(source, Place::DrbdVolume { .. }) {
         refuse(&of_drbd(drbd), source, "a drbd: source")?;
     }
+    if !matches!(source, Place::Drbd { .. }) {
+        refuse(&[("--rotated", drbd.rotated)], source, "a drbdmeta: source")?;
+    }
     linstor_only(linstor, source)?;
     if matches!(source, Place::File(_) | Place::Stream(_) | Place::StandardInput) {
         let said = [
@@ -86,7 +89,7 @@ fn of_zfs(said: &args::Zfs) -> [Said; 7] {
 }
 
 fn of_drbd(said: &args::Drbd) -> [Said; 4] {
-    let args::Drbd { mode, cow_size, freeze_max, cross_check } = said;
+    let args::Drbd { mode, cow_size, freeze_max, cross_check, rotated: _ } = said;
     [
         ("--mode", mode.is_some()),
         ("--cow-size", cow_size.is_some()),

@@ -108,9 +108,6 @@ pub(crate) fn drbd_options(place: &Place, terms: Terms<'_>) -> anyhow::Result<Dr
         let (start, end) = (FREEZE_RANGE.start(), FREEZE_RANGE.end());
         misused!("--freeze-max takes {start} to {end} seconds");
     }
-    if wanted.rotated {
-        bail!("--rotated is said of a drbdmeta: source: {place} is rotated by --mode rotate");
-    }
     if wanted.cross_check && wanted.mode == Some(args::DrbdMode::Cumulative) {
         misused!("--cross-check is of what --mode rotate records, and the mode is cumulative");
     }

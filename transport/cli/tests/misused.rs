@@ -38,6 +38,7 @@ fn options_that_make_no_sense_or_do_nothing_are_named() {
         &["--cow-size", "1G"],
         &["--freeze-max", "3"],
         &["--cross-check"],
+        &["--rotated"],
         &["--linstor-node", "x"],
         &["--linstor-token-file", "x"],
         &["--audit-age", "30d"],
