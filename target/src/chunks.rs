@@ -7,7 +7,12 @@ use driftline_extent::{
 };
 use driftline_manifest::{ChunkKey, DataRuns, SPAN_CHUNKS, is_zero};
 
-use crate::{Disk, Problem, disk::Store, ids::IdList};
+use crate::{
+    Disk, Problem,
+    disk::Store,
+    ids::IdList,
+    sparse::{Reserve, Sparse, sparse_runs},
+};
 
 /// Chunks that are read together, on all cores, where a volume is gone over.
 const WALK_CHUNKS: usize = 256;
@@ -153,18 +158,43 @@ impl Patch {
     /// Changes the chunk in place, as far as it lies below `size`.
     pub(crate) fn write<D: Disk>(
         &self,
-        volume: &Store<D>,
+        volume: &mut Sparse<'_, D>,
+        size: u64,
+        bytes: &[u8],
+    ) -> Result<(), Problem> {
+        self.data_places(size, bytes, |place, bytes| volume.write(place.offset(), bytes))?;
+        self.zero.runs().filter_map(|run| self.place(&run, size)).try_for_each(|e| volume.zero(e))
+    }
+
+    /// Reserves storage for what [`write`](Self::write) will write.
+    pub(crate) fn reserve<D: Disk>(
+        &self,
+        volume: &mut Reserve<'_, D>,
+        size: u64,
+        bytes: &[u8],
+    ) -> Result<(), Problem> {
+        self.data_places(size, bytes, |place, bytes| {
+            sparse_runs(place.offset(), bytes, |part, data| {
+                data.map_or(Ok(()), |_| volume.add(part))
+            })
+        })
+    }
+
+    /// Tells where the data blocks stand below `size`, with their bytes.
+    fn data_places(
+        &self,
         size: u64,
         mut bytes: &[u8],
+        mut tell: impl FnMut(Extent, &[u8]) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
         for run in self.data.runs() {
             let (now, rest) = bytes.split_at(run.len());
             bytes = rest;
             if let Some(place) = self.place(&run, size) {
-                volume.write_sparse(place.offset(), &now[..place.len() as usize])?;
+                tell(place, &now[..place.len() as usize])?;
             }
         }
-        self.zero.runs().filter_map(|run| self.place(&run, size)).try_for_each(|e| volume.zero(e))
+        Ok(())
     }
 
     /// Where a run of blocks stands in a volume of `size` bytes.

@@ -1,7 +1,7 @@
 //! Real files and block devices.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, Metadata, OpenOptions},
     io,
     num::NonZeroU64,
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
@@ -11,8 +11,12 @@ use std::{
 use driftline_extent::{Extent, Reason, Unreadable, Volume};
 use driftline_manifest::is_zero;
 use rustix::{
-    fs::{Advice, FallocateFlags, OFlags, SeekFrom, fadvise, fallocate, ftruncate, seek},
+    fs::{
+        Advice, FallocateFlags, OFlags, SeekFrom, fadvise, fallocate, fstatfs, fstatvfs, ftruncate,
+        seek,
+    },
     io::Errno,
+    process::geteuid,
 };
 
 use crate::Disk;
@@ -23,12 +27,17 @@ const DEVICE_ALIGN: u64 = 4096;
 /// How much is looked at before zeros are written.
 const ZERO_WINDOW: u64 = 1 << 20;
 
+/// File systems that never write in place, by what `statfs` calls them: btrfs, ZFS, bcachefs.
+const COPIES_ON_WRITE: [i128; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
+
 /// A regular file or a block device.
 #[derive(Debug)]
 pub struct FileDisk {
     /// `None` for a device that its keeper has not made yet.
     file: Option<File>,
     path: PathBuf,
+    /// The name that must lead to it as long as it is open.
+    named: PathBuf,
     /// The size of a block device, or of whatever has a keeper; `None` for a file.
     fixed: Option<u64>,
     /// The size when it was opened: what a source is, though something may write to it.
@@ -53,7 +62,7 @@ impl FileDisk {
     /// Opens for reading what a keeper keeps; it may not exist yet. A device that is mounted or
     /// otherwise in use is refused by the kernel: it could not be written later.
     pub(crate) fn open_kept(path: &Path) -> io::Result<Self> {
-        let mut disk = Self { file: None, path: path.to_owned(), fixed: Some(0), opened_len: 0 };
+        let mut disk = Self::absent(path);
         match path.metadata() {
             Ok(metadata) if metadata.file_type().is_block_device() => {
                 drop(alone(OpenOptions::new().read(true)).open(path)?);
@@ -66,14 +75,25 @@ impl FileDisk {
         Ok(disk)
     }
 
-    /// Opens a file for reading and writing, for its owner only if it must be made.
-    pub(crate) fn create(path: &Path, new: bool) -> io::Result<Self> {
+    /// What is not there: it has no bytes.
+    pub(crate) fn absent(path: &Path) -> Self {
+        let (path, named) = (path.to_owned(), path.to_owned());
+        Self { file: None, path, named, fixed: Some(0), opened_len: 0 }
+    }
+
+    /// Makes a file, for its owner only. Nothing may stand there, not even a link.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).create_new(new).truncate(false).mode(0o600);
+        options.read(true).write(true).create_new(true).mode(0o600);
         Self::new(options.open(path)?, path)
     }
 
-    fn new(file: File, path: &Path) -> io::Result<Self> {
+    /// The same disk, under the name that was asked for: it may be a link to it.
+    pub(crate) fn named(self, path: &Path) -> Self {
+        Self { named: path.to_owned(), ..self }
+    }
+
+    pub(crate) fn new(file: File, path: &Path) -> io::Result<Self> {
         let kind = file.metadata()?.file_type();
         let fixed = match kind.is_block_device() {
             true => Some(seek(&file, SeekFrom::End(0))?),
@@ -84,7 +104,8 @@ impl FileDisk {
             }
         };
         let opened_len = fixed.map_or_else(|| Ok(file.metadata()?.len()), io::Result::Ok)?;
-        Ok(Self { file: Some(file), path: path.to_owned(), fixed, opened_len })
+        let (path, named) = (path.to_owned(), path.to_owned());
+        Ok(Self { file: Some(file), path, named, fixed, opened_len })
     }
 
     fn file(&self) -> io::Result<&File> {
@@ -93,15 +114,37 @@ impl FileDisk {
 
     fn zero_file(&self, extent: Extent) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        // Punching what is a hole already would only wear on the file system. Where the data
-        // ends is not asked: some file systems look at every page to find out.
-        let Some(start) = self.data_start(extent.offset())? else { return Ok(()) };
-        let Some(data) = Extent::from_bounds(start, extent.end()) else { return Ok(()) };
-        match fallocate(self.file()?, flags, data.offset(), data.len()) {
-            Ok(()) => Ok(()),
-            Err(error) if is_unsupported(error) => self.zero_by_writing(data),
-            Err(error) => Err(error.into()),
+        // Whether it is a hole already is not asked: ZFS writes out what is dirty to find out.
+        match fallocate(self.file()?, flags, extent.offset(), extent.len()) {
+            Ok(()) => return Ok(()),
+            Err(error) if is_unsupported(error) => {}
+            Err(error) => return Err(error.into()),
         }
+        let mut at = extent.offset();
+        while let Some(data) = self.data_at_or_after(at)?.and_then(|data| data.clamp(extent.end()))
+        {
+            self.zero_by_writing(data)?;
+            at = data.end();
+        }
+        Ok(())
+    }
+
+    /// That there is room for ranges of which nothing can be reserved.
+    fn check_room(&self, ranges: &[Extent]) -> io::Result<()> {
+        let stored = self.file()?.metadata()?.blocks().saturating_mul(512);
+        let end = ranges.iter().map(Extent::end).max().unwrap_or(0).max(Disk::len(self)?);
+        let needed: u64 = ranges.iter().map(Extent::len).sum();
+        if needed.min(end.saturating_sub(stored)) <= self.available()? {
+            return Ok(());
+        }
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    /// Bytes that this process may still store.
+    fn available(&self) -> io::Result<u64> {
+        let found = fstatvfs(self.file()?)?;
+        let blocks = if geteuid().is_root() { found.f_bfree } else { found.f_bavail };
+        Ok(blocks.saturating_mul(found.f_frsize))
     }
 
     fn zero_device(&self, extent: Extent) -> io::Result<()> {
@@ -208,10 +251,42 @@ impl Disk for FileDisk {
         }
     }
 
+    fn allocate(&self, ranges: &[Extent]) -> io::Result<()> {
+        if self.fixed.is_some() {
+            return Ok(());
+        }
+        for (place, range) in ranges.iter().enumerate() {
+            match fallocate(self.file()?, FallocateFlags::KEEP_SIZE, range.offset(), range.len()) {
+                Ok(()) => {}
+                Err(error) if is_unsupported(error) => return self.check_room(&ranges[place..]),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn has_space_for(&self, bytes: u64) -> io::Result<bool> {
+        if self.fixed.is_some() || !COPIES_ON_WRITE.contains(&fstatfs(self.file()?)?.f_type.into())
+        {
+            return Ok(true);
+        }
+        Ok(bytes <= self.available()?)
+    }
+
+    fn is_in_place(&self) -> io::Result<bool> {
+        let Some(file) = &self.file else { return Ok(true) };
+        match self.named.metadata() {
+            Ok(found) => Ok(is_same(&found, &file.metadata()?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn reopen(&mut self, writable: bool) -> io::Result<()> {
         let opened = if writable { Self::open_write } else { Self::open_read }(&self.path)?;
         // Whatever it is, its length is not ours to set.
-        *self = Self { fixed: Some(opened.opened_len), ..opened };
+        let named = std::mem::take(&mut self.named);
+        *self = Self { fixed: Some(opened.opened_len), named, ..opened };
         Ok(())
     }
 }
@@ -246,6 +321,14 @@ fn became_shorter() -> io::Error {
 /// Opens a device only if nobody has it who also wants it alone: a mount, a device mapper.
 fn alone(options: &mut OpenOptions) -> &OpenOptions {
     options.custom_flags(OFlags::EXCL.bits().cast_signed())
+}
+
+/// Whether both are one file or one device.
+pub(crate) fn is_same(one: &Metadata, two: &Metadata) -> bool {
+    if one.file_type().is_block_device() && two.file_type().is_block_device() {
+        return one.rdev() == two.rdev();
+    }
+    (one.dev(), one.ino()) == (two.dev(), two.ino())
 }
 
 fn is_unsupported(error: Errno) -> bool {

@@ -14,6 +14,7 @@ use crate::{
     Disk, Problem, Replica,
     chunks::{Patch, bytes_of, chunk_buf, read_chunk, room_in, walk},
     replica::{Session, remember},
+    sparse::Sparse,
     state::{State, Status},
 };
 
@@ -57,9 +58,9 @@ impl<D: Disk> Replica<D> {
             self.volume.reach(size)?;
         }
         if !self.volume.is_fixed() {
-            if from == 0 {
-                self.volume.set_len(0)?;
-            }
+            // What came of the rest before comes again; what is not written then is zeros.
+            let kept = bytes_of(&(0..from), self.volume.len()?).map_or(0, |kept| kept.end());
+            self.volume.set_len(kept)?;
             if let Some(size) = plan.size {
                 self.volume.set_len(size)?;
             }
@@ -113,6 +114,11 @@ impl<D: Disk> Replica<D> {
         direct.size.map_or_else(|| self.volume.len(), Ok)
     }
 
+    /// Whether zeros stand at this chunk and behind it: a file was cut where this session begins.
+    fn is_untouched(&self, direct: &Direct, index: u64) -> bool {
+        index >= direct.next && !self.volume.is_fixed()
+    }
+
     pub(crate) fn write_directly(
         &mut self,
         patch: &Patch,
@@ -137,7 +143,13 @@ impl<D: Disk> Replica<D> {
             self.volume.reach_beyond(patch.offset() + CHUNK_LEN)?;
         }
         let kept = room_in(&self.volume, direct.size, patch.offset(), &chunk)?;
-        self.volume.write_sparse(patch.offset(), &chunk[..kept])?;
+        if self.is_untouched(&direct, patch.index) {
+            self.volume.write_over_zeros(patch.offset(), &chunk[..kept])?;
+        } else {
+            let mut volume = Sparse::new(&self.volume);
+            volume.write(patch.offset(), &chunk[..kept])?;
+            volume.finish()?;
+        }
         // The list is zero ahead, and stays a hole where it can.
         if !id.is_zero() || patch.index < direct.next {
             self.ids.set(patch.index, id)?;
@@ -151,7 +163,11 @@ impl<D: Disk> Replica<D> {
     pub(crate) fn zero_directly(&mut self, chunks: Range<u64>) -> Result<(), Problem> {
         let direct = self.direct()?;
         covers(&direct, chunks.start)?;
-        if let Some(extent) = bytes_of(&chunks, self.direct_len(&direct)?) {
+        let written = if self.volume.is_fixed() { chunks.end } else { direct.next };
+        let below = chunks.start..chunks.end.min(written);
+        if !below.is_empty()
+            && let Some(extent) = bytes_of(&below, self.direct_len(&direct)?)
+        {
             self.volume.zero(extent)?;
         }
         for entry in self.ids.entries(chunks.clone()) {
@@ -249,6 +265,7 @@ impl<D: Disk> Replica<D> {
             self.start_over()?;
             return Err(Problem::ListReadBack);
         }
+        self.check_in_place()?;
         let state = State {
             epoch: self.state.epoch + 1,
             size,

@@ -1,11 +1,11 @@
 //! The whole boundary between a replica and storage.
 
-use std::{fmt, io, ops::Range};
+use std::{fmt, io, ops::Range, sync::Arc};
 
 use driftline_extent::{CHUNK_LEN, ChunkId, Extent, Volume};
 use driftline_manifest::{ChunkKey, DataRuns, is_zero, name_listed, name_range};
 
-use crate::Problem;
+use crate::{Problem, sparse::sparse_runs, through::Through};
 
 /// One file or block device, as a replica uses it.
 ///
@@ -43,6 +43,23 @@ pub trait Disk: Send + Sync {
     /// Lets later reads come from the storage itself, as far as that is possible.
     fn drop_cache(&self) -> io::Result<()>;
 
+    /// Reserves storage for ranges that are about to be written, as far as that is possible. They
+    /// may lie beyond the end, which stays where it is, and what is read stays the same.
+    fn allocate(&self, _ranges: &[Extent]) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether so many bytes can be written where writing needs new storage even over what is
+    /// stored already: a file system that copies on write. Nothing is reserved.
+    fn has_space_for(&self, _bytes: u64) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    /// Whether the name that this was opened by still leads to it.
+    fn is_in_place(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
     /// Opens a device that a [`Keeper`](crate::Keeper) keeps anew, to see what the keeper made
     /// of it: for reading only, or for writing as well. A device that does not exist yet has
     /// no bytes. Nothing else is ever opened anew.
@@ -79,19 +96,44 @@ impl fmt::Display for Part {
     }
 }
 
-/// The unit in which zeros are kept out of the storage: the block of common file systems.
-const GRAIN_LEN: u64 = 4096;
-
 /// A disk that knows which part it is, so that its errors say so.
 #[derive(Debug)]
 pub(crate) struct Store<D> {
     part: Part,
     disk: D,
+    /// A sealed journal that is read through; nothing is written then.
+    through: Option<Arc<Through<D>>>,
 }
 
 impl<D: Disk> Store<D> {
     pub(crate) const fn new(part: Part, disk: D) -> Self {
-        Self { part, disk }
+        Self { part, disk, through: None }
+    }
+
+    /// Reads through a sealed journal from now on.
+    pub(crate) fn read_through(&mut self, through: Arc<Through<D>>) {
+        self.through = Some(through);
+    }
+
+    fn len_now(&self) -> io::Result<u64> {
+        match &self.through {
+            Some(through) => through.len(self.part, &self.disk),
+            None => self.disk.len(),
+        }
+    }
+
+    fn read_now(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        match &self.through {
+            Some(through) => through.read_at(self.part, &self.disk, offset, buf),
+            None => self.disk.read_at(offset, buf),
+        }
+    }
+
+    fn next_data_now(&self, from: u64) -> io::Result<Option<Extent>> {
+        match &self.through {
+            Some(through) => through.next_data(self.part, &self.disk, from),
+            None => self.disk.next_data(from),
+        }
     }
 
     pub(crate) fn into_disk(self) -> D {
@@ -103,7 +145,7 @@ impl<D: Disk> Store<D> {
     }
 
     pub(crate) fn len(&self) -> Result<u64, Problem> {
-        self.say(self.disk.len())
+        self.say(self.len_now())
     }
 
     pub(crate) fn is_fixed(&self) -> bool {
@@ -111,7 +153,7 @@ impl<D: Disk> Store<D> {
     }
 
     pub(crate) fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Problem> {
-        self.say(self.disk.read_at(offset, buf))
+        self.say(self.read_now(offset, buf))
     }
 
     /// Fills `buf` from `offset`; what lies at or beyond `end` counts as zeros.
@@ -126,31 +168,12 @@ impl<D: Disk> Store<D> {
         self.say(self.disk.write_at(offset, bytes))
     }
 
-    /// Writes `bytes`, except that aligned grains of zeros are made holes where possible.
-    pub(crate) fn write_sparse(&self, offset: u64, bytes: &[u8]) -> Result<(), Problem> {
-        let Some(whole) = Extent::new(offset, bytes.len() as u64) else { return Ok(()) };
-        let slice = |part: Extent| {
-            &bytes[(part.offset() - offset) as usize..(part.end() - offset) as usize]
-        };
-        let mut run: Option<(Extent, bool)> = None;
-        for grain in whole.pieces(GRAIN_LEN) {
-            let zero = is_zero(slice(grain));
-            run = match run {
-                Some((part, of_zeros)) if of_zeros == zero => {
-                    Extent::from_bounds(part.offset(), grain.end()).map(|part| (part, zero))
-                }
-                Some((part, of_zeros)) => {
-                    self.write_run(part, of_zeros, slice(part))?;
-                    Some((grain, zero))
-                }
-                None => Some((grain, zero)),
-            };
-        }
-        run.map_or(Ok(()), |(part, of_zeros)| self.write_run(part, of_zeros, slice(part)))
-    }
-
-    fn write_run(&self, part: Extent, of_zeros: bool, bytes: &[u8]) -> Result<(), Problem> {
-        if of_zeros { self.zero(part) } else { self.write_at(part.offset(), bytes) }
+    /// Writes `bytes`, except that nothing is written for aligned grains of zeros, where zeros
+    /// stand already.
+    pub(crate) fn write_over_zeros(&self, offset: u64, bytes: &[u8]) -> Result<(), Problem> {
+        sparse_runs(offset, bytes, |part, data| {
+            data.map_or(Ok(()), |data| self.write_at(part.offset(), data))
+        })
     }
 
     pub(crate) fn zero(&self, extent: Extent) -> Result<(), Problem> {
@@ -162,11 +185,32 @@ impl<D: Disk> Store<D> {
     }
 
     pub(crate) fn next_data(&self, from: u64) -> Result<Option<Extent>, Problem> {
-        self.say(self.disk.next_data(from))
+        self.say(self.next_data_now(from))
     }
 
     pub(crate) fn sync(&self) -> Result<(), Problem> {
         self.say(self.disk.sync())
+    }
+
+    /// See [`Disk::allocate`].
+    pub(crate) fn allocate(&self, ranges: &[Extent]) -> Result<(), Problem> {
+        self.say(self.disk.allocate(ranges))
+    }
+
+    /// See [`Disk::has_space_for`].
+    pub(crate) fn check_space_for(&self, bytes: u64) -> Result<(), Problem> {
+        if self.say(self.disk.has_space_for(bytes))? {
+            return Ok(());
+        }
+        self.say(Err(io::ErrorKind::StorageFull.into()))
+    }
+
+    /// That the name it was opened by still leads to it.
+    pub(crate) fn check_in_place(&self) -> Result<(), Problem> {
+        if self.say(self.disk.is_in_place())? {
+            return Ok(());
+        }
+        Err(Problem::Replaced { part: self.part })
     }
 
     pub(crate) fn drop_cache(&self) -> Result<(), Problem> {
@@ -182,7 +226,7 @@ impl<D: Disk> Store<D> {
     }
 
     const fn as_volume(&self, size: u64) -> Stored<'_, D> {
-        Stored { disk: &self.disk, size }
+        Stored { store: self, size }
     }
 
     /// The first run of chunks at or after `index` that may hold anything but zeros.
@@ -243,7 +287,7 @@ impl<D: Disk> Store<D> {
 
 /// A disk as a volume that can be read.
 struct Stored<'a, D> {
-    disk: &'a D,
+    store: &'a Store<D>,
     size: u64,
 }
 
@@ -253,10 +297,10 @@ impl<D: Disk> Volume for Stored<'_, D> {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.disk.read_at(offset, buf)
+        self.store.read_now(offset, buf)
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
-        self.disk.next_data(from)
+        self.store.next_data_now(from)
     }
 }

@@ -16,6 +16,13 @@ pub struct TargetError {
     pub problem: Problem,
 }
 
+impl TargetError {
+    /// Whether storage cannot be written, and may be read all the same.
+    pub fn is_of_writing(&self) -> bool {
+        self.problem.is_of_writing()
+    }
+}
+
 impl Explained for TargetError {
     fn reason(&self) -> Reason {
         self.problem.reason()
@@ -62,6 +69,67 @@ pub enum Problem {
         /// Where the books are.
         state_dir: PathBuf,
     },
+    /// A link leads to where nothing is.
+    #[error(
+        "{} is a symbolic link to {}, which is not there: mount the disk that it is on, or remove \
+         the link; nothing is made through a link", link.display(), to.display()
+    )]
+    Dangling {
+        /// The link.
+        link: PathBuf,
+        /// What it says.
+        to: PathBuf,
+    },
+    /// A link stands where one of the program's own files belongs.
+    #[error(
+        "{} is a symbolic link, which Driftline does not follow to its own files: remove it",
+        path.display()
+    )]
+    Linked {
+        /// Where.
+        path: PathBuf,
+    },
+    /// One of the program's own files was put there by somebody else.
+    #[error(
+        "{} belongs to user {owner} or has a second name, so that somebody else may have put it \
+         there: remove it, or run as the owner of that folder", path.display()
+    )]
+    NotOurs {
+        /// Which file.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// A file or its books were removed or replaced while they were open.
+    #[error(
+        "the {part} was removed or replaced while the replica was open: what was received is in a \
+         file that has no name any more; put it back if it was moved, then run again"
+    )]
+    Replaced {
+        /// Which of the replica's files.
+        part: Part,
+    },
+    /// The replica was opened where nothing can be written.
+    #[error(
+        "the replica is open for reading only, as its storage cannot be written; make it writable, \
+         or free some space, then open the replica again"
+    )]
+    ReadOnly,
+    /// A file with several names stands where a volume is to be restored to.
+    #[error(
+        "this file has {names} names (hard links), and under another one it may be a replica: \
+         restore to another place, or remove the other names"
+    )]
+    HardLinked {
+        /// How many.
+        names: u64,
+    },
+    /// A loop device is on the file that a volume is to be restored to.
+    #[error("{} is on this file: release it first (losetup -d)", device.display())]
+    UnderLoop {
+        /// The loop device.
+        device: PathBuf,
+    },
     /// The path is neither a regular file nor a block device.
     #[error("this is neither a regular file nor a block device; a replica can be nothing else")]
     NotAVolume,
@@ -101,7 +169,7 @@ pub enum Problem {
     /// completed.
     #[error(
         "the journal of an increment that was being applied is damaged at byte {at}, so the volume \
-         may be between two generations; remove the state directory and copy anew over the volume"
+         may be between two generations; copy anew with overwriting allowed (--full)"
     )]
     JournalDamaged {
         /// Where in the journal.
@@ -110,7 +178,7 @@ pub enum Problem {
     /// The list of chunk ids does not lead to the committed root.
     #[error(
         "the list of chunk ids does not lead to the root that was committed: it or the state \
-         file was changed or damaged; copy anew with overwriting allowed"
+         file was changed or damaged; copy anew with overwriting allowed (--full)"
     )]
     ListDamaged,
     /// A chunk holds something other than what was committed.
@@ -370,6 +438,17 @@ pub enum Problem {
 }
 
 impl Problem {
+    /// Whether storage cannot be written, and may be read all the same.
+    pub(crate) fn is_of_writing(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        match self {
+            Self::Io { source, .. } | Self::Open { source, .. } | Self::Keeper { source, .. } => {
+                is_full(source) || matches!(source.kind(), ReadOnlyFilesystem | PermissionDenied)
+            }
+            _ => false,
+        }
+    }
+
     /// The problem, with the replica that has it.
     pub fn of(self, volume: &str) -> TargetError {
         TargetError { volume: volume.to_owned(), problem: self }
@@ -387,6 +466,10 @@ impl Problem {
             | Self::Open { .. }
             | Self::NotFound
             | Self::NotAVolume
+            | Self::Dangling { .. }
+            | Self::Linked { .. }
+            | Self::NotOurs { .. }
+            | Self::ReadOnly
             | Self::NoStateDir
             | Self::NoSession
             | Self::NoGeneration
@@ -396,6 +479,7 @@ impl Problem {
             | Self::StateDamaged
             | Self::JournalDamaged { .. }
             | Self::ListDamaged
+            | Self::Replaced { .. }
             | Self::Modified { .. }
             | Self::Damaged { .. }
             | Self::SizeModified { .. }
@@ -403,10 +487,12 @@ impl Problem {
             | Self::NotKept { .. } => Reason::TargetModified,
             Self::Incomplete => Reason::NotConsistent,
             Self::Emptied { .. } => Reason::SourceEmptied,
-            Self::Busy { .. } | Self::InUse => Reason::TargetBusy,
-            Self::NoReplica | Self::Foreign | Self::HoldsData | Self::IsReplica { .. } => {
-                Reason::TargetForeign
-            }
+            Self::Busy { .. } | Self::InUse | Self::UnderLoop { .. } => Reason::TargetBusy,
+            Self::NoReplica
+            | Self::Foreign
+            | Self::HoldsData
+            | Self::IsReplica { .. }
+            | Self::HardLinked { .. } => Reason::TargetForeign,
             Self::OverwriteForbidden { .. } => Reason::Denied,
             Self::NotTheBase { .. } | Self::WouldOverwrite { .. } => Reason::BaseMismatch,
             Self::OtherSource { .. } => Reason::SourceMismatch,

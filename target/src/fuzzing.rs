@@ -392,7 +392,8 @@ mod tests {
         data[8..128].copy_from_slice(&record.encode(&[0; 32], &[0; 32])[..120]);
         let disks = Disks { journal: mend(&data, true).into_disk(), ..books() };
         // Only the root that is made up is not what it leads to.
-        let error = Replica::open("fuzzed", disks, [4; 32]).unwrap_err();
+        let mut replica = Replica::open("fuzzed", disks, [4; 32]).unwrap();
+        let error = replica.verify(&mut |_| {}).unwrap_err();
         assert!(matches!(error.problem, crate::Problem::ListDamaged));
     }
 }

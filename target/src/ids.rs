@@ -8,12 +8,12 @@
 //! all `0xff` that it becomes zero; anything else is its id afterwards. It is never relied
 //! on after a restart: the journal says it all again.
 
-use std::{iter::Peekable, ops::Range};
+use std::{iter::Peekable, ops::Range, sync::Arc};
 
-use driftline_extent::{ChunkId, Root, chunk_count};
+use driftline_extent::{ChunkId, Extent, Root, chunk_count};
 use driftline_manifest::{ChunkKey, TreeHasher};
 
-use crate::{Disk, Part, Problem, disk::Store};
+use crate::{Disk, Part, Problem, disk::Store, sparse::Reserve, through::Through};
 
 const ENTRY_LEN: u64 = 32;
 
@@ -69,6 +69,34 @@ impl<D: Disk> IdList<D> {
             self.store.write_at(first * ENTRY_LEN, &bytes)?;
         }
         Ok(())
+    }
+
+    /// Reserves storage for entries of these chunks, which come ascending.
+    pub(crate) fn reserve(
+        &self,
+        chunks: impl Iterator<Item = Result<u64, Problem>>,
+    ) -> Result<u64, Problem> {
+        let mut reserve = Reserve::new(&self.store);
+        let mut last = None;
+        for index in chunks {
+            let block = index? / BLOCK;
+            if last.replace(block) != Some(block)
+                && let Some(range) = Extent::new(block * BLOCK * ENTRY_LEN, BLOCK * ENTRY_LEN)
+            {
+                reserve.add(range)?;
+            }
+        }
+        reserve.finish()
+    }
+
+    /// See [`Store::check_in_place`].
+    pub(crate) fn check_in_place(&self) -> Result<(), Problem> {
+        self.store.check_in_place()
+    }
+
+    /// See [`Store::read_through`].
+    pub(crate) fn read_through(&mut self, through: Arc<Through<D>>) {
+        self.store.read_through(through);
     }
 
     /// Forgets the entries from `count` on; the list is that long then.

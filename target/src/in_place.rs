@@ -24,8 +24,9 @@ use driftline_manifest::{ChunkKey, TreeHasher, is_zero};
 use crate::{
     Disk, Problem, TargetError,
     chunks::{Patch, Valid, bytes_of, chunk_buf, room_in, validate},
-    open_path::Guard,
+    own::Guard,
     promised::{Promise, Promised},
+    sparse::Sparse,
     volume::VolumeStore,
 };
 
@@ -211,7 +212,10 @@ impl<D: Disk> InPlace<D> {
         let mut chunk = chunk_buf();
         patch.change(&mut chunk, &bytes);
         let kept = room_in(&self.volume, self.size, patch.offset(), &chunk)?;
-        self.replace(patch.offset(), &self.chunk(patch.index)?[..kept], &chunk[..kept])
+        let mut volume = Sparse::new(&self.volume);
+        let old = self.chunk(patch.index)?;
+        self.replace(&mut volume, patch.offset(), &old[..kept], &chunk[..kept])?;
+        volume.finish()
     }
 
     fn write_zeros(&self, chunks: &Range<u64>) -> Result<(), Problem> {
@@ -221,19 +225,26 @@ impl<D: Disk> InPlace<D> {
         let zeros = chunk_buf();
         let mut buf = chunk_buf();
         let mut at = whole.offset();
+        let mut volume = Sparse::new(&self.volume);
         while let Some(data) = self.volume.next_data(at)?.and_then(|data| data.clamp(whole.end())) {
             for piece in data.pieces(CHUNK_LEN) {
                 let len = piece.len() as usize;
                 self.volume.read_at(piece.offset(), &mut buf[..len])?;
-                self.replace(piece.offset(), &buf[..len], &zeros[..len])?;
+                self.replace(&mut volume, piece.offset(), &buf[..len], &zeros[..len])?;
             }
             at = data.end();
         }
-        Ok(())
+        volume.finish()
     }
 
     /// Writes `new` over `old`, which stands at `offset`, where they differ.
-    fn replace(&self, offset: u64, old: &[u8], new: &[u8]) -> Result<(), Problem> {
+    fn replace(
+        &self,
+        volume: &mut Sparse<'_, D>,
+        offset: u64,
+        old: &[u8],
+        new: &[u8],
+    ) -> Result<(), Problem> {
         let differ = |at: usize| {
             let end = new.len().min(at + GRAIN_LEN);
             old[at..end] != new[at..end]
@@ -246,7 +257,7 @@ impl<D: Disk> InPlace<D> {
             }
             let end = at.min(new.len());
             if start < end {
-                self.volume.write_sparse(offset + start as u64, &new[start..end])?;
+                volume.write(offset + start as u64, &new[start..end])?;
                 self.written.fetch_add((end - start) as u64, Ordering::Relaxed);
             }
             at = at.max(start + GRAIN_LEN);
@@ -271,6 +282,7 @@ impl<D: Disk> InPlace<D> {
         if found != expected {
             return Err(Problem::Restored { expected, found });
         }
+        self.volume.check_in_place()?;
         Ok(Committed { generation: finish.tip, root: found, size })
     }
 

@@ -21,8 +21,13 @@
 use std::{
     collections::{HashMap, HashSet},
     ffi::OsString,
-    fs, io,
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    fs::{self, File, OpenOptions},
+    hash::{BuildHasher, RandomState},
+    io,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::OpenOptionsExt,
+    },
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -34,13 +39,15 @@ use std::{
 use driftline_extent::{CHUNK_LEN, ChunkId, ReplicaId, Root, Volume, chunk_count};
 use redb::{
     Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
-    WriteTransaction,
+    WriteTransaction, backends::FileBackend,
 };
 
 use crate::{
     Elsewhere, FileDisk, Part, Problem, Update,
     elsewhere::{Entry, Take},
     ids::IdList,
+    own::check_own,
+    proven_file::ProvenFile,
     state::{Slots, State},
 };
 
@@ -183,8 +190,12 @@ impl Index {
     }
 
     fn create(path: &Path, key: [u8; 32]) -> Result<Self, IndexError> {
-        let database = builder().create(path);
-        let database = database.map_err(|error| named(path, error.into()))?;
+        // Whoever has the key in it can guess at content by its ids.
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let file = options.open(path);
+        let file = file.map_err(|source| IndexError::Open { path: path.to_owned(), source })?;
+        let database = database_in(file).map_err(|error| named(path, error))?;
         let filled = (|| {
             let transaction = database.begin_write()?;
             transaction.open_table(META)?.insert(CHUNK_KEY, key.as_slice())?;
@@ -198,9 +209,15 @@ impl Index {
     }
 
     fn open_existing(path: &Path) -> Result<Self, IndexError> {
+        let failed = |source| IndexError::Open { path: path.to_owned(), source };
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
+        check_own(path, &file).map_err(|problem| failed(io::Error::other(problem.to_string())))?;
+        if file.metadata().map_err(failed)?.len() == 0 {
+            return Err(named(path, redb::Error::Corrupted("it is empty".into())));
+        }
         // What the database finds in a damaged file may be more than it is prepared for.
         let opened = caught(|| {
-            let database = builder().open(path)?;
+            let database = database_in(file)?;
             let transaction = database.begin_read()?;
             let meta = transaction.open_table(META)?;
             let key = meta.get(CHUNK_KEY)?.and_then(|key| key.value().try_into().ok());
@@ -220,7 +237,8 @@ impl Index {
     /// is hashed as ever, and what is missing is not found.
     pub fn open_copy(path: &Path) -> Result<Self, IndexError> {
         let mut copy = path.as_os_str().to_owned();
-        copy.push(format!(".copy-{}", std::process::id()));
+        // Nobody can foresee the name and put a link there.
+        copy.push(format!(".copy-{:016x}", RandomState::new().hash_one(path)));
         let copy = PathBuf::from(copy);
         let copied = fs::copy(path, &copy);
         let opened = copied
@@ -521,6 +539,13 @@ fn builder() -> redb::Builder {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_LEN);
     builder
+}
+
+/// The database in a file, which is made if the file is empty.
+fn database_in(file: File) -> Result<Database, redb::Error> {
+    let same = file.try_clone()?;
+    let file = ProvenFile::new(FileBackend::new(file)?, Some(same));
+    Ok(builder().create_with_backend(file)?)
 }
 
 fn named(path: &Path, error: redb::Error) -> IndexError {

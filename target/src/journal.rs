@@ -63,7 +63,7 @@ use crate::{
     chunks::Patch,
     codec::{CHECKSUM_LEN, Reader, Writer, checked},
     disk::Store,
-    state::State,
+    state::{State, Status},
 };
 
 const MAGIC: &[u8; 8] = b"DRIFTJN\n";
@@ -157,6 +157,18 @@ pub(crate) struct Seal {
 }
 
 impl Seal {
+    /// The state of a replica at `base` once the increment is in place.
+    pub(crate) fn state_after(&self, base: &State) -> State {
+        State {
+            epoch: self.header.epoch + 1,
+            volume: self.header.volume.or(base.volume),
+            size: self.size,
+            status: Status::Complete { generation: self.tip, root: self.root },
+            kept: false,
+            ..base.clone()
+        }
+    }
+
     fn encode(&self) -> Result<Vec<u8>, Problem> {
         let seal = Writer::default()
             .bytes(SEAL_MAGIC)
@@ -368,6 +380,28 @@ impl<D: Disk> Journal<D> {
         let mut bytes = vec![0; patch.data.byte_count() as usize];
         self.store.read_below(self.store.len()?, at, &mut bytes)?;
         Ok(patch.is_named(key, &bytes).then_some(bytes))
+    }
+
+    /// The record that begins at `at`, which was proven before; `None` if nothing can be one.
+    pub(crate) fn record_at(&self, at: u64) -> Result<Option<Record>, Problem> {
+        let mut bytes = [0; RECORD_LEN];
+        self.store.read_at(at, &mut bytes)?;
+        Ok(Record::decode(&bytes[..RECORD_LEN - CHECKSUM_LEN]).map(|(record, _)| record))
+    }
+
+    /// The payload of the record that begins at `at`, if it is still what `patch` names.
+    pub(crate) fn payload_behind(
+        &self,
+        key: &ChunkKey,
+        patch: &Patch,
+        at: u64,
+    ) -> Result<Option<Vec<u8>>, Problem> {
+        self.payload(key, patch, at + RECORD_LEN as u64)
+    }
+
+    /// See [`Store::check_in_place`].
+    pub(crate) fn check_in_place(&self) -> Result<(), Problem> {
+        self.store.check_in_place()
     }
 
     /// Seals the journal: from here on the increment will be completed. Both seals are read back

@@ -8,8 +8,8 @@ use std::{
 };
 
 use driftline_extent::{
-    BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, Lack, Plan, PlanKind, Resume,
-    Root, VOLUME_LEN_MAX, VolumeId, chunk_count,
+    CHUNK_LEN, ChunkId, Generation, Lack, Plan, PlanKind, Resume, VOLUME_LEN_MAX, VolumeId,
+    chunk_count,
 };
 use driftline_manifest::{DataRuns, TreeHasher};
 
@@ -17,7 +17,7 @@ use crate::{
     Disk, Problem, Replica,
     chunks::{Patch, chunk_buf, prove_span, read_chunk, walk},
     ids::Overlay,
-    journal::{Header, Journal, Position, Record, Seal},
+    journal::{Header, Journal, Position, Record},
     replica::{Session, remember},
     state::{State, Status},
 };
@@ -25,14 +25,14 @@ use crate::{
 /// An increment that is being received through the journal.
 #[derive(Debug)]
 pub(crate) struct Journaled {
-    header: Header,
-    end: Position,
+    pub(crate) header: Header,
+    pub(crate) end: Position,
     /// Up to where the journal was last synced, in bytes.
     synced: u64,
     /// Where the last chunk with data starts, in bytes: the volume must reach beyond it.
-    last_data: Option<u64>,
+    pub(crate) last_data: Option<u64>,
     /// Size at the tip, if the plan said it.
-    size: Option<u64>,
+    pub(crate) size: Option<u64>,
     /// The last spans that were compared, each chunk of which was proven to be what was
     /// committed, with the ids of those that the base has.
     proven: VecDeque<(Range<u64>, Vec<ChunkId>)>,
@@ -41,11 +41,11 @@ pub(crate) struct Journaled {
 }
 
 /// What stands where a chunk is to be changed.
-struct Base {
+pub(crate) struct Base {
     /// Its name in the books.
-    listed: ChunkId,
+    pub(crate) listed: ChunkId,
     /// Whether it is something else, that may be replaced.
-    damaged: bool,
+    pub(crate) damaged: bool,
 }
 
 /// How many compared spans are remembered. A source announces few before it hears of the first.
@@ -132,6 +132,7 @@ impl<D: Disk> Replica<D> {
     /// Takes stock of a volume whose content is to be overwritten by agreement: lists the
     /// ids of what stands there. A generation is given up with the first difference from it.
     pub(crate) fn adopt(&mut self) -> Result<(), Problem> {
+        self.give_up_stuck()?;
         self.journal.clear()?;
         // The epoch that follows may have been given up before, with a journal of its own.
         self.journal.sync()?;
@@ -280,7 +281,7 @@ impl<D: Disk> Replica<D> {
 
     /// Reads a chunk that is to be changed. It is what was committed, or damage that may be
     /// replaced and is still what it was, of which nothing is handed out.
-    fn read_base(&self, index: u64, buf: &mut [u8]) -> Result<Base, Problem> {
+    pub(crate) fn read_base(&self, index: u64, buf: &mut [u8]) -> Result<Base, Problem> {
         let listed = self.ids.get(index)?;
         let read = read_chunk(&self.volume, self.state.size, index, buf);
         let found = match read {
@@ -511,164 +512,6 @@ impl<D: Disk> Replica<D> {
                 session.append(&self.journal, &self.overlay, record, payload)
             }
         }
-    }
-
-    pub(crate) fn commit_journaled(
-        &mut self,
-        mut session: Journaled,
-        finish: &Finish,
-    ) -> Result<Committed, Problem> {
-        let size = finish.size.or(session.size).unwrap_or(self.state.size);
-        self.volume.check_room(size)?;
-        let root = self.prove_root(&mut session, size, finish.root).inspect_err(|problem| {
-            // It would not lead anywhere else the next time.
-            if !matches!(problem, Problem::Io { .. }) {
-                let _ = self.journal.clear();
-            }
-        })?;
-        let zeroed = self.check_loss(size)?;
-        self.seal_and_apply(session, finish.tip, size, root)?;
-        self.zeroed += zeroed;
-        Ok(Committed { generation: finish.tip, root, size })
-    }
-
-    /// Seals a journal that is proven to lead to `root`, and does what it says.
-    pub(crate) fn seal_and_apply(
-        &mut self,
-        session: Journaled,
-        tip: Generation,
-        size: u64,
-        root: Root,
-    ) -> Result<(), Problem> {
-        let Journaled { header, end, .. } = session;
-        let seal = Seal { header, tip, size, root, end };
-        self.prove_journal(&seal)?;
-        self.journal.commit(&seal)?;
-        self.put_in_place(&seal)?;
-        if !self.list_leads_to(&seal)? {
-            return Err(Problem::ListReadBack);
-        }
-        self.conclude(&seal)
-    }
-
-    /// Reads the journal back, and that the overlay says of each chunk what the journal does.
-    fn prove_journal(&self, seal: &Seal) -> Result<(), Problem> {
-        self.journal.settle()?;
-        self.overlay.0.settle()?;
-        // Only the chunk that the end cuts may have a second record, which counts.
-        let (cut, mut cut_after) = (seal.size / CHUNK_LEN, None);
-        let mut records = self.journal.read(&seal.header);
-        let mut payload = Vec::new();
-        while let Some(record) = records.next_proven(&self.key, &mut payload)? {
-            let listed = match record {
-                Record::Chunk { patch, after } if patch.index == cut => {
-                    cut_after = Some(after);
-                    true
-                }
-                Record::Chunk { patch, after } => self.overlay.get(patch.index)? == Some(after),
-                Record::Zero { index, count } => self.overlay.are_zeroed(index..index + count)?,
-                Record::Mark { .. } => true,
-            };
-            if !listed {
-                return Err(Problem::ListReadBack);
-            }
-        }
-        if records.position() != seal.end {
-            return Err(Problem::JournalReadBack { at: records.position().at });
-        }
-        if cut_after.is_some() && self.overlay.get(cut)? != cut_after {
-            return Err(Problem::ListReadBack);
-        }
-        Ok(())
-    }
-
-    /// The root that the increment leads to, which must be `announced` if anything is.
-    fn prove_root(
-        &self,
-        session: &mut Journaled,
-        size: u64,
-        announced: Option<Root>,
-    ) -> Result<Root, Problem> {
-        if announced.is_none() && session.header.kind != PlanKind::Incremental {
-            return Err(Problem::MissingRoot);
-        }
-        if session.last_data.is_some_and(|last| last >= size) {
-            return Err(Problem::BeyondEnd { size });
-        }
-        self.cut_last_chunk(session, size)?;
-        self.check_cut_off(size)?;
-        // A list that was damaged would lead to a wrong root without anyone noticing.
-        if let Some(root) = self.state.root()
-            && self.ids.root(&self.key, self.state.size)? != root
-        {
-            return Err(Problem::ListDamaged);
-        }
-        let found = self.overlay.root(&self.key, size, &self.ids)?;
-        match announced {
-            Some(expected) if expected != found => Err(Problem::WrongRoot { expected, found }),
-            _ => Ok(found),
-        }
-    }
-
-    /// That what lies beyond a new end is what was committed: it is lost as if it were
-    /// overwritten, and no item spoke of it.
-    fn check_cut_off(&self, size: u64) -> Result<(), Problem> {
-        let chunks = chunk_count(size)..chunk_count(self.state.size);
-        let (key, size, ids) = (&self.key, self.state.size, &self.ids);
-        walk(key, &self.volume, size, ids, chunks, |index, found, listed| {
-            if found == listed || self.repairs.allow(index, listed, Some(found)) {
-                return Ok(());
-            }
-            Err(Problem::Modified { offset: index * CHUNK_LEN })
-        })
-    }
-
-    /// Where the new end cuts a chunk, what lies beyond counts as zeros from now on.
-    fn cut_last_chunk(&self, session: &mut Journaled, size: u64) -> Result<(), Problem> {
-        let (index, kept) = (size / CHUNK_LEN, (size % CHUNK_LEN) as usize);
-        let changed = self.overlay.get(index)?;
-        if kept == 0 || (changed.is_none() && size >= self.state.size) {
-            return Ok(());
-        }
-        let mut chunk = chunk_buf();
-        let Base { listed, damaged } = self.read_base(index, &mut chunk)?;
-        if damaged && changed.is_none() {
-            return Err(Problem::Modified { offset: index * CHUNK_LEN });
-        }
-        match changed {
-            Some(id) if id.is_zero() => chunk.fill(0),
-            Some(_) => self.change_as_journaled(&session.header, index, &mut chunk)?,
-            None => {}
-        }
-        chunk[kept..].fill(0);
-        let after = self.key.id(&chunk);
-        if after == changed.unwrap_or(listed) {
-            return Ok(());
-        }
-        let (data, zero, id) = (BlockMask::NONE, BlockMask::NONE, ChunkId::ZERO);
-        let patch = Patch { index, data, zero, id };
-        let record = Record::Chunk { patch, after };
-        session.append(&self.journal, &self.overlay, &record, &[]).map(drop)
-    }
-
-    /// Changes `chunk` in memory as the journal says of it.
-    fn change_as_journaled(
-        &self,
-        header: &Header,
-        index: u64,
-        chunk: &mut [u8],
-    ) -> Result<(), Problem> {
-        let mut records = self.journal.read(header);
-        while let Some(record) = records.next()? {
-            let Record::Chunk { patch, .. } = record else { continue };
-            if patch.index != index {
-                continue;
-            }
-            let at = records.payload_at();
-            let bytes = self.journal.payload(&self.key, &patch, at)?;
-            patch.change(chunk, &bytes.ok_or(Problem::JournalReadBack { at })?);
-        }
-        Ok(())
     }
 }
 

@@ -16,7 +16,9 @@ use driftline_extent::{CHUNK_LEN, ChunkId, chunk_count};
 
 use crate::{
     Disk, Options, Problem, Replica, TargetError,
-    open_path::{dir_of, open_book, sync_dir},
+    inspect::open_book,
+    open_path::dir_of,
+    own::sync_dir,
     state::{Slots, State, Status},
 };
 

@@ -1,25 +1,22 @@
 //! Replicas on real files and devices: where their books are, and who may write them.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    io::{self, Read, Seek, Write},
-    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt},
+    fs::FileType,
+    io,
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use driftline_extent::TargetState;
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
-};
-
 use crate::{
-    Disk, Disks, FileDisk, InPlace, Index, Keeper, Problem, Replica, TargetError,
-    journal::Journal,
-    journaled::{Unsealed, find_unsealed},
+    Disks, FileDisk, InPlace, Index, Keeper, Problem, Replica, TargetError,
+    inspect::open_book,
     loss::is_agreed,
-    repair::Repairs,
+    own::{
+        Guard, check_not_dangling, is_link, lock_to_read, lock_volume, parent_of, resolved,
+        sync_dir, take_lock,
+    },
+    restored::check_free,
     state::{Slots, State, Status},
 };
 
@@ -73,31 +70,63 @@ pub fn open_kept(
     open_any(path, options, Some(keeper))
 }
 
+/// Opens the replica at `path` to read it: as [`open`] does where that can be written, and
+/// otherwise (a read-only file system, a full disk) for reading only. Nothing is written then, and
+/// a sealed increment that is not in place is read through its journal.
+pub fn open_to_read(path: &Path, options: &Options) -> Result<Replica<FileDisk>, TargetError> {
+    let options = &Options { create: false, ..options.clone() };
+    open(path, options).or_else(|error| look(path, options, false, error))
+}
+
+/// As [`open_to_read`], for a device that `keeper` keeps.
+pub fn open_kept_to_read(
+    path: &Path,
+    options: &Options,
+    keeper: Box<dyn Keeper>,
+) -> Result<Replica<FileDisk>, TargetError> {
+    let options = &Options { create: false, ..options.clone() };
+    open_kept(path, options, keeper).or_else(|error| look(path, options, true, error))
+}
+
+/// Opens for reading only what could not be opened otherwise, if it was for want of writing.
+fn look(
+    path: &Path,
+    options: &Options,
+    kept: bool,
+    error: TargetError,
+) -> Result<Replica<FileDisk>, TargetError> {
+    if !error.problem.is_of_writing() {
+        return Err(error);
+    }
+    let name = path.display().to_string();
+    let (disks, guard) =
+        open_disks_to_read(path, options, kept).map_err(|problem| problem.of(&name))?;
+    tracing::warn!(volume = name, "it cannot be written ({error}): it is opened for reading only");
+    Ok(Replica::open_to_read(&name, disks, random(&name)?)?.guarded_by(guard))
+}
+
+fn random(name: &str) -> Result<[u8; 32], TargetError> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| Problem::Entropy(error.to_string()).of(name))?;
+    Ok(seed)
+}
+
 fn open_any(
     path: &Path,
     options: &Options,
     keeper: Option<Box<dyn Keeper>>,
 ) -> Result<Replica<FileDisk>, TargetError> {
     let name = path.display().to_string();
-    let problem = |problem: Problem| problem.of(&name);
-    let mut seed = [0; 32];
     let kept = keeper.is_some();
-    getrandom::fill(&mut seed).map_err(|error| problem(Problem::Entropy(error.to_string())))?;
-    let (replica, guard) = match keeper {
-        None => {
-            let (disks, guard) = open_disks(&resolved(path), options, false).map_err(problem)?;
-            (Replica::open(&name, disks, seed)?, guard)
-        }
-        // The name leads to the device whatever number it gets; a link in its place is the
-        // storage's own.
-        Some(keeper) => {
-            let (disks, guard) = open_disks(path, options, true).map_err(problem)?;
-            (Replica::open_kept(&name, disks, keeper, seed)?, guard)
-        }
+    let seed = random(&name)?;
+    let (disks, guard) = open_disks(path, options, kept).map_err(|problem| problem.of(&name))?;
+    let replica = match keeper {
+        None => Replica::open(&name, disks, seed)?,
+        Some(keeper) => Replica::open_kept(&name, disks, keeper, seed)?,
     };
     let mut replica = replica.guarded_by(guard);
     if let Some(percent) = options.loss_max
-        && !is_agreed(&dir_of(path, options), &replica.state).map_err(problem)?
+        && !is_agreed(&dir_of(path, options), &replica.state).map_err(|p| p.of(&name))?
     {
         replica.limit_loss(percent);
     }
@@ -122,10 +151,8 @@ fn open_any(
 /// agreed to, anything but zeros.
 pub fn open_in_place(path: &Path, overwrite: bool) -> Result<InPlace<FileDisk>, TargetError> {
     let name = path.display().to_string();
-    let problem = |problem: Problem| problem.of(&name);
-    let mut seed = [0; 32];
-    getrandom::fill(&mut seed).map_err(|error| problem(Problem::Entropy(error.to_string())))?;
-    let (disk, guard) = open_alone(path).map_err(problem)?;
+    let seed = random(&name)?;
+    let (disk, guard) = open_alone(path).map_err(|problem| problem.of(&name))?;
     let place = InPlace::new(&name, disk, seed).guarded_by(guard);
     if !overwrite {
         place.check_empty()?;
@@ -138,63 +165,30 @@ fn open_alone(path: &Path) -> Result<(FileDisk, Guard), Problem> {
         io::ErrorKind::ResourceBusy => Problem::InUse,
         _ => Problem::Open { path: path.to_owned(), source },
     };
-    let kind = match path.metadata() {
-        Ok(metadata) => metadata.file_type(),
+    let mut guard = Guard::default();
+    let found = match path.metadata() {
+        Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let disk = FileDisk::create(path, true).map_err(at)?;
-            let guard = Guard { _locks: vec![lock_volume(path)?], made: vec![path.to_owned()] };
+            check_not_dangling(path)?;
+            let disk = FileDisk::create(path).map_err(at)?;
+            guard.made(path);
+            guard.hold(Some(lock_volume(path)?));
             sync_dir(parent_of(path))?;
             return Ok((disk, guard));
         }
         Err(error) => return Err(at(error)),
     };
+    let kind = found.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(Problem::NotAVolume);
     }
-    let state_dir = state_dir_of(&resolved(path));
-    if state_dir.join("state").metadata().is_ok_and(|metadata| metadata.len() > 0) {
-        return Err(Problem::IsReplica { state_dir });
-    }
+    check_free(path, &found)?;
     let disk = FileDisk::open_write(path).map_err(at)?;
     // The kernel itself keeps a block device to one writer.
-    let locks = if kind.is_file() { vec![lock_volume(path)?] } else { Vec::new() };
-    Ok((disk, Guard { _locks: locks, made: Vec::new() }))
-}
-
-/// Keeps other processes out, and takes away what was made for nothing.
-#[derive(Debug)]
-pub(crate) struct Guard {
-    /// Locked: the file named `lock`, and a regular file that is the volume. The second one
-    /// keeps apart those who come by another name of the same file.
-    _locks: Vec<File>,
-    /// What did not exist before, innermost first.
-    made: Vec<PathBuf>,
-}
-
-impl Guard {
-    /// Keeps these locks.
-    pub(crate) const fn holding(locks: Vec<File>) -> Self {
-        Self { _locks: locks, made: Vec::new() }
+    if kind.is_file() {
+        guard.hold(Some(lock_volume(path)?));
     }
-
-    /// Keeps one lock more.
-    pub(crate) fn hold(&mut self, lock: File) {
-        self._locks.push(lock);
-    }
-
-    /// What was made is put to use, and stays.
-    pub(crate) fn keep(&mut self) {
-        self.made.clear();
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        for path in &self.made {
-            // If it cannot be removed, an empty file is left behind and does no harm.
-            let _ = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
-        }
-    }
+    Ok((disk, guard))
 }
 
 /// The books of a replica, by name.
@@ -206,6 +200,102 @@ fn open_disks(
     options: &Options,
     kept: bool,
 ) -> Result<(Disks<FileDisk>, Guard), Problem> {
+    let named = path;
+    // The name leads to a device with a keeper whatever number it gets; a link in its place is the
+    // storage's own.
+    let path = &if kept { path.to_owned() } else { resolved(path) };
+    let (kind, dir) = look_at(path, options, kept)?;
+    match kind {
+        Some(kind) if !kind.is_file() && !kind.is_block_device() => {
+            return Err(Problem::NotAVolume);
+        }
+        None if !kept && is_link(path) => check_not_dangling(path)?,
+        None if is_gone(&dir, kept)? => return Err(Problem::Gone { state_dir: dir }),
+        None if !options.create => return Err(Problem::NotFound),
+        _ => {}
+    }
+    let mut guard = Guard::default();
+    guard.make_dir(&dir)?;
+    let lock = dir.join(LOCK);
+    let lock = take_lock(&lock, guard.open_own(&lock)?)?;
+    guard.hold(Some(lock));
+    let [state, journal, ids, overlay, repair] = BOOKS.map(|name| {
+        let path = dir.join(name);
+        let file = guard.open_own(&path)?;
+        FileDisk::new(file, &path).map_err(|source| Problem::Open { path, source })
+    });
+    let (state, journal, ids, overlay) = (state?, journal?, ids?, overlay?);
+    let repair = repair?;
+    sync_dir(&dir)?;
+    let volume = match kind {
+        _ if kept => FileDisk::open_kept(path),
+        Some(_) => FileDisk::open_write(path),
+        None => FileDisk::create(path).inspect(|_| guard.made(path)),
+    };
+    let volume = volume.map_err(|source| unopened(path, source))?.named(named);
+    // The kernel itself keeps a block device to one writer.
+    if kind.map_or(!kept, |kind| kind.is_file()) {
+        guard.hold(Some(lock_volume(path)?));
+    }
+    if kind.is_none() && !kept {
+        sync_dir(parent_of(path))?;
+    }
+    Ok((Disks { volume, state, journal, ids, overlay, repair }, guard))
+}
+
+/// As [`open_disks`], for reading only: nothing is made, and nothing can be written.
+fn open_disks_to_read(
+    path: &Path,
+    options: &Options,
+    kept: bool,
+) -> Result<(Disks<FileDisk>, Guard), Problem> {
+    let named = path;
+    let path = &if kept { path.to_owned() } else { resolved(path) };
+    let (kind, dir) = look_at(path, options, kept)?;
+    match kind {
+        Some(kind) if kind.is_file() || kind.is_block_device() => {}
+        Some(_) => return Err(Problem::NotAVolume),
+        None => {
+            check_not_dangling(path)?;
+            return Err(Problem::NotFound);
+        }
+    }
+    let mut guard = Guard::default();
+    guard.hold(lock_to_read(&dir.join(LOCK))?);
+    if kind.is_some_and(|kind| kind.is_file()) {
+        guard.hold(Some(lock_volume(path)?));
+    }
+    let book = |name: &str| {
+        let path = dir.join(name);
+        match FileDisk::open_read(&path) {
+            // An older version has not made it, and nobody can now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && name != "state" => {
+                Ok(FileDisk::absent(&path))
+            }
+            opened => opened.map_err(|source| Problem::Open { path, source }),
+        }
+    };
+    let [state, journal, ids, overlay, repair] = BOOKS.map(book);
+    let (state, journal, ids, overlay) = (state?, journal?, ids?, overlay?);
+    let repair = repair?;
+    let volume = if kept { FileDisk::open_kept(path) } else { FileDisk::open_read(path) };
+    let volume = volume.map_err(|source| unopened(path, source))?.named(named);
+    Ok((Disks { volume, state, journal, ids, overlay, repair }, guard))
+}
+
+fn unopened(path: &Path, source: io::Error) -> Problem {
+    match source.kind() {
+        io::ErrorKind::ResourceBusy => Problem::InUse,
+        _ => Problem::Open { path: path.to_owned(), source },
+    }
+}
+
+/// What stands at a path, and where the books of a replica there are.
+fn look_at(
+    path: &Path,
+    options: &Options,
+    kept: bool,
+) -> Result<(Option<FileType>, PathBuf), Problem> {
     let kind = match path.metadata() {
         Ok(metadata) => Some(metadata.file_type()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -218,56 +308,11 @@ fn open_disks(
         }
         (None, _) => state_dir_of(path),
     };
-    match kind {
-        Some(kind) if !kind.is_file() && !kind.is_block_device() => {
-            return Err(Problem::NotAVolume);
-        }
-        None if is_gone(&dir, kept)? => return Err(Problem::Gone { state_dir: dir }),
-        None if !options.create => return Err(Problem::NotFound),
-        _ => {}
-    }
-    let mut guard = Guard { _locks: Vec::new(), made: Vec::new() };
-    if make_dir(&dir)? {
-        guard.made.extend(BOOKS.iter().chain([&LOCK]).map(|name| dir.join(name)));
-        guard.made.push(dir.clone());
-    }
-    guard._locks.push(lock(&dir.join(LOCK))?);
-    let [state, journal, ids, overlay, repair] = BOOKS.map(|name| {
-        let path = dir.join(name);
-        FileDisk::create(&path, false).map_err(|source| Problem::Open { path, source })
-    });
-    let (state, journal, ids, overlay) = (state?, journal?, ids?, overlay?);
-    let repair = repair?;
-    sync_dir(&dir)?;
-    let volume = match kind {
-        _ if kept => FileDisk::open_kept(path),
-        Some(_) => FileDisk::open_write(path),
-        None => {
-            guard.made.insert(0, path.to_owned());
-            FileDisk::create(path, true)
-        }
-    };
-    let volume = volume.map_err(|source| match source.kind() {
-        io::ErrorKind::ResourceBusy => Problem::InUse,
-        _ => Problem::Open { path: path.to_owned(), source },
-    })?;
-    // The kernel itself keeps a block device to one writer.
-    if kind.map_or(!kept, |kind| kind.is_file()) {
-        guard._locks.push(lock_volume(path)?);
-    }
-    if kind.is_none() && !kept {
-        sync_dir(parent_of(path))?;
-    }
-    Ok((Disks { volume, state, journal, ids, overlay, repair }, guard))
-}
-
-/// The file that a path leads to, so that its books are found by every name of it.
-pub(crate) fn resolved(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+    Ok((kind, dir))
 }
 
 /// Whether the books in `dir` are of a volume that must have been there.
-fn is_gone(dir: &Path, kept: bool) -> Result<bool, Problem> {
+pub(crate) fn is_gone(dir: &Path, kept: bool) -> Result<bool, Problem> {
     let begun = dir.join("state").metadata().is_ok_and(|metadata| metadata.len() > 0);
     if !(begun && kept) {
         return Ok(begun);
@@ -281,153 +326,4 @@ fn is_gone(dir: &Path, kept: bool) -> Result<bool, Problem> {
                 | State { status: Status::Adopted, size: 0, .. }
         )
     ))
-}
-
-/// Whether it had to be made.
-fn make_dir(dir: &Path) -> Result<bool, Problem> {
-    let at = |source| Problem::Open { path: dir.to_owned(), source };
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => sync_dir(parent_of(dir)).map(|()| true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(false),
-        Err(error) => Err(at(error)),
-    }
-}
-
-pub(crate) fn parent_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Makes the names in a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), Problem> {
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
-    synced.map_err(|source| Problem::Open { path: dir.to_owned(), source })
-}
-
-/// Takes the lock that one process at a time has, and writes this process's id into it.
-fn lock(path: &Path) -> Result<File, Problem> {
-    let at = |source: io::Error| Problem::Open { path: path.to_owned(), source };
-    let mut options = fs::OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let mut file = options.open(path).map_err(at)?;
-    if !try_lock(&file).map_err(at)? {
-        let mut pid = String::new();
-        let _ = file.take(16).read_to_string(&mut pid);
-        return Err(Problem::Busy { pid: pid.trim().parse().ok() });
-    }
-    file.set_len(0).map_err(at)?;
-    file.rewind().map_err(at)?;
-    writeln!(file, "{}", std::process::id()).map_err(at)?;
-    Ok(file)
-}
-
-fn lock_volume(path: &Path) -> Result<File, Problem> {
-    let at = |source: io::Error| Problem::Open { path: path.to_owned(), source };
-    let file = File::open(path).map_err(at)?;
-    if try_lock(&file).map_err(at)? { Ok(file) } else { Err(Problem::Busy { pid: None }) }
-}
-
-fn try_lock(file: &File) -> io::Result<bool> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// What [`inspect`] found.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Inspection {
-    /// What the replica held when it was looked at.
-    pub state: TargetState,
-    /// When a scrub last found no damage, in milliseconds since 1970.
-    pub scrubbed_ms: Option<u64>,
-    /// The process that last opened it; it may have ended since.
-    pub opened_by: Option<u32>,
-    /// Whether a process has it open for writing now.
-    pub is_written: bool,
-    /// Whether its file or device is there, as it should be.
-    pub volume: Found,
-}
-
-/// What [`inspect`] found of a replica's file or device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Found {
-    /// It is there, or need not be there yet.
-    Fitting,
-    /// It is not there.
-    Nothing,
-    /// Something else is there than a file or a block device.
-    Other,
-    /// It has this many bytes, which are not those of its generation.
-    Resized(u64),
-}
-
-/// Looks at the replica at `path` without locking, recovering or changing it; `None` if
-/// nothing was ever begun there.
-pub fn inspect(path: &Path, state_dir: Option<&Path>) -> Result<Option<Inspection>, TargetError> {
-    let dir = state_dir.map_or_else(|| state_dir_of(&resolved(path)), Path::to_owned);
-    inspect_dir(path, &dir).map_err(|problem| problem.of(&path.display().to_string()))
-}
-
-fn inspect_dir(path: &Path, dir: &Path) -> Result<Option<Inspection>, Problem> {
-    let Some(state) = open_book(dir, "state")? else { return Ok(None) };
-    let Some(state) = Slots::peek(state)? else { return Ok(None) };
-    let unsealed = match open_book(dir, "journal")? {
-        Some(journal) => find_unsealed(&Journal::new(journal), &state)?,
-        None => None,
-    };
-    let damaged = match open_book(dir, "repair")? {
-        Some(repair) => Repairs::peek(repair, &state)?,
-        None => false,
-    };
-    let opened_by = fs::read_to_string(dir.join("lock")).ok();
-    let opened_by = opened_by.and_then(|pid| pid.trim().parse().ok());
-    Ok(Some(Inspection {
-        state: TargetState { damaged, ..state.describe(unsealed.as_ref().map(Unsealed::resume)) },
-        scrubbed_ms: state.scrubbed_ms,
-        opened_by,
-        is_written: is_written(dir),
-        volume: find_volume(path, dir, &state)?,
-    }))
-}
-
-/// Whether somebody has the lock that a writer has alone.
-fn is_written(dir: &Path) -> bool {
-    let lock = File::open(dir.join(LOCK));
-    lock.is_ok_and(|lock| {
-        flock(&lock, FlockOperation::NonBlockingLockShared).is_err_and(|e| e == Errno::WOULDBLOCK)
-    })
-}
-
-fn find_volume(path: &Path, dir: &Path, state: &State) -> Result<Found, Problem> {
-    let at = |source| Problem::Open { path: path.to_owned(), source };
-    let disk = match FileDisk::open_read(path) {
-        Ok(disk) => disk,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let gone = is_gone(dir, true)?;
-            return Ok(if gone { Found::Nothing } else { Found::Fitting });
-        }
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(Found::Other),
-        Err(source) => return Err(at(source)),
-    };
-    let len = Disk::len(&disk).map_err(at)?;
-    let fits = match state.status {
-        Status::Complete { .. } if disk.is_fixed() => len >= state.size,
-        Status::Complete { .. } => len == state.size,
-        Status::Direct { .. } | Status::Adopted => true,
-    };
-    Ok(if fits { Found::Fitting } else { Found::Resized(len) })
-}
-
-/// Opens one of the books for reading; `None` if it is not there.
-pub(crate) fn open_book(dir: &Path, name: &str) -> Result<Option<FileDisk>, Problem> {
-    let path = dir.join(name);
-    match FileDisk::open_read(&path) {
-        Ok(book) => Ok(Some(book)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Problem::Open { path, source }),
-    }
 }

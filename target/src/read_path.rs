@@ -5,18 +5,23 @@ use std::{
     io::{self, Read, Seek, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+use driftline_manifest::ChunkKey;
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, OFlags, flock},
     io::Errno,
 };
 
 use crate::{
     FileDisk, Problem, TargetError, Verified,
+    inspect::open_book,
     journal::Journal,
-    open_path::{Guard, LOCK, open_book, parent_of, resolved, state_dir_of},
+    open_path::{LOCK, state_dir_of},
+    own::{Guard, parent_of, resolved},
     state::{Slots, Status},
+    through::Through,
 };
 
 /// A replica for reading, or what has to be done before.
@@ -90,10 +95,25 @@ fn is_absent(error: &io::Error) -> bool {
 /// process that writes it.
 pub fn open_read(path: &Path, state_dir: &Path) -> Result<Reading, TargetError> {
     let name = path.display().to_string();
-    open_held(&name, &resolved(path), state_dir).map_err(|problem| problem.of(&name))
+    open_held(&name, &resolved(path), state_dir, false).map_err(|problem| problem.of(&name))
 }
 
-fn open_held(name: &str, path: &Path, dir: &Path) -> Result<Reading, Problem> {
+/// As [`open_read`], for storage that cannot be written: an increment that was being applied is read
+/// through its journal.
+///
+/// # Errors
+///
+/// As [`open_read`].
+pub fn open_read_through(path: &Path, dir: &Path) -> Result<Verified<FileDisk>, TargetError> {
+    let name = path.display().to_string();
+    let held = open_held(&name, &resolved(path), dir, true);
+    match held.map_err(|problem| problem.of(&name))? {
+        Reading::Ready(verified) => Ok(*verified),
+        Reading::Unfinished => Err(Problem::ReadOnly.of(&name)),
+    }
+}
+
+fn open_held(name: &str, path: &Path, dir: &Path, through: bool) -> Result<Reading, Problem> {
     let volume = FileDisk::open_read(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => Problem::Gone { state_dir: dir.to_owned() },
         io::ErrorKind::Unsupported => Problem::NotAVolume,
@@ -106,17 +126,30 @@ fn open_held(name: &str, path: &Path, dir: &Path) -> Result<Reading, Problem> {
         guard.hold(held(path, file)?);
     }
     let state = open_book(dir, "state")?.map(Slots::peek).transpose()?.flatten();
-    let state = state.ok_or(Problem::StateDamaged)?;
-    if let Some(journal) = open_book(dir, "journal")?
-        && Journal::new(journal).seal()?.is_some_and(|seal| seal.header.starts_from(&state))
-    {
-        return Ok(Reading::Unfinished);
+    let mut state = state.ok_or(Problem::StateDamaged)?;
+    let mut over = None;
+    if let Some(journal) = open_book(dir, "journal")? {
+        let journal = Arc::new(Journal::new(journal));
+        if let Some(seal) = journal.seal()?.filter(|seal| seal.header.starts_from(&state)) {
+            if !through {
+                return Ok(Reading::Unfinished);
+            }
+            tracing::warn!(
+                volume = name,
+                "an increment was being applied and its storage cannot be written: it is read \
+                 through its journal"
+            );
+            let after = seal.state_after(&state);
+            let key = ChunkKey::new(&state.chunk_key);
+            over = Some(Arc::new(Through::open(journal, key, seal)?));
+            state = after;
+        }
     }
     if !matches!(state.status, Status::Complete { .. }) {
         return Err(Problem::Incomplete);
     }
     let ids = open_book(dir, "ids")?.ok_or(Problem::ListDamaged)?;
-    Ok(Reading::Ready(Box::new(Verified::new(name, state, volume, ids, guard)?)))
+    Ok(Reading::Ready(Box::new(Verified::new(name, state, (volume, ids), over, guard)?)))
 }
 
 /// Shares the lock that a writer has alone. `None`: there is no such file and none can be made, so
@@ -126,6 +159,7 @@ fn hold(path: &Path) -> Result<Option<File>, Problem> {
     let at = |source| Problem::Open { path: path.to_owned(), source };
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
     let mut file = match options.open(path) {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem) => {
@@ -140,7 +174,9 @@ fn hold(path: &Path) -> Result<Option<File>, Problem> {
     file = held(path, file)?;
     // Any of several readers stands for all of them.
     let told = file.set_len(0).and_then(|()| file.rewind());
-    told.and_then(|()| writeln!(file, "{}", std::process::id())).map_err(at)?;
+    if let Err(error) = told.and_then(|()| writeln!(file, "{}", std::process::id())) {
+        tracing::debug!(path = %path.display(), %error, "the lock does not tell who has it");
+    }
     Ok(Some(file))
 }
 

@@ -1,14 +1,19 @@
 //! Putting a sealed increment in place. Every step can be done again: after a crash the
 //! whole of it is, from the start.
 
-use driftline_extent::{CHUNK_LEN, ChunkId, Extent, PlanKind, chunk_count};
+use std::sync::Arc;
+
+use driftline_extent::{CHUNK_LEN, ChunkId, Extent, PlanKind, VOLUME_LEN_MAX, chunk_count};
+use driftline_manifest::ChunkKey;
 
 use crate::{
     Disk, Problem, Replica,
     chunks::{bytes_of, chunk_buf, read_back, walk},
     journal::{Record, Seal},
     journaled::expect,
+    sparse::Sparse,
     state::{State, Status},
+    through::Through,
 };
 
 /// Chunks that are read back at once, on all cores.
@@ -35,7 +40,7 @@ impl<D: Disk> Replica<D> {
             return Err(Problem::JournalDamaged { at: records.position().at });
         }
         tracing::info!(volume = self.name, tip = %seal.tip, "completes an increment after a stop");
-        match self.put_in_place(&seal) {
+        match self.put_and_prove(&seal) {
             // The damage is still there, and can be found again: it is no half of anything.
             Err(problem @ Problem::ReadBack { .. }) if self.is_repair(&seal) => {
                 tracing::error!(volume = self.name, %problem, "damage was not repaired");
@@ -44,15 +49,54 @@ impl<D: Disk> Replica<D> {
             }
             done => done?,
         }
-        if !self.list_leads_to(&seal)? {
-            tracing::warn!(
-                volume = self.name,
-                "the list of chunk ids is damaged: the whole volume is read to make it anew"
-            );
-            self.list_anew(seal.size, seal.root)?;
-        }
         self.conclude(&seal)?;
         Ok(true)
+    }
+
+    fn put_and_prove(&mut self, seal: &Seal) -> Result<(), Problem> {
+        self.put_in_place(seal)?;
+        if self.list_leads_to(seal)? {
+            return self.read_back_installed(seal);
+        }
+        tracing::warn!(
+            volume = self.name,
+            "the list of chunk ids is damaged: the whole volume is read to make it anew"
+        );
+        self.list_anew(seal.size, seal.root)
+    }
+
+    /// Reads through a sealed journal from now on, if there is one: what is told and read is the
+    /// tip, wherever the volume and the list are between base and tip.
+    pub(crate) fn read_through_sealed(&mut self) -> Result<(), Problem> {
+        let seal = self.journal.seal()?.filter(|seal| seal.header.starts_from(&self.state));
+        let Some(seal) = seal else { return Ok(()) };
+        self.check_size_between(seal.header.base_size, seal.size)?;
+        let key = ChunkKey::new(&self.state.chunk_key);
+        let through = Arc::new(Through::open(self.journal.clone(), key, seal)?);
+        self.state = through.seal().state_after(&self.state);
+        self.volume.read_through(through.clone());
+        self.ids.read_through(through);
+        tracing::warn!(
+            volume = self.name,
+            "an increment was being applied and its storage cannot be written: it is read \
+             through its journal"
+        );
+        Ok(())
+    }
+
+    /// Before a stuck increment is given up, the state says that nothing is known of what stands
+    /// here: without its journal it would pass for the base.
+    pub(crate) fn give_up_stuck(&mut self) -> Result<(), Problem> {
+        if self.stuck.is_none() {
+            return Ok(());
+        }
+        let (epoch, size) = (self.state.epoch + 1, self.volume.len()?.min(VOLUME_LEN_MAX));
+        let size = if self.volume.is_fixed() { size.min(self.state.size) } else { size };
+        let (status, kept) = (Status::Adopted, false);
+        let state = State { epoch, size, status, kept, ..self.state.clone() };
+        self.slots.commit(&state)?;
+        (self.state, self.stuck) = (state, None);
+        Ok(())
     }
 
     /// Whether a journal leads to what is there already, in the books.
@@ -75,7 +119,8 @@ impl<D: Disk> Replica<D> {
         if fits { Ok(()) } else { Err(Problem::SizeModified { found, expected: base }) }
     }
 
-    /// Applies a sealed journal, whose overlay is complete, to the volume and the ids.
+    /// Applies a sealed journal, whose overlay is complete, to the volume and the ids. Neither is
+    /// read back here.
     pub(crate) fn put_in_place(&mut self, seal: &Seal) -> Result<(), Problem> {
         self.volume.unlock()?;
         self.grow(seal.header.base_size, seal.size)?;
@@ -84,7 +129,6 @@ impl<D: Disk> Replica<D> {
             self.volume.set_len(seal.size)?;
         }
         self.volume.settle()?;
-        self.read_back_installed(seal)?;
         self.ids.truncate(chunk_count(seal.size))?;
         self.ids.set_all(self.overlay.entries(0..chunk_count(seal.size)))?;
         self.ids.settle()
@@ -97,14 +141,7 @@ impl<D: Disk> Replica<D> {
 
     /// Commits what a sealed journal led to, now that it is in place.
     pub(crate) fn conclude(&mut self, seal: &Seal) -> Result<(), Problem> {
-        let state = State {
-            epoch: seal.header.epoch + 1,
-            volume: seal.header.volume.or(self.state.volume),
-            size: seal.size,
-            status: Status::Complete { generation: seal.tip, root: seal.root },
-            kept: false,
-            ..self.state.clone()
-        };
+        let state = seal.state_after(&self.state);
         self.slots.commit(&state)?;
         let base = self.state.root();
         self.state = state;
@@ -144,26 +181,27 @@ impl<D: Disk> Replica<D> {
     fn write_records(&self, seal: &Seal) -> Result<(), Problem> {
         let mut records = self.journal.read(&seal.header);
         let mut payload = Vec::new();
+        let mut volume = Sparse::new(&self.volume);
         while records.position() != seal.end {
             let at = records.position().at;
             match records.next_proven(&self.key, &mut payload)? {
                 None => return Err(Problem::JournalDamaged { at }),
                 Some(Record::Chunk { patch, .. }) => {
-                    patch.write(&self.volume, seal.size, &payload)?;
+                    patch.write(&mut volume, seal.size, &payload)?;
                 }
                 Some(Record::Zero { index, count }) => {
                     if let Some(extent) = bytes_of(&(index..index + count), seal.size) {
-                        self.volume.zero(extent)?;
+                        volume.zero(extent)?;
                     }
                 }
                 Some(Record::Mark { .. }) => {}
             }
         }
-        Ok(())
+        volume.finish()
     }
 
     /// Reads everything that was written, and compares it with what it should be.
-    fn read_back_installed(&self, seal: &Seal) -> Result<(), Problem> {
+    pub(crate) fn read_back_installed(&self, seal: &Seal) -> Result<(), Problem> {
         let (key, volume, size) = (&self.key, &self.volume, seal.size);
         let mut written = self.overlay.entries(0..chunk_count(size));
         loop {

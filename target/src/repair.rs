@@ -71,6 +71,13 @@ impl<D: Disk> Repairs<D> {
         Ok(Self { store, chunks })
     }
 
+    /// As [`open`](Self::open), for storage that cannot be written.
+    pub(crate) fn look(disk: D, state: &State) -> Result<Self, Problem> {
+        let store = Store::new(Part::Repair, disk);
+        let chunks = read(&store, state)?;
+        Ok(Self { store, chunks })
+    }
+
     /// Whether anything may be replaced. This only looks: another process may be writing.
     pub(crate) fn peek(disk: D, state: &State) -> Result<bool, Problem> {
         Ok(!read(&Store::new(Part::Repair, disk), state)?.is_empty())

@@ -4,12 +4,12 @@ use std::{collections::HashMap, fmt, ops::Range, path::PathBuf, sync::Arc};
 
 use driftline_extent::{
     Begin, CHUNK_LEN, ChunkId, Committed, Finish, Generation, GrainMask, Item, Lack, Offer, Plan,
-    PlanKind, Reason, ReplicaId, Root, Target, TargetState, VOLUME_LEN_MAX, Volume, chunk_count,
+    PlanKind, Reason, Root, Target, TargetState, VOLUME_LEN_MAX, Volume, chunk_count,
 };
 use driftline_manifest::{ChunkKey, is_zero};
 
 use crate::{
-    Disk, Elsewhere, Index, Keeper, Part, Problem, TargetError, Update, VerifyReport,
+    Disk, Elsewhere, Index, Problem, TargetError, Update, VerifyReport,
     chunks::{Patch, Valid, chunk_buf, validate},
     codec::Writer,
     direct::Direct,
@@ -17,8 +17,8 @@ use crate::{
     ids::{IdList, Overlay},
     index::Shelf,
     journal::Journal,
-    journaled::{Journaled, Unsealed, find_unsealed},
-    open_path::Guard,
+    journaled::{Journaled, Unsealed},
+    own::Guard,
     promised::{Promise, Promised},
     repair::Repairs,
     state::{Slots, State, Status},
@@ -29,7 +29,7 @@ use crate::{
 const RECEIVED_MAX: usize = 64 * 1024;
 
 /// How much of a first copy or an increment may have to come again after a power failure.
-const CHECKPOINT_LEN: u64 = 256 << 20;
+pub(crate) const CHECKPOINT_LEN: u64 = 256 << 20;
 
 /// The six disks of a replica: the volume and the books beside it.
 #[derive(Debug)]
@@ -51,12 +51,12 @@ pub struct Disks<D> {
 /// A live target that is always at a generation. See the crate's documentation.
 pub struct Replica<D: Disk> {
     pub(crate) name: String,
-    seed: [u8; 32],
-    drawn: u64,
+    pub(crate) seed: [u8; 32],
+    pub(crate) drawn: u64,
     pub(crate) key: ChunkKey,
     pub(crate) volume: VolumeStore<D>,
     pub(crate) slots: Slots<D>,
-    pub(crate) journal: Journal<D>,
+    pub(crate) journal: Arc<Journal<D>>,
     pub(crate) ids: IdList<D>,
     pub(crate) overlay: Overlay<D>,
     /// The damage that a source may replace.
@@ -70,7 +70,7 @@ pub struct Replica<D: Disk> {
     /// Where else a chunk may be found.
     pub(crate) elsewhere: Option<Box<dyn Elsewhere>>,
     /// What the volume is like, if anything that can be read.
-    like: Option<Box<dyn Volume + Send>>,
+    pub(crate) like: Option<Box<dyn Volume + Send>>,
     /// What items are made of that were announced and have not come.
     pub(crate) promised: Promised,
     pub(crate) session: Session,
@@ -79,14 +79,18 @@ pub struct Replica<D: Disk> {
     pub(crate) goes_on_unnamed: bool,
     /// After how many bytes of a first copy its watermark moves up.
     pub(crate) checkpoint_len: u64,
-    poisoned: bool,
+    pub(crate) poisoned: bool,
     /// Keeps others out for as long as the replica is open.
-    guard: Option<Guard>,
-    overwrite_forbidden: bool,
+    pub(crate) guard: Option<Guard>,
+    pub(crate) overwrite_forbidden: bool,
     /// How much of the data may go with one increment, in percent; `None` if all may.
     pub(crate) loss_max: Option<u8>,
     /// Bytes that became zero or were cut off since this was opened.
     pub(crate) zeroed: u64,
+    /// Why a sealed increment cannot be completed: only a copy over all of it leads on.
+    pub(crate) stuck: Option<crate::opening::Stuck>,
+    /// The storage cannot be written: nothing is.
+    pub(crate) reads_only: bool,
 }
 
 /// How the current increment is received.
@@ -109,116 +113,6 @@ enum Mode {
 }
 
 impl<D: Disk> Replica<D> {
-    /// Opens the replica on `disks` and recovers it: an increment that was received whole
-    /// is completed, one that was not is kept for resuming. `name` is for messages. `seed`
-    /// must be fresh random bytes at each call; everything random is drawn from it.
-    ///
-    /// Disks without a state are no replica yet. Nothing is written to them before
-    /// [`begin`](Target::begin) accepted an offer.
-    pub fn open(name: &str, disks: Disks<D>, seed: [u8; 32]) -> Result<Self, TargetError> {
-        Self::recover(name, disks, None, seed).map_err(|problem| problem.of(name))
-    }
-
-    /// As [`open`](Self::open), for a volume on a device that `keeper` keeps. The volume's disk
-    /// is open for reading only, or has no bytes where the device does not exist yet.
-    ///
-    /// If the last generation was committed but not kept, it is kept here: whoever has the
-    /// replica open finds that every generation was.
-    pub fn open_kept(
-        name: &str,
-        disks: Disks<D>,
-        keeper: Box<dyn Keeper>,
-        seed: [u8; 32],
-    ) -> Result<Self, TargetError> {
-        Self::recover(name, disks, Some(keeper), seed).map_err(|problem| problem.of(name))
-    }
-
-    fn recover(
-        name: &str,
-        disks: Disks<D>,
-        keeper: Option<Box<dyn Keeper>>,
-        seed: [u8; 32],
-    ) -> Result<Self, Problem> {
-        let (slots, state) = Slots::open(disks.state)?;
-        let volume = VolumeStore::new(disks.volume, keeper);
-        let recorded = state.is_some();
-        let repairs = Repairs::open(disks.repair, state.as_ref())?;
-        let mut drawn = 0;
-        let state = match state {
-            Some(state) => state,
-            None => {
-                let [replica, secret] = [draw(&seed, &mut drawn), draw(&seed, &mut drawn)];
-                let replica = ReplicaId(*replica.first_chunk().unwrap_or(&[0; 16]));
-                State::of_nothing(replica, secret, volume.len()?)
-            }
-        };
-        let mut this = Self {
-            name: name.to_owned(),
-            seed,
-            drawn,
-            key: ChunkKey::new(&state.chunk_key),
-            volume,
-            slots,
-            journal: Journal::new(disks.journal),
-            ids: IdList::new(Part::Ids, disks.ids),
-            overlay: Overlay(IdList::new(Part::Overlay, disks.overlay)),
-            repairs,
-            state,
-            unsealed: None,
-            received: HashMap::new(),
-            elsewhere: None,
-            like: None,
-            promised: Promised::default(),
-            session: Session::Idle,
-            goes_on_unnamed: false,
-            checkpoint_len: CHECKPOINT_LEN,
-            poisoned: false,
-            guard: None,
-            overwrite_forbidden: false,
-            loss_max: None,
-            zeroed: 0,
-        };
-        // What a failed flush left in the cache is not what a crash would leave.
-        this.ids.settle()?;
-        if recorded {
-            this.catch_up()?;
-        }
-        Ok(this)
-    }
-
-    /// Does what the last session could not do any more.
-    fn catch_up(&mut self) -> Result<(), Problem> {
-        let completed = self.complete_sealed()?;
-        if let Status::Direct { .. } = self.state.status {
-            self.volume.lock()?;
-        }
-        if self.check_size().is_ok() {
-            self.keep_generation()?;
-        }
-        if !completed && self.check_untouched(true).is_ok() {
-            self.unsealed = find_unsealed(&self.journal, &self.state)?;
-        }
-        Ok(())
-    }
-
-    /// Lets the keeper cut, lock and keep what was committed, unless that was done.
-    pub(crate) fn keep_generation(&mut self) -> Result<(), Problem> {
-        let size = self.state.size;
-        let Status::Complete { generation, root } = self.state.status else { return Ok(()) };
-        if self.state.kept || !self.volume.has_keeper() {
-            return Ok(());
-        }
-        self.volume.unlock()?;
-        self.volume.resize(size)?;
-        // Locked before it is kept, so that nothing else can come between.
-        self.volume.lock()?;
-        self.volume.keep(&Committed { generation, root, size })?;
-        let state = State { kept: true, ..self.state.clone() };
-        self.slots.commit(&state)?;
-        self.state = state;
-        Ok(())
-    }
-
     /// Keeps `guard` for as long as the replica is open.
     pub(crate) fn guarded_by(mut self, guard: Guard) -> Self {
         self.guard = Some(guard);
@@ -355,7 +249,8 @@ impl<D: Disk> Replica<D> {
         if self.poisoned {
             return Err(Problem::Poisoned.of(&self.name));
         }
-        self.verify_all(progress).map_err(|problem| problem.of(&self.name))
+        let report = self.check_usable().and_then(|()| self.verify_all(progress));
+        report.map_err(|problem| problem.of(&self.name))
     }
 
     /// That the volume has the size that was committed to it.
@@ -371,7 +266,7 @@ impl<D: Disk> Replica<D> {
 
     /// That the volume has the size that was committed to it, and that nothing was written to
     /// it since it was kept: with `repairs`, nothing but damage that may be replaced.
-    fn check_untouched(&self, repairs: bool) -> Result<(), Problem> {
+    pub(crate) fn check_untouched(&self, repairs: bool) -> Result<(), Problem> {
         self.check_size()?;
         let Status::Complete { generation, .. } = self.state.status else { return Ok(()) };
         match self.volume.kept()? {
@@ -423,6 +318,9 @@ impl<D: Disk> Replica<D> {
         if self.poisoned {
             return Err(Problem::Poisoned);
         }
+        if self.reads_only {
+            return Err(Problem::ReadOnly);
+        }
         if !(offer.overwrite && self.overwrite_forbidden) {
             return self.admit(offer);
         }
@@ -441,6 +339,15 @@ impl<D: Disk> Replica<D> {
         let Offer { plan, overwrite } = offer;
         let holds = self.state.generation();
         self.admit_source(plan, *overwrite)?;
+        if self.stuck.is_some() {
+            // Whatever an increment leaves alone would be kept as it is.
+            let over_all = *overwrite && matches!(plan.kind, PlanKind::Full | PlanKind::Scan);
+            return if over_all {
+                Ok(Mode::Adopting)
+            } else {
+                self.check_usable().map(|()| Mode::Adopting)
+            };
+        }
         // Consent to an overwrite is none to build on what stands there.
         if !overwrite || plan.kind == PlanKind::Incremental {
             // What an increment leaves alone would be kept as it is.
@@ -568,6 +475,7 @@ impl<D: Disk> Replica<D> {
             Session::Journaled(journaled) => self.commit_journaled(*journaled, finish),
         }?;
         self.keep_generation()?;
+        self.check_in_place()?;
         Ok(committed)
     }
 }
@@ -577,7 +485,7 @@ impl<D: Disk> Target for Replica<D> {
 
     fn state(&self) -> TargetState {
         let state = self.state.describe(self.unsealed.as_ref().map(Unsealed::resume));
-        TargetState { damaged: !self.repairs.is_empty(), ..state }
+        TargetState { damaged: self.stuck.is_some() || !self.repairs.is_empty(), ..state }
     }
 
     fn begin(&mut self, offer: &Offer) -> Result<Begin, TargetError> {
@@ -637,7 +545,7 @@ pub(crate) fn remember(received: &mut HashMap<ChunkId, u64>, id: ChunkId, place:
 }
 
 /// The bytes number `drawn` that follow from a seed.
-fn draw(seed: &[u8; 32], drawn: &mut u64) -> [u8; 32] {
+pub(crate) fn draw(seed: &[u8; 32], drawn: &mut u64) -> [u8; 32] {
     *drawn += 1;
     *blake3::keyed_hash(seed, &drawn.to_le_bytes()).as_bytes()
 }

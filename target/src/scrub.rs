@@ -81,8 +81,8 @@ impl<D: Disk> Replica<D> {
     /// Reads the whole replica again, compares it with what was committed, and with `repair` puts
     /// right what can be. `progress` is called with the offset of each chunk that was read.
     ///
-    /// That nothing was damaged is noted, at `now_ms` (milliseconds since 1970). What cannot be
-    /// read counts as damage.
+    /// That nothing was damaged is noted, at `now_ms` (milliseconds since 1970), unless the replica
+    /// is open for reading only. What cannot be read counts as damage.
     ///
     /// # Errors
     ///
@@ -125,6 +125,10 @@ impl<D: Disk> Replica<D> {
         now_ms: u64,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ScrubReport, Problem> {
+        self.check_usable()?;
+        if repair && self.reads_only {
+            return Err(Problem::ReadOnly);
+        }
         let (Some(generation), Some(root)) = (self.state.generation(), self.state.root()) else {
             return Err(Problem::NoGeneration);
         };
@@ -145,7 +149,9 @@ impl<D: Disk> Replica<D> {
             list_repaired: false,
         };
         if done.is_clean() {
-            self.note_clean(now_ms)?;
+            if !self.reads_only {
+                self.note_clean(now_ms)?;
+            }
             return Ok(done);
         }
         if !repair || !(size_matches || size_repaired) {

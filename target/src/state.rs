@@ -201,7 +201,17 @@ impl<D: Disk> Slots<D> {
 
     /// As [`open`](Self::open), but only looks: another process may be writing.
     pub(crate) fn peek(disk: D) -> Result<Option<State>, Problem> {
-        Ok(Self::read(Store::new(Part::State, disk))?.1)
+        Ok(Self::look(disk)?.1)
+    }
+
+    /// As [`open`](Self::open), for storage that cannot be written.
+    pub(crate) fn look(disk: D) -> Result<(Self, Option<State>), Problem> {
+        Self::read(Store::new(Part::State, disk))
+    }
+
+    /// See [`Store::check_in_place`].
+    pub(crate) fn check_in_place(&self) -> Result<(), Problem> {
+        self.store.check_in_place()
     }
 
     fn read(store: Store<D>) -> Result<(Self, Option<State>), Problem> {

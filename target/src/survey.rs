@@ -16,7 +16,9 @@ use crate::{
     chunks::walk_any,
     disk::Store,
     ids::IdList,
-    open_path::{dir_of, open_book, resolved},
+    inspect::open_book,
+    open_path::dir_of,
+    own::resolved,
     repair::REPAIRS_MAX,
     state::{Slots, State, Status},
 };

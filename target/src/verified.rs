@@ -1,18 +1,19 @@
 //! The content of a replica, for reading: each chunk is compared with the books before it is handed
 //! out.
 
-use std::{fmt, io};
+use std::{fmt, io, sync::Arc};
 
 use driftline_extent::{CHUNK_LEN, Extent, TargetState, Unreadable, Volume, chunk_count};
 use driftline_manifest::ChunkKey;
 
 use crate::{
-    Disk, Part, Problem, TargetError,
+    Disk, Part, Problem, Replica, TargetError,
     chunks::{chunk_buf, read_chunk},
     disk::Store,
     ids::IdList,
-    open_path::Guard,
+    own::Guard,
     state::State,
+    through::Through,
 };
 
 /// A replica at a generation, for reading. Nobody else writes it meanwhile.
@@ -27,6 +28,26 @@ pub struct Verified<D> {
     _guard: Guard,
 }
 
+impl<D: Disk> Replica<D> {
+    /// Reads a chunk of what was committed.
+    ///
+    /// # Errors
+    ///
+    /// A chunk that is something else, and a replica that holds no generation.
+    pub fn read_chunk(&self, index: u64) -> Result<Vec<u8>, TargetError> {
+        let mut chunk = chunk_buf();
+        let read = self.check_usable().and_then(|()| {
+            read_chunk(&self.volume, self.state.size, index, &mut chunk)?;
+            match self.key.id(&chunk) == self.ids.get(index)? {
+                true => Ok(()),
+                false => Err(Problem::Damaged { offset: index * CHUNK_LEN }),
+            }
+        });
+        read.map_err(|problem| problem.of(&self.name))?;
+        Ok(chunk)
+    }
+}
+
 impl<D: Disk> Verified<D> {
     /// The generation that stands here.
     ///
@@ -37,11 +58,11 @@ impl<D: Disk> Verified<D> {
     pub(crate) fn new(
         name: &str,
         state: State,
-        volume: D,
-        ids: D,
+        (volume, ids): (D, D),
+        through: Option<Arc<Through<D>>>,
         guard: Guard,
     ) -> Result<Self, Problem> {
-        let this = Self {
+        let mut this = Self {
             name: name.to_owned(),
             key: ChunkKey::new(&state.chunk_key),
             state,
@@ -49,6 +70,10 @@ impl<D: Disk> Verified<D> {
             ids: IdList::new(Part::Ids, ids),
             _guard: guard,
         };
+        if let Some(through) = through {
+            this.volume.read_through(through.clone());
+            this.ids.read_through(through);
+        }
         this.check()?;
         Ok(this)
     }

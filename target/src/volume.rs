@@ -1,10 +1,10 @@
 //! The volume of a replica: its disk, and the keeper of that disk where there is one.
 
-use std::{io, ops::Deref};
+use std::{io, ops::Deref, sync::Arc};
 
 use driftline_extent::{CHUNK_LEN, Committed, VOLUME_LEN_MAX};
 
-use crate::{Disk, Keeper, Kept, Part, Problem, disk::Store};
+use crate::{Disk, Keeper, Kept, Part, Problem, disk::Store, through::Through};
 
 /// The disk that the replica is on. Without a keeper every call that is about one does nothing.
 pub(crate) struct VolumeStore<D: Disk> {
@@ -21,6 +21,11 @@ impl<D: Disk> VolumeStore<D> {
 
     pub(crate) const fn has_keeper(&self) -> bool {
         self.keeper.is_some()
+    }
+
+    /// See [`Store::read_through`].
+    pub(crate) fn read_through(&mut self, through: Arc<Through<D>>) {
+        self.store.read_through(through);
     }
 
     /// Whether the keeper has still to make the device.

@@ -102,7 +102,7 @@ pub(crate) fn hold_zvol(
 }
 
 /// The replica that `path` leads to, and where its books are.
-fn replica_at(
+pub(crate) fn replica_at(
     path: &Path,
     remembered: &Path,
 ) -> Result<Option<(TargetPlace, PathBuf)>, ContentError> {

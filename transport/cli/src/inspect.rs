@@ -49,7 +49,7 @@ pub(crate) fn map(arguments: &args::Map, trust_dir: &Path, json: bool) -> anyhow
 /// Reads a replica again, and prints what was found. Returns the exit code.
 pub(crate) fn verify(arguments: &args::Verify, trust_dir: &Path, json: bool) -> anyhow::Result<u8> {
     let place = TargetPlace::of(&arguments.target.parse()?)?;
-    let mut replica = place.open_replica(false, &TargetTerms::looking(&arguments.state))?;
+    let mut replica = place.open_to_read(&TargetTerms::looking(&arguments.state))?;
     let report = replica.verify(&mut |_| {})?;
     let against = arguments.against.as_deref().map(local).transpose()?;
     let found = match against {

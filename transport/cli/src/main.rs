@@ -8,6 +8,7 @@ mod content;
 mod done;
 mod drbd;
 mod exit;
+mod files;
 mod foreign;
 mod incidents;
 mod index;

@@ -1,19 +1,13 @@
 //! What a run did, as node_exporter's textfile collector reads it.
 
-use std::{
-    collections::HashMap,
-    fmt::Write as _,
-    fs::{self, File},
-    io::Write as _,
-    path::Path,
-};
+use std::{collections::HashMap, fmt::Write as _, fs, path::Path};
 
 use anyhow::Context;
 use driftline_extent::PlanKind;
 use driftline_target::ScrubReport;
 use driftline_trust::Incidents;
 
-use crate::{done::Done, place::Place, report::changed};
+use crate::{done::Done, files, place::Place, report::changed};
 
 /// What stands for the source in what a scrub has found: it has none.
 pub(crate) const SCRUB: &str = "scrub";
@@ -121,10 +115,8 @@ pub(crate) fn write(
 
 /// Puts a whole file in the place of another.
 fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
-    let new = path.with_extension(format!("new-{}", std::process::id()));
-    let written = File::create(&new).and_then(|mut file| file.write_all(text.as_bytes()));
-    written.with_context(|| new.display().to_string())?;
-    fs::rename(&new, path).with_context(|| path.display().to_string())
+    // Whoever collects it is another user.
+    files::replace(path, text.as_bytes(), 0o644).with_context(|| path.display().to_string())
 }
 
 fn text(before: &str, runs: &[Run<'_>], open: &dyn Fn(&str) -> usize, now_ms: u64) -> String {

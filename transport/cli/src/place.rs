@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 use anyhow::{Context, anyhow, bail};
 use driftline_linstor::ResourceName;
 use driftline_wire::limits::NAME_LEN_MAX;
-use driftline_zfs::DatasetName;
+use driftline_zfs::{DatasetName, device_of};
 
 /// Somewhere a volume comes from or goes to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -152,6 +152,17 @@ fn parse_drbd(text: &str, rest: &str) -> anyhow::Result<Place> {
     let index = index.map(str::parse).transpose();
     let index = index.map_err(|_| anyhow!("{text:?} has an index that is no number: {form}"))?;
     Ok(Place::Drbd { path: path.into(), meta: meta.map(PathBuf::from), index })
+}
+
+impl Place {
+    /// The file or device of this machine that its bytes are on, if it names one.
+    pub(crate) fn bytes(&self) -> Option<PathBuf> {
+        match self {
+            Self::File(path) | Self::Drbd { path, .. } => Some(path.clone()),
+            Self::Zvol(name) => Some(device_of(name)),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Place {

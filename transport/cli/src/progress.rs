@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use driftline_transport::Progress;
+use driftline_transport::{Progress, Snapshot};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -16,6 +16,9 @@ use crate::print::bytes;
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 /// How often a line is logged where nobody watches.
 const LOG_EVERY: Duration = Duration::from_secs(30);
+
+/// What goes on once the source has read everything.
+const FINISHING: &str = "all is read: the target writes it and reads it back";
 
 /// How progress is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,7 +42,7 @@ pub(crate) async fn watch(progress: Arc<Progress>, show: Show) {
 
 async fn draw(progress: &Progress) {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let mut known = false;
+    let (mut known, mut finishing) = (false, false);
     let mut tick = interval(DRAW_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The bar goes with the future, whatever way the session ends.
@@ -55,8 +58,13 @@ async fn draw(progress: &Progress) {
                 "{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} eta {eta} {msg}",
             ));
         }
+        if known && now.read >= now.expected && !finishing {
+            finishing = true;
+            bar.0.set_style(style("{spinner} {binary_bytes} read, {msg}"));
+        }
         bar.0.set_position(now.read);
-        bar.0.set_message(format!("{} changed, {} sent", bytes(now.announced), bytes(now.sent)));
+        let moved = format!("{} changed, {} sent", bytes(now.announced), bytes(now.sent));
+        bar.0.set_message(if finishing { format!("{moved}, {FINISHING}") } else { moved });
     }
 }
 
@@ -78,18 +86,41 @@ async fn log(progress: &Progress) {
     tick.tick().await;
     loop {
         tick.tick().await;
-        let now = progress.snapshot();
-        let seconds = started.elapsed().as_secs().max(1);
-        let rate = now.read / seconds;
-        let left = now.expected.saturating_sub(now.read).checked_div(rate);
-        let left = left.filter(|_| now.expected > 0).map(|left| format!(", {left} s left"));
-        tracing::info!(
-            "{} read at {}/s, {} changed, {} sent{}",
-            bytes(now.read),
-            bytes(rate),
-            bytes(now.announced),
-            bytes(now.sent),
-            left.unwrap_or_default()
-        );
+        tracing::info!("{}", line(&progress.snapshot(), started.elapsed().as_secs()));
+    }
+}
+
+/// What is logged of a session after so many seconds.
+fn line(now: &Snapshot, seconds: u64) -> String {
+    let rate = now.read / seconds.max(1);
+    let left = match now.expected {
+        0 => String::new(),
+        // The target's part may take as long again: nobody knows how long.
+        expected if now.read >= expected => format!(", {FINISHING}"),
+        expected => (expected - now.read)
+            .checked_div(rate)
+            .map_or_else(String::new, |left| format!(", {left} s left")),
+    };
+    format!(
+        "{} read at {}/s, {} changed, {} sent{left}",
+        bytes(now.read),
+        bytes(rate),
+        bytes(now.announced),
+        bytes(now.sent)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_is_told_once_all_is_read() {
+        let at = |read| Snapshot { read, expected: 100 << 20, ..Snapshot::default() };
+        let told = line(&at(50 << 20), 10);
+        assert!(told.ends_with(", 10 s left"), "{told}");
+        let told = line(&at(100 << 20), 10);
+        assert!(told.ends_with(FINISHING) && !told.contains("s left"), "{told}");
+        assert!(!line(&Snapshot::default(), 10).contains("left"));
     }
 }

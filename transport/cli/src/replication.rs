@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use driftline_drbd::{CrossChecked, CrossChecks};
 use driftline_extent::{CHUNK_LEN, Reason, Takes, TargetState};
+use driftline_target::is_one_volume;
 use driftline_transport::{
     Connection, Failure, Progress, SharedLimit, SourceJob, Summary, TransportError, answer, chain,
     dial, receive_request, receive_state, request, serve_source, serve_target,
@@ -86,6 +87,17 @@ pub(crate) struct Together {
     pub(crate) moment: Option<Moment>,
 }
 
+/// That source and target are not one volume: it would become its own replica.
+fn check_apart(source: &Place, target: &Place) -> Result<(), Failure> {
+    let (Some(from), Some(to)) = (source.bytes(), target.bytes()) else { return Ok(()) };
+    if !is_one_volume(&from, &to) {
+        return Ok(());
+    }
+    let detail =
+        format!("{source} and {target} are one volume: choose another place to copy it to");
+    Err(Failure::new(Reason::Unsupported, detail))
+}
+
 impl Job {
     /// What is typed.
     pub(crate) fn of(
@@ -142,6 +154,7 @@ impl Job {
         target: &Place,
         show: Show,
     ) -> anyhow::Result<Done> {
+        check_apart(source, target)?;
         let progress = Arc::new(Progress::default());
         let checks = OnceLock::new();
         let work = self.replicate_again(source, target, &progress, &checks);

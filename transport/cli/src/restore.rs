@@ -14,12 +14,11 @@ use std::{
 use anyhow::{Context, bail};
 use driftline_drbd::host::Found;
 use driftline_extent::{Generation, Reason};
-use driftline_target::{FileDisk, InPlace, open_in_place};
+use driftline_target::{FileDisk, InPlace, Problem, is_one_volume, open_in_place};
 use driftline_transport::{Failure, Progress, SourceJob};
 
 use crate::{
-    args,
-    content::{self, Itself},
+    args, content,
     done::Restored,
     foreign,
     place::Place,
@@ -78,7 +77,9 @@ async fn restore(
     };
     let (target, written) = {
         let (from, to, overwrite) = (from.clone(), to.clone(), arguments.overwrite);
-        tokio::task::spawn_blocking(move || open_target(&from, &to, overwrite)).await??
+        let trust_dir = trust_dir.to_owned();
+        let open = move || open_target(&from, &to, &trust_dir, overwrite);
+        tokio::task::spawn_blocking(open).await??
     };
     let progress = Arc::new(Progress::default());
     let (of, verified) = opened.as_ref().map_or((None, false), |o| (o.of, o.verified));
@@ -149,6 +150,7 @@ fn id(from: &Place) -> driftline_extent::VolumeId {
 fn open_target(
     from: &Place,
     to: &Place,
+    trust_dir: &Path,
     overwrite: bool,
 ) -> anyhow::Result<(AnyTarget, Arc<AtomicU64>)> {
     let path = match to {
@@ -156,21 +158,19 @@ fn open_target(
         Place::DrbdVolume { resource, volume } => drbd_device(resource, *volume)?,
         _ => bail!("{to} is nothing to restore to: write file:PATH or drbd:RESOURCE/VOLUME"),
     };
-    if let Place::File(source) | Place::Drbd { path: source, .. } = from
-        && is_same(source, &path)
-    {
+    if from.bytes().is_some_and(|from| is_one_volume(&from, &path)) {
         let detail = format!("{from} and {to} are the same");
         return Err(Failure::new(Reason::Unsupported, detail).into());
+    }
+    // A replica on a device is found by what is remembered of it.
+    if let Ok(Some((_, state_dir))) = content::replica_at(&path, trust_dir) {
+        let problem = Problem::IsReplica { state_dir };
+        return Err(AnyTargetError::from(problem.of(&path.display().to_string())).into());
     }
     let target: InPlace<FileDisk> =
         open_in_place(&path, overwrite).map_err(AnyTargetError::from)?;
     let written = target.written();
     Ok((AnyTarget::InPlace(Box::new(target)), written))
-}
-
-/// Whether both paths lead to one file or one device.
-fn is_same(a: &Path, b: &Path) -> bool {
-    Itself::of(a).is_some_and(|a| Itself::of(b) == Some(a))
 }
 
 /// The DRBD device of a volume, if it may be written here.

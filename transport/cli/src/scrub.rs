@@ -86,7 +86,7 @@ fn scrub(arguments: &args::Scrub) -> anyhow::Result<Done> {
     if let Some(path) = &arguments.index {
         terms.index = index::open_to_look(path, &index::replica(&place, &terms));
     }
-    let mut replica = open_when_free(&place, &terms)?;
+    let mut replica = open_when_free(&place, &terms, arguments.repair)?;
     let (repair, now) = (arguments.repair, now_ms());
     let report = match &doubtful {
         Some(chunks) => replica.scrub_doubtful(chunks, repair, now, &mut |_| pace.wait())?,
@@ -117,10 +117,15 @@ impl Pace {
 fn open_when_free(
     place: &TargetPlace,
     terms: &TargetTerms,
+    repair: bool,
 ) -> Result<Replica<FileDisk>, AnyTargetError> {
     let until = Instant::now() + BUSY_MAX;
     loop {
-        match place.open_replica(false, terms) {
+        let opened = match repair {
+            true => place.open_replica(false, terms),
+            false => place.open_to_read(terms),
+        };
+        match opened {
             Err(error) if error.reason() == Reason::TargetBusy && Instant::now() < until => {
                 thread::sleep(BUSY_STEP);
             }

@@ -86,10 +86,12 @@ pub(crate) async fn run(
     let (word, exit) = condition.told();
     let writer = found.as_ref().filter(|found| found.is_written);
     let scrubbed_ms = found.as_ref().and_then(|found| found.scrubbed_ms);
+    let applying = found.as_ref().is_some_and(|found| found.applying);
     if json {
         let mut told = report::state_json(&state);
         told["condition"] = json!(word);
         told["writer"] = json!(writer.map(|found| found.opened_by));
+        told["applying"] = json!(applying);
         told["scrubbed"] = json!(scrubbed_ms.map(|ms| ms / 1000));
         told["incidents"] = open.iter().map(incidents::json).collect();
         say(told);
@@ -103,6 +105,9 @@ pub(crate) async fn run(
     }
     if let (Some(found), Condition::Whole) = (writer, &condition) {
         say(format_args!("written    {} has it open: an increment, or a repair", process(found)));
+    }
+    if applying && writer.is_none() {
+        say("applying   the increment to it was stopped: the next verify, restore or push ends it");
     }
     if let Some(ms) = scrubbed_ms {
         say(format_args!("scrubbed   {}, and nothing was damaged", incidents::time(ms)));

@@ -291,6 +291,26 @@ impl TargetPlace {
         }
     }
 
+    /// Opens the replica that it is, to look at all of it: for reading only where nothing can be
+    /// written.
+    pub(crate) fn open_to_read(
+        &self,
+        terms: &TargetTerms,
+    ) -> Result<Replica<FileDisk>, AnyTargetError> {
+        let TargetTerms { state_dir, index, .. } = terms.clone();
+        let options = Options { state_dir, index, ..Options::default() };
+        match self {
+            Self::File(path) => Ok(driftline_target::open_to_read(path, &options)?),
+            Self::Zfs(name) => Err(AnyTargetError::NoReplica(name.clone())),
+            Self::Zvol(name) => {
+                let options = Options { state_dir: self.state_dir(&options), ..options };
+                let keeper = ZvolKeeper::new(Zfs::find()?, name.clone(), terms.root_dataset());
+                let keeper = Box::new(keeper);
+                Ok(driftline_target::open_kept_to_read(&device_of(name), &options, keeper)?)
+            }
+        }
+    }
+
     /// Opens the replica that it is for reading: each chunk is compared with its books, and nobody
     /// writes it meanwhile.
     pub(crate) fn open_verified(
@@ -307,7 +327,13 @@ impl TargetPlace {
                 // Whoever opens it to write completes what a stop has left.
                 Reading::Unfinished => {
                     let terms = TargetTerms { state_dir: Some(books.clone()), ..terms.clone() };
-                    drop(self.open_replica(false, &terms)?);
+                    match self.open_replica(false, &terms) {
+                        Ok(replica) => drop(replica),
+                        Err(AnyTargetError::Replica(error)) if error.is_of_writing() => {
+                            return Ok(driftline_target::open_read_through(&path, &books)?);
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }

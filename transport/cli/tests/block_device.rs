@@ -146,3 +146,86 @@ fn a_device_that_is_too_small_is_left_as_it_was() {
     assert_eq!(nowhere.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("state"));
 }
+
+/// A replica is no place to restore to, whatever it is named by.
+#[test]
+fn a_replica_on_a_device_or_below_one_is_not_restored_over() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    json(dir, 0, &["push", &zstream("lz4-16k.full.zs"), "file:vm.img"]);
+    File::create(dir.join("disk")).unwrap().set_len(20 << 20).unwrap();
+    let device = Loop::over(&dir.join("disk"));
+    let push = |stream: &str| {
+        let push = ["push", &zstream(stream), &device.place(), "--state-dir", "books"];
+        json(dir, 0, &push);
+    };
+    push("lz4-16k.full.zs");
+    let refused = |to: &str, reason: &str, says: &str| {
+        let refused = json(dir, 3, &["restore", "file:vm.img", to, "--overwrite"]);
+        let error = &refused["error"];
+        assert_eq!(error["reason"], reason, "{refused}");
+        assert!(error["detail"].as_str().unwrap().contains(says), "{refused}");
+    };
+    // Its books are elsewhere, and say so.
+    refused(&device.place(), "target-foreign", "/books");
+    // The file below it.
+    refused("file:disk", "target-busy", device.device.to_str().unwrap());
+    push("lz4-16k.1-2.zs");
+    let verify = ["verify", &device.place(), "--state-dir", "books"];
+    assert_eq!(json(dir, 0, &verify)["result"], "clean");
+    // A device on the file of a replica is that replica.
+    let over = Loop::over(&dir.join("vm.img"));
+    let from = ["restore", "file:disk", &over.place(), "--overwrite"];
+    let error = &json(dir, 3, &from)["error"];
+    assert_eq!(error["reason"], "target-foreign", "{error}");
+    let same = json(dir, 3, &["push", "--full", "file:vm.img", &over.place(), "--state-dir", "x"]);
+    assert_eq!(same["error"]["reason"], "unsupported", "{same}");
+    drop(over);
+    assert_eq!(json(dir, 0, &["verify", "file:vm.img"])["result"], "clean");
+}
+
+/// A file system of its own, unmounted when dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn mount(arguments: &[&str], at: &Path) {
+        let done = Command::new("mount").args(arguments).arg(at).status().unwrap();
+        assert!(done.success(), "mount needs root");
+    }
+
+    fn at(at: &Path) -> Self {
+        fs::create_dir(at).unwrap();
+        Self::mount(&["-t", "tmpfs", "none"], at);
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// What stands on a file system that is mounted read-only is verified, scrubbed and restored from.
+#[test]
+fn a_read_only_file_system_is_read_from() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    let mounted = Mounted::at(&dir.join("rescue"));
+    let replica = "file:rescue/vm.img";
+    json(dir, 0, &["push", &zstream("lz4-16k.full.zs"), replica]);
+    Mounted::mount(&["-o", "remount,ro"], &mounted.0);
+    assert_eq!(json(dir, 0, &["verify", replica])["result"], "clean");
+    assert_eq!(json(dir, 0, &["scrub", replica])["result"], "clean");
+    let told = driftline(dir, &["verify", replica]);
+    assert!(String::from_utf8_lossy(&told.stderr).contains("for reading only"), "{told:?}");
+    let generation = &json(dir, 0, &["status", replica])["generation"];
+    let restored = json(dir, 0, &["restore", replica, "file:new.img"]);
+    assert_eq!((&restored["generation"], &restored["verified"]), (generation, &true.into()));
+    assert_eq!(sha256(&dir.join("new.img")), recorded_sha256("lz4-16k@s1"));
+    // A push says what it is that cannot be done.
+    let refused = json(dir, 1, &["push", &zstream("lz4-16k.1-2.zs"), replica]);
+    assert!(refused.to_string().contains("Read-only file system"), "{refused}");
+    Mounted::mount(&["-o", "remount,rw"], &mounted.0);
+    json(dir, 0, &["push", &zstream("lz4-16k.1-2.zs"), replica]);
+}

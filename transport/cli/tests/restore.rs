@@ -226,3 +226,21 @@ fn what_cannot_be_restored_from_or_to_is_named() {
     }
     assert!(!dir.join("x.img").exists(), "a refused restore left a file");
 }
+
+/// A volume is not made its own replica: that would leave it with books that say it is a copy.
+#[test]
+fn a_source_is_not_its_own_target() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    let before = noise(&dir.join("s.img"), 300_000, 4);
+    std::os::unix::fs::symlink("s.img", dir.join("link.img")).unwrap();
+    fs::hard_link(dir.join("s.img"), dir.join("hard.img")).unwrap();
+    for target in ["file:s.img", "file:./s.img", "file:link.img", "file:hard.img"] {
+        let refused = json(dir, 3, &["push", "--full", "file:s.img", target]);
+        assert_eq!(refused["error"]["reason"], "unsupported", "{refused}");
+    }
+    assert!(fs::read(dir.join("s.img")).unwrap() == before);
+    let made = fs::read_dir(dir).unwrap().flatten().map(|entry| entry.file_name());
+    let books = made.filter(|name| name.to_string_lossy().ends_with(".driftline"));
+    assert_eq!(books.count(), 0, "books were made");
+}
