@@ -101,7 +101,8 @@ fn advice(holds: Option<&Generation>) -> String {
 impl Explained for DrbdError {
     fn reason(&self) -> Reason {
         match self {
-            Self::Read { .. } | Self::Unplanned => Reason::Failed,
+            Self::Read { .. } => Reason::SourceUnreadable,
+            Self::Unplanned => Reason::Failed,
             Self::TooShort { .. }
             | Self::NoMetadata { .. }
             | Self::Malformed { .. }

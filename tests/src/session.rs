@@ -3,7 +3,7 @@
 //! The source's worker runs as it does in the shell; whenever it would wait for the session,
 //! the session makes a step. Time passes only while nothing else can happen.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use driftline_extent::{Begin, Committed, Offer, Plan, Source, Target, TargetState, Volume};
@@ -167,7 +167,7 @@ struct Session<'a, T> {
     plan: Option<Plan>,
     work: Option<Work>,
     compared: VecDeque<Vec<Compared>>,
-    progress: Progress,
+    progress: Arc<Progress>,
     witness: Option<&'a mut Witness>,
     offered: Vec<Plan>,
     committed: Vec<Committed>,
@@ -210,7 +210,7 @@ impl<'a, T: Target> Session<'a, T> {
             plan: None,
             work: None,
             compared: VecDeque::new(),
-            progress: Progress::default(),
+            progress: Arc::default(),
             witness: None,
             offered: Vec::new(),
             committed: Vec::new(),
@@ -270,7 +270,7 @@ impl<'a, T: Target> Session<'a, T> {
         source.recall(record.as_deref());
         let mut offer = deliver::plan(source, state, overwrite)?;
         if let Some(witness) = &mut self.witness {
-            deliver::prepare(source, None, state, &mut offer, witness)?;
+            deliver::prepare(source, None, state, &mut offer, witness, &self.progress)?;
         }
         deliver::cover(source, state, &mut offer, false)?;
         Ok(offer)
@@ -285,7 +285,7 @@ impl<'a, T: Target> Session<'a, T> {
     ) {
         let Some(key) = self.key.clone() else { return };
         // The session's own progress counts what is packed meanwhile.
-        let progress = Progress::default();
+        let progress = Arc::new(Progress::default());
         let mut witness = self.witness.take();
         let delivery = deliver::Delivery {
             plan,

@@ -132,6 +132,8 @@ async fn a_stream_of_any_length_fits() {
             compare: false,
             compression: Some(1),
             witness,
+            patience: driftline_transport::SOURCE_PATIENCE,
+            held: None,
         };
         serve_source(link, job).await
     };

@@ -171,7 +171,10 @@ fn a_replayed_initiator_gets_no_state_and_no_open() {
     feed(&mut listener, &to_target[..2].concat(), 0);
     assert!(listener.send(&Message::Accept, 0).is_err());
     assert!(listener.handle_timeout(limits::HANDSHAKE_MS_MAX - 1).is_ok());
-    assert!(matches!(listener.handle_timeout(limits::HANDSHAKE_MS_MAX), Err(LinkError::Silent)));
+    assert!(matches!(
+        listener.handle_timeout(limits::HANDSHAKE_MS_MAX),
+        Err(LinkError::HandshakeTimeout)
+    ));
 }
 
 /// What one end of a recorded session hears when these bytes come to it. It binds when it
@@ -451,7 +454,60 @@ fn talking_slowly_does_not_keep_a_handshake_alive() {
     assert_eq!(ended, Some(limits::HANDSHAKE_MS_MAX));
     // One that says nothing at all.
     assert!(stuck.handle_timeout(limits::HANDSHAKE_MS_MAX - 1).is_ok());
-    assert!(matches!(stuck.handle_timeout(limits::HANDSHAKE_MS_MAX), Err(LinkError::Silent)));
+    assert!(matches!(
+        stuck.handle_timeout(limits::HANDSHAKE_MS_MAX),
+        Err(LinkError::HandshakeTimeout)
+    ));
+}
+
+#[test]
+fn a_frame_that_takes_minutes_shows_that_its_peer_lives() {
+    // At 2 KiB/s a frame of 256 KiB takes longer than the longest silence.
+    let (mut source, mut target) = open_pair(1);
+    let frame = send_data(&mut source, part(7, 256 << 10), 0);
+    let mut received = BytesMut::new();
+    let mut now = 0;
+    for piece in frame.chunks(2 << 10) {
+        received.extend_from_slice(piece);
+        target.handle_timeout(now).unwrap();
+        let event = target.handle(&mut received, now).unwrap();
+        assert_eq!(event.is_some(), received.is_empty());
+        now += 1000;
+    }
+    assert!(now > 2 * limits::SILENCE_MS_MAX && received.is_empty());
+    // Half a frame does not keep it alive for ever: no byte came since.
+    assert!(target.handle(&mut received, now).unwrap().is_none());
+    let error = target.handle_timeout(now + limits::SILENCE_MS_MAX);
+    assert!(matches!(error, Err(LinkError::Silent)), "{error:?}");
+}
+
+#[test]
+fn keep_alives_without_end_are_cut_off_and_late_ones_are_not() {
+    let (mut source, mut target) = open_pair(1);
+    let mut sign = |now| send(&mut source, &Message::KeepAlive, now);
+    for count in 0..limits::SIGNS_AT_ONCE_MAX {
+        let (events, error) = feed(&mut target, &sign(0), 0);
+        assert!(events.is_empty() && error.is_none(), "after {count}: {error:?}");
+    }
+    let (_, error) = feed(&mut target, &sign(0), 0);
+    assert!(matches!(error, Some(LinkError::Flood)), "{error:?}");
+
+    // Those of an hour in which nothing was read arrive at once, and are as many as are allowed.
+    let (mut source, mut target) = open_pair(1);
+    let hour = 3_600_000;
+    let signs = (1..=hour / limits::KEEPALIVE_MS)
+        .flat_map(|count| send(&mut source, &Message::KeepAlive, count * limits::KEEPALIVE_MS));
+    let (events, error) = feed(&mut target, &signs.collect::<Vec<_>>(), hour);
+    assert!(events.is_empty() && error.is_none(), "{error:?}");
+}
+
+#[test]
+fn a_listener_without_room_says_so_and_only_to_a_dialler() {
+    let (mut source, mut listener) = push_links(1);
+    let (_, error) = feed(&mut source, &Hello::FULL.to_bytes(), 0);
+    assert!(matches!(error, Some(LinkError::Full)), "{error:?}");
+    let (_, error) = feed(&mut listener, &Hello::FULL.to_bytes(), 0);
+    assert!(error.is_none(), "{error:?}");
 }
 
 #[test]

@@ -1,25 +1,26 @@
 //! A link over a byte stream: the only place that waits for bytes.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use driftline_extent::ReplicaId;
-use driftline_wire::{DataPart, Link, LinkEvent, Message, Peer, PublicKey, SecretKey};
+use driftline_wire::{
+    DataPart, HELLO_LEN, Hello, Link, LinkError, LinkEvent, Message, Peer, PublicKey, SecretKey,
+    SessionError,
+    limits::{SILENCE_MS_MAX, WINDOW_DATA_MAX},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     net::{TcpListener, TcpStream, ToSocketAddrs},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{Progress, SharedLimit, TransportError};
 
-/// Room that is made for each read.
+/// Room that is made for each read of a session.
 const READ_LEN: usize = 256 << 10;
+/// The same before a session: a peer that has proven nothing gets little memory.
+const OPENING_READ_LEN: usize = 4 << 10;
 /// Longest single read or write while a bandwidth limit is at work: it bounds the bursts.
 const PACED_LEN: usize = 16 << 10;
 /// How often the link looks at its timeouts.
@@ -29,6 +30,12 @@ const CONNECT_MAX: Duration = Duration::from_secs(20);
 /// How long to wait for the peer's end of stream after ours, so that what we said last is
 /// not lost with a reset.
 const LINGER_MAX: Duration = Duration::from_secs(5);
+/// How much of what the peer still sends is read for that: more than may be on its way.
+const LINGER_LEN_MAX: u64 = 2 * WINDOW_DATA_MAX;
+/// How often a dialler tries while the handshake is cut off: a busy listener drops some.
+const DIALS_MAX: u32 = 3;
+/// How long it waits before the second time, and twice as long before the third.
+const DIAL_AGAIN: Duration = Duration::from_millis(300);
 
 /// A secure link over a byte stream.
 #[derive(Debug)]
@@ -39,6 +46,8 @@ pub struct Connection<S> {
     received: BytesMut,
     sending: Bytes,
     started: Instant,
+    /// Room that is made for each read.
+    read_len: usize,
     limit: Option<SharedLimit>,
     progress: Arc<Progress>,
 }
@@ -59,6 +68,7 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
             received: BytesMut::new(),
             sending: Bytes::new(),
             started: Instant::now(),
+            read_len: OPENING_READ_LEN,
             limit: None,
             progress,
         };
@@ -75,6 +85,11 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
     /// in its own buffers.
     pub fn limit_rate(&mut self, limit: SharedLimit) {
         self.limit = Some(limit);
+    }
+
+    /// Makes room for the data of a session.
+    pub(crate) fn widen(&mut self) {
+        self.read_len = READ_LEN;
     }
 
     /// Counts the bytes of this connection.
@@ -105,13 +120,25 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
         }
     }
 
-    /// Waits for `work` and keeps the link alive meanwhile.
+    /// Waits for `work` and keeps the link alive meanwhile. The peer waits for an answer, so it has
+    /// nothing to say but that it lives: anything else ends the session, and nothing is kept.
     pub(crate) async fn keep_alive_while<T>(
         &mut self,
         work: impl Future<Output = T>,
     ) -> Result<T, TransportError> {
         let mut work = std::pin::pin!(work);
         loop {
+            match self.poll_event()? {
+                None => {}
+                Some(LinkEvent::Message(message)) => {
+                    return Err(
+                        SessionError::out_of_place(message, "it waited for an answer").into()
+                    );
+                }
+                Some(LinkEvent::Open { .. } | LinkEvent::Data(_)) => {
+                    return Err(SessionError::Violation("data before the answer").into());
+                }
+            }
             tokio::select! {
                 done = &mut work => return Ok(done),
                 step = self.step() => step?,
@@ -147,7 +174,7 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
             self.sending = self.link.poll_transmit().unwrap_or_default();
         }
         let wait_ms = self.limit.as_ref().map_or(0, SharedLimit::wait_ms);
-        let burst = if self.limit.is_some() { PACED_LEN } else { READ_LEN };
+        let burst = self.limit.as_ref().map_or(self.read_len, |limit| limit.burst(PACED_LEN));
         let chunk = &self.sending[..self.sending.len().min(burst)];
         let wait = if wait_ms > 0 { TICK.min(Duration::from_millis(wait_ms)) } else { TICK };
         self.received.reserve(burst);
@@ -176,19 +203,36 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
 
     /// Writes everything out and waits for the peer to hang up as well.
     pub async fn close(mut self) -> Result<(), TransportError> {
+        let (mut left, mut moved) = (self.unsent(), Instant::now());
         while !self.is_flushed() {
             self.step().await?;
+            // What the peer still says shows that it lives, and is not for us any more.
+            while self.poll_event()?.is_some() {}
+            if self.unsent() < left {
+                (left, moved) = (self.unsent(), Instant::now());
+            } else if moved.elapsed() >= Duration::from_millis(SILENCE_MS_MAX) {
+                return Err(LinkError::Silent.into());
+            }
         }
         self.writer.shutdown().await?;
         // A close with unread input would reset the connection, and the reset can overtake
         // what we said last.
         let drain = async {
-            let mut scratch = vec![0; READ_LEN];
-            while self.reader.read(&mut scratch).await.is_ok_and(|read| read > 0) {}
+            let (mut scratch, mut drained) = (vec![0; OPENING_READ_LEN], 0);
+            while let Ok(read @ 1..) = self.reader.read(&mut scratch).await
+                && drained < LINGER_LEN_MAX
+            {
+                drained += read as u64;
+            }
         };
         // A peer that does not hang up has had its time.
         let _ = timeout(LINGER_MAX, drain).await;
         Ok(())
+    }
+
+    /// Bytes that were queued and not written.
+    fn unsent(&self) -> usize {
+        self.sending.len() + self.link.queued()
     }
 
     fn now_ms(&self) -> u64 {
@@ -202,8 +246,27 @@ fn fill_random(buffer: &mut [u8]) {
     getrandom::fill(buffer).expect("the operating system gives random bytes");
 }
 
-/// Connects to `address`, where the owner of `peer` listens.
+/// Connects to `address`, where the owner of `peer` listens. A listener with too many unfinished
+/// handshakes drops some, so one that was cut off is tried again before that counts as an answer.
 pub async fn dial(
+    address: impl ToSocketAddrs,
+    local: SecretKey,
+    peer: PublicKey,
+    progress: Arc<Progress>,
+) -> Result<Connection<TcpStream>, TransportError> {
+    let mut wait = DIAL_AGAIN;
+    for _ in 1..DIALS_MAX {
+        match dial_once(&address, local.clone(), peer, progress.clone()).await {
+            Err(TransportError::NotLetIn(_) | TransportError::Link(LinkError::Full)) => {}
+            done => return done,
+        }
+        sleep(wait).await;
+        wait *= 2;
+    }
+    dial_once(&address, local, peer, progress).await
+}
+
+async fn dial_once(
     address: impl ToSocketAddrs,
     local: SecretKey,
     peer: PublicKey,
@@ -224,6 +287,13 @@ pub async fn dial(
         }
         Err(error) => Err(error),
     }
+}
+
+/// Turns a dialler away before its handshake, and says that it may try again.
+pub fn turn_away(stream: &TcpStream) {
+    // A peer that has not said its hello yet, or is gone, hears nothing, and tries again as well.
+    let _ = stream.try_read(&mut [0; HELLO_LEN]);
+    let _ = stream.try_write(&Hello::FULL.to_bytes());
 }
 
 /// Waits for peers.

@@ -21,6 +21,7 @@ use driftline_wire::{
 use crate::{
     Failure, Progress,
     scan::{Scanner, Spans, root_of},
+    watched::Watched,
     witness::Witness,
 };
 
@@ -50,7 +51,7 @@ pub struct Delivery<'a> {
     /// Where batches go.
     pub outlet: &'a mut dyn Outlet,
     /// What counts them.
-    pub progress: &'a Progress,
+    pub progress: &'a Arc<Progress>,
     /// What knows the root over the whole volume also of an increment, if anything does.
     pub witness: Option<&'a mut Witness>,
 }
@@ -138,12 +139,15 @@ pub fn prepare<S: Source>(
     state: &TargetState,
     offer: &mut Offer,
     witness: &mut Witness,
+    progress: &Arc<Progress>,
 ) -> Result<(), Failure> {
     if matches!(offer.plan.kind, PlanKind::UpToDate | PlanKind::Stream) {
         return Ok(());
     }
     let reader = source.reader().map_err(|e| Failure::from_error(&e))?;
-    witness.plan(state, &mut offer.plan, reader.or_else(|| volume.cloned()))?;
+    let watch = |reader| Arc::new(Watched::new(reader, progress.clone())) as Arc<_>;
+    let reader = reader.map(watch).or_else(|| volume.cloned());
+    witness.plan(state, &mut offer.plan, reader)?;
     witness.set_record(source.record());
     Ok(())
 }
@@ -206,7 +210,8 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
     let witness = batcher.witness.take();
     progress.set_read(source.bytes_read());
     if let Some(volume) = source.read_back().map_err(|e| Failure::from_error(&e))? {
-        let shown = root_of(volume.as_ref(), key)?;
+        let volume = Watched::new(volume, progress.clone());
+        let shown = root_of(&volume, key)?;
         if root.is_some_and(|root| root != shown) {
             return Err(Failure::new(
                 Reason::VerifyFailed,

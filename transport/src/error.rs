@@ -54,10 +54,10 @@ pub enum TransportError {
     /// Our own side failed; the peer was told.
     #[error(transparent)]
     Local(#[from] Failure),
-    /// The peer hung up before it had proven anything.
+    /// The peer hung up when it had heard who we are, each time.
     #[error(
-        "the peer hung up during the handshake: most likely its list of peers lacks our public \
-         key {0}, or its own key is another than we were told"
+        "the peer hung up during the handshake: its list of peers lacks our public key {0}, or its \
+         own key is another than the one given with --peer"
     )]
     NotLetIn(PublicKey),
     /// The peer went away.
@@ -72,7 +72,9 @@ impl TransportError {
         match self {
             Self::Local(failure) => Some(failure.reason),
             Self::Session(error) => Some(error.reason()),
-            Self::Io(_) | Self::Link(_) | Self::NotLetIn(_) | Self::Closed => None,
+            // A person has to change a list or a key: the next run would fail as well.
+            Self::NotLetIn(_) => Some(Reason::Denied),
+            Self::Io(_) | Self::Link(_) | Self::Closed => None,
         }
     }
 }

@@ -26,12 +26,13 @@ mod session;
 mod source_side;
 mod summary;
 mod target_side;
+mod watched;
 
-pub use connection::{Connection, Listener, dial};
+pub use connection::{Connection, Listener, dial, turn_away};
 pub use error::{Failure, TransportError, chain};
 pub use opening::{answer, receive_request, receive_state, request, send_state};
 pub use pace::SharedLimit;
 pub use progress::{Progress, Snapshot};
 pub use session::{serve_source, serve_target};
-pub use source_side::SourceJob;
+pub use source_side::{SOURCE_PATIENCE, SourceJob};
 pub use summary::Summary;

@@ -77,6 +77,13 @@ impl SharedLimit {
         self.limit().moved(bytes);
     }
 
+    /// How many bytes may move at once: what a tenth of a second allows, but not more than `max`.
+    /// A peer that saw larger bursts would take the pauses between them for silence.
+    pub(crate) fn burst(&self, max: usize) -> usize {
+        let tenth = self.limit().bytes_per_second / 10;
+        usize::try_from(tenth).unwrap_or(max).clamp(1, max)
+    }
+
     fn limit(&self) -> MutexGuard<'_, RateLimit> {
         // Nothing in here panics half way.
         self.limit.lock().unwrap_or_else(PoisonError::into_inner)

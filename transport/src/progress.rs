@@ -1,10 +1,18 @@
 //! Counters of a session, for whoever draws a bar.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::time::Instant;
 
 /// What a session has done so far. All numbers are bytes; readers may be a little late.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Progress {
+    started: Instant,
+    /// When something last happened that brings the session on, in milliseconds since the start.
+    touched_ms: AtomicU64,
     expected: AtomicU64,
     read: AtomicU64,
     announced: AtomicU64,
@@ -30,7 +38,35 @@ pub struct Snapshot {
     pub received: u64,
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            started: Instant::now(),
+            touched_ms: zero(),
+            expected: zero(),
+            read: zero(),
+            announced: zero(),
+            data: zero(),
+            sent: zero(),
+            received: zero(),
+        }
+    }
+}
+
 impl Progress {
+    /// For how long nothing has brought the session on: keep-alives do not.
+    pub fn quiet(&self) -> Duration {
+        let touched = Duration::from_millis(self.touched_ms.load(Relaxed));
+        self.started.elapsed().saturating_sub(touched)
+    }
+
+    /// Something has brought the session on.
+    pub(crate) fn touch(&self) {
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.touched_ms.store(now_ms, Relaxed);
+    }
+
     /// The counters now.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
@@ -49,21 +85,25 @@ impl Progress {
 
     pub(crate) fn set_read(&self, bytes: u64) {
         self.read.store(bytes, Relaxed);
+        self.touch();
     }
 
     pub(crate) fn add_announced(&self, bytes: u64) {
         self.announced.fetch_add(bytes, Relaxed);
+        self.touch();
     }
 
     pub(crate) fn add_data(&self, bytes: u64) {
         self.data.fetch_add(bytes, Relaxed);
+        self.touch();
     }
 
     pub(crate) fn add_sent(&self, bytes: u64) {
         self.sent.fetch_add(bytes, Relaxed);
     }
 
-    pub(crate) fn add_received(&self, bytes: u64) {
+    /// Counts bytes that came in.
+    pub fn add_received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Relaxed);
     }
 }

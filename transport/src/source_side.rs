@@ -4,9 +4,11 @@ use std::{
     mem,
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
         mpsc::{Receiver as Commands, Sender as CommandSender, channel},
     },
     thread,
+    time::Duration,
 };
 
 use driftline_extent::{
@@ -18,16 +20,21 @@ use driftline_wire::{
     SessionError,
 };
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
     Failure, Progress, Summary, TransportError,
     deliver::{self, Delivery, Outlet},
-    pump::{Outgoing, Side},
+    pump::{Outgoing, Side, Turn},
+    watched::Watched,
     witness::{Testimony, Witness},
 };
 
 /// Batches that wait for the window, besides the one the source is filling.
 const BATCHES_WAITING: usize = 2;
+
+/// How long a source may yield nothing before its session fails, if nothing else is said.
+pub const SOURCE_PATIENCE: Duration = Duration::from_secs(30 * 60);
 
 /// The source side's part of a session.
 pub struct SourceJob<S> {
@@ -43,6 +50,10 @@ pub struct SourceJob<S> {
     pub compression: Option<i32>,
     /// What keeps the source's own manifest, if anything does.
     pub witness: Option<Witness>,
+    /// How long the source may yield nothing before the session fails.
+    pub patience: Duration,
+    /// Dropped once the source was.
+    pub held: Option<TaskTrackerToken>,
 }
 
 impl<S> std::fmt::Debug for SourceJob<S> {
@@ -82,6 +93,13 @@ pub(crate) struct SourceSide {
     key: Option<ChunkKey>,
     summary: Summary,
     testimony: Option<Arc<Mutex<Testimony>>>,
+    patience: Duration,
+    /// What the worker was asked for and has not done: a plan, or a delivery.
+    working: bool,
+    /// Whether the worker waits for an answer of the target.
+    asking: Arc<AtomicBool>,
+    /// Batches that the packer was asked for and has not packed.
+    packing: usize,
     failure: Option<Failure>,
 }
 
@@ -98,10 +116,15 @@ impl SourceSide {
         let (packs, packer_commands) = channel();
         let (batches, delivered) = mpsc::channel(BATCHES_WAITING);
         let (events, side_events) = mpsc::unbounded_channel();
-        let SourceJob { source, volume, overwrite, compare, compression, witness } = job;
+        let SourceJob { source, volume, overwrite, compare, compression, witness, patience, held } =
+            job;
         let testimony = witness.as_ref().map(Witness::testimony);
+        let watch = |volume| Arc::new(Watched::new(volume, progress.clone())) as Arc<_>;
+        let volume: Option<Arc<dyn Volume + Send + Sync>> = volume.map(watch);
         let packer = Packer::new(compression)?;
+        let asking = Arc::new(AtomicBool::new(false));
         let worker = SourceWorker {
+            asking: asking.clone(),
             source,
             volume: volume.clone(),
             overwrite,
@@ -117,6 +140,7 @@ impl SourceSide {
         // Detached: a source may be stuck in a read that nothing can interrupt.
         thread::Builder::new().name("source".into()).spawn(move || {
             let _ending: oneshot::Sender<()> = ending;
+            let _held = held;
             let _last = last;
             worker.run();
         })?;
@@ -135,6 +159,10 @@ impl SourceSide {
             key: None,
             summary: Summary::default(),
             testimony,
+            patience,
+            working: false,
+            asking,
+            packing: 0,
             failure: None,
         };
         Ok((side, ended))
@@ -148,14 +176,8 @@ impl SourceSide {
         self.summary
     }
 
-    fn fail(&mut self, failure: Failure) {
-        if self.failure.is_none() {
-            self.sender.refuse(failure.reason, failure.detail.clone());
-            self.failure = Some(failure);
-        }
-    }
-
-    fn command(&self, command: SourceCommand) {
+    fn command(&mut self, command: SourceCommand) {
+        self.working |= matches!(command, SourceCommand::Plan(_) | SourceCommand::Deliver(..));
         // A worker that is gone has said why: that is the next to be heard.
         let _ = self.commands.send(command);
     }
@@ -174,7 +196,33 @@ impl Side for SourceSide {
         }
     }
 
+    fn turn(&self) -> Turn {
+        let reads = self.working && !self.asking.load(Relaxed);
+        // While the window is full, the source waits for the target.
+        let is_waited_for = reads && (self.plan.is_none() || self.sender.wants_batch());
+        match is_waited_for || self.packing > 0 {
+            true => Turn::Source(self.patience),
+            false => Turn::Peer,
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        if self.failure.is_none() {
+            self.sender.refuse(failure.reason, failure.detail.clone());
+            self.failure = Some(failure);
+        }
+    }
+
     fn handle_event(&mut self, event: SourceEvent) {
+        match &event {
+            SourceEvent::Planned(_)
+            | SourceEvent::Asked(_)
+            | SourceEvent::Delivered(Delivered::End(_)) => {
+                self.working = false;
+            }
+            SourceEvent::Packed(..) => self.packing = self.packing.saturating_sub(1),
+            SourceEvent::Delivered(Delivered::Batch(_)) | SourceEvent::Failed(_) => {}
+        }
         match event {
             SourceEvent::Asked(ask) => self.sender.handle_ask(ask),
             SourceEvent::Planned(offer) => {
@@ -217,6 +265,7 @@ impl Side for SourceSide {
                 }
                 SenderOutput::Pack { seq, pieces } => {
                     if let Some(key) = self.key.clone() {
+                        self.packing += 1;
                         let _ = self.packs.send((key, seq, pieces));
                     }
                 }
@@ -260,6 +309,7 @@ struct SourceWorker<S> {
     commands: Commands<SourceCommand>,
     batches: mpsc::Sender<Delivered>,
     events: mpsc::UnboundedSender<SourceEvent>,
+    asking: Arc<AtomicBool>,
     progress: Arc<Progress>,
 }
 
@@ -305,7 +355,8 @@ impl<S: Source> SourceWorker<S> {
         self.source.recall(record.as_deref());
         let mut offer = deliver::plan(&mut self.source, state, self.overwrite)?;
         if let Some(witness) = &mut self.witness {
-            deliver::prepare(&mut self.source, self.volume.as_ref(), state, &mut offer, witness)?;
+            let (source, volume) = (&mut self.source, self.volume.as_ref());
+            deliver::prepare(source, volume, state, &mut offer, witness, &self.progress)?;
         }
         let compare = mem::take(&mut self.compare);
         deliver::cover(&mut self.source, state, &mut offer, compare)?;
@@ -314,7 +365,11 @@ impl<S: Source> SourceWorker<S> {
     }
 
     fn deliver(&mut self, plan: &Plan, key: &ChunkKey, begin: Begin) -> Result<(), Failure> {
-        let mut outlet = ChannelOutlet { batches: &self.batches, commands: &self.commands };
+        let mut outlet = ChannelOutlet {
+            batches: &self.batches,
+            commands: &self.commands,
+            asking: &self.asking,
+        };
         let volume = self.volume.as_deref().map(|volume| volume as &dyn Volume);
         let progress = &self.progress;
         let witness = self.witness.as_mut();
@@ -328,6 +383,7 @@ impl<S: Source> SourceWorker<S> {
 struct ChannelOutlet<'a> {
     batches: &'a mpsc::Sender<Delivered>,
     commands: &'a Commands<SourceCommand>,
+    asking: &'a AtomicBool,
 }
 
 impl Outlet for ChannelOutlet<'_> {
@@ -336,7 +392,10 @@ impl Outlet for ChannelOutlet<'_> {
     }
 
     fn compared(&mut self) -> Option<Vec<Compared>> {
-        match self.commands.recv() {
+        self.asking.store(true, Relaxed);
+        let answer = self.commands.recv();
+        self.asking.store(false, Relaxed);
+        match answer {
             Ok(SourceCommand::Compared(compared)) => Some(compared),
             _ => None,
         }
@@ -424,6 +483,8 @@ mod tests {
             compare: false,
             compression: None,
             witness: None,
+            patience: SOURCE_PATIENCE,
+            held: None,
         };
         SourceSide::start(job, Arc::default()).unwrap()
     }

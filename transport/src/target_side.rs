@@ -11,7 +11,7 @@ use tokio::{sync::mpsc, task};
 
 use crate::{
     Failure, Progress, Summary, TransportError,
-    pump::{Outgoing, Side},
+    pump::{Outgoing, Side, Turn},
     receive::Worker,
 };
 
@@ -37,6 +37,8 @@ pub(crate) struct TargetSide {
     receiver: Receiver,
     commands: CommandSender<TargetCommand>,
     events: mpsc::UnboundedReceiver<TargetEvent>,
+    /// What the worker was asked for and has not done.
+    asked: usize,
     plan: Option<Plan>,
     progress: Arc<Progress>,
     summary: Summary,
@@ -61,6 +63,7 @@ impl TargetSide {
             receiver: Receiver::new(state.clone()),
             commands,
             events: side_events,
+            asked: 0,
             plan: None,
             progress,
             summary: Summary { before: Some(Box::new(state)), ..Summary::default() },
@@ -75,14 +78,8 @@ impl TargetSide {
         self.summary
     }
 
-    fn fail(&mut self, failure: Failure) {
-        if self.failure.is_none() {
-            self.receiver.refuse(failure.reason, failure.detail.clone());
-            self.failure = Some(failure);
-        }
-    }
-
-    fn command(&self, command: TargetCommand) {
+    fn command(&mut self, command: TargetCommand) {
+        self.asked += 1;
         // A worker that is gone has said why, or its events end: that is the next to be heard.
         let _ = self.commands.send(command);
     }
@@ -131,7 +128,19 @@ impl Side for TargetSide {
         self.events.recv().await.unwrap_or_else(|| TargetEvent::Failed(Failure::worker_gone()))
     }
 
+    fn turn(&self) -> Turn {
+        if self.asked > 0 { Turn::Target } else { Turn::Peer }
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        if self.failure.is_none() {
+            self.receiver.refuse(failure.reason, failure.detail.clone());
+            self.failure = Some(failure);
+        }
+    }
+
     fn handle_event(&mut self, event: TargetEvent) {
+        self.asked = self.asked.saturating_sub(1);
         match event {
             TargetEvent::Answered(state) => self.receiver.handle_answered(*state),
             TargetEvent::Begun(begin) => self.receiver.handle_begun(begin),

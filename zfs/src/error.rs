@@ -195,7 +195,8 @@ impl Fault {
             | Self::Resumed { .. }
             | Self::NotResumed
             | Self::NothingToResume => Reason::BaseMismatch,
-            Self::Read(_) | Self::Unplanned | Self::Unfinished | Self::Poisoned => Reason::Failed,
+            Self::Read(_) => Reason::SourceUnreadable,
+            Self::Unplanned | Self::Unfinished | Self::Poisoned => Reason::Failed,
         }
     }
 }

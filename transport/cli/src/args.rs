@@ -53,7 +53,7 @@ Exit codes:
   9  status: no replica is there
  10  status: a first copy is on its way, or was cut off
  11  status: the replica's books are there, and its file or device is not
-130  interrupted: run again to go on";
+129, 130, 143  stopped by SIGHUP, SIGINT (Ctrl-C) or SIGTERM: run again to go on";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -303,6 +303,10 @@ pub(crate) struct Replicate {
     /// and G are powers of 1024).
     #[arg(long, value_name = "BYTES")]
     pub(crate) limit_rate: Option<String>,
+    /// Fail if the source yields nothing for so long, as in 10m or 2h: what reads it hangs
+    /// [default: 30m].
+    #[arg(long, value_name = "TIME")]
+    pub(crate) source_timeout: Option<String>,
     #[command(flatten)]
     pub(crate) tree: Tree,
     #[command(flatten)]

@@ -1,5 +1,7 @@
 //! The configuration file of `driftline serve`.
 
+mod places;
+
 use std::{
     collections::{BTreeMap, HashSet},
     fs,
@@ -13,6 +15,7 @@ use serde::Deserialize;
 use crate::{
     args,
     place::Place,
+    serve::limits::{self, Limits},
     target::{TargetPlace, TargetTerms, loss_max},
     trust::Trust,
 };
@@ -31,6 +34,8 @@ struct Written {
     #[serde(default)]
     linstor: args::Linstor,
     trust_dir: Option<PathBuf>,
+    #[serde(default)]
+    limits: limits::Written,
     #[serde(default)]
     peer: Vec<WrittenPeer>,
     #[serde(default)]
@@ -92,8 +97,8 @@ pub(crate) struct Config {
     pub(crate) listen: String,
     /// Our secret key file.
     pub(crate) key: PathBuf,
-    /// Sessions at the same time; further peers wait.
-    pub(crate) sessions_max: usize,
+    /// What each peer may take.
+    pub(crate) limits: Limits,
     /// How LINSTOR is spoken to.
     pub(crate) linstor: args::Linstor,
     /// Where chunks are looked for that other replicas have.
@@ -145,7 +150,15 @@ impl Config {
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let context = || format!("the configuration {} cannot be used", path.display());
         let text = fs::read_to_string(path).with_context(context)?;
-        Self::parse(&text).with_context(context)
+        Self::parse(&text)
+            .and_then(|config| places::check_apart(&config, Some(path)).map(|()| config))
+            .with_context(context)
+    }
+
+    /// What is missing where the volumes are, one line for each. It costs no other volume its
+    /// service.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        places::missing(self)
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {
@@ -153,9 +166,8 @@ impl Config {
         if written.version != 1 {
             bail!("version is {}, and this build knows version 1", written.version);
         }
-        if written.sessions_max == 0 {
-            bail!("sessions_max is 0: nobody could ever connect");
-        }
+        places::check_address(&written.listen).context("listen")?;
+        let limits = written.limits.check(written.sessions_max).context("[limits]")?;
         let mut volumes = BTreeMap::new();
         for volume in written.volume {
             let name = volume.name.clone();
@@ -176,8 +188,8 @@ impl Config {
             }
             peers.push(peer);
         }
-        let Written { listen, key, sessions_max, index, linstor, trust_dir, .. } = written;
-        Ok(Self { listen, key, sessions_max, index, linstor, trust_dir, peers, volumes })
+        let Written { listen, key, index, linstor, trust_dir, .. } = written;
+        Ok(Self { listen, key, limits, index, linstor, trust_dir, peers, volumes })
     }
 
     /// The keys that may connect at all.
@@ -336,7 +348,11 @@ mod tests {
             ("version = 1", "version = 2", "version"),
             ("version = 1", "", "version"),
             ("listen =", "listem =", "listem"),
+            (":7420", ":7420000", "7420000"),
+            ("0.0.0.0:7420", "7420", "ADDRESS:PORT"),
             ("sessions_max = 16", "sessions_max = 0", "sessions_max"),
+            ("sessions_max = 16", "sessions_max = 9223372036854775807", "sessions_max"),
+            ("[[peer]]", "[limits]\nhandshake = 1\n[[peer]]", "handshake"),
             ("push = [\"vm1\"]", "push = [\"vm2\"]", "vm2"),
             ("push = [\"vm1\"]", "push = [\"golden\"]", "golden"),
             ("pull = [\"golden\"]", "pull = [\"vm1\"]", "vm1"),
@@ -356,5 +372,72 @@ mod tests {
             let error = format!("{:#}", Config::parse(&bad).expect_err(to));
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    /// Of each of these, whoever may push one volume could overwrite something else.
+    #[test]
+    fn no_target_is_within_another_or_within_our_own_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display().to_string();
+        fs::write(dir.path().join("a.img"), "x").unwrap();
+        fs::write(dir.path().join("secret.key"), "x").unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::hard_link(dir.path().join("a.img"), dir.path().join("b.img")).unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("here")).unwrap();
+        let check = |a: &str, b: &str| {
+            let text = format!(
+                "version = 1\nlisten = \"[::]:7420\"\nkey = \"{at}/secret.key\"\n\
+                 [[volume]]\nname = \"a\"\ntarget = {a}\n\
+                 [[volume]]\nname = \"b\"\ntarget = {b}\n"
+            )
+            .replace("AT", &at);
+            fs::write(dir.path().join("serve.toml"), text).unwrap();
+            Config::read(&dir.path().join("serve.toml")).map_err(|error| format!("{error:#}"))
+        };
+        let a = "\"file:AT/a.img\"";
+        for fine in ["\"file:AT/c.img\"", "\"zvol:p/a\"", "\"file:AT/t\"\ntree = true"] {
+            check(a, fine).unwrap_or_else(|error| panic!("{fine}: {error}"));
+        }
+        for (a, b, says) in [
+            (a, "\"file:AT/a.img\"", "the same target"),
+            (a, "\"file:AT/sub/../a.img\"", "the same target"),
+            (a, "\"file:AT/here/a.img\"", "the same target"),
+            (a, "\"file:AT/b.img\"", "the same target"),
+            ("\"zvol:p/a\"", "\"zfs:p/a\"", "the same target"),
+            ("\"file:AT/t/x.img\"", "\"file:AT/t\"\ntree = true", "within that of volume \"b\""),
+            ("\"zfs:p\"\ntree = true", "\"zvol:p/a/b\"", "within that of volume \"a\""),
+            (a, "\"file:AT/a.img.driftline/state\"", "within that of volume \"a\""),
+            (
+                "\"file:/x\"\nstate_dir = \"AT/s\"",
+                "\"file:/y\"\nstate_dir = \"AT/s\"",
+                "the same folder for their books",
+            ),
+            (a, "\"file:AT/secret.key\"", "the secret key"),
+            (a, "\"file:AT/here/serve.toml\"", "this file"),
+        ] {
+            let error = check(a, b).expect_err(b);
+            assert!(error.contains(says), "{b}: {error}");
+        }
+        // A tree over the folder of the key is over the key.
+        let error = check("\"file:/nowhere\"", "\"file:AT\"\ntree = true").unwrap_err();
+        assert!(error.contains("the secret key"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_of_each_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display();
+        let text = format!(
+            "version = 1\nlisten = \"[::]:7420\"\nkey = \"k\"\n\
+             [[volume]]\nname = \"fine\"\ntarget = \"file:{at}/fine.img\"\n\
+             [[volume]]\nname = \"far\"\ntarget = \"file:{at}/none/far.img\"\n\
+             [[volume]]\nname = \"folder\"\ntarget = \"file:{at}\"\n\
+             [[volume]]\nname = \"tree\"\ntarget = \"file:{at}/none\"\ntree = true\n\
+             [[volume]]\nname = \"source\"\nsource = \"file:{at}/none.img\"\n"
+        );
+        let missing = Config::parse(&text).unwrap().missing();
+        let of: Vec<_> = missing.iter().filter_map(|line| line.split('"').nth(1)).collect();
+        assert_eq!(of, ["far", "folder", "source", "tree"], "{missing:?}");
+        assert!(missing[0].contains(&format!("{at}/none of its target")), "{missing:?}");
     }
 }

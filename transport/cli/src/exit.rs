@@ -26,7 +26,6 @@ pub(crate) mod code {
     pub(crate) const ABSENT: u8 = 9;
     pub(crate) const INCOMPLETE: u8 = 10;
     pub(crate) const GONE: u8 = 11;
-    pub(crate) const INTERRUPTED: u8 = 130;
 }
 
 /// The command line makes no sense, as far as the parser of it cannot tell.
@@ -112,6 +111,7 @@ fn of_reason(reason: Reason) -> u8 {
         Reason::StreamDamaged
         | Reason::MetadataDamaged
         | Reason::SourceChanged
+        | Reason::SourceUnreadable
         | Reason::ResumeMismatch => code::SOURCE,
         Reason::TargetModified
         | Reason::VerifyFailed
@@ -186,6 +186,7 @@ mod tests {
             ("target-damaged", 6),
             ("resume-mismatch", 4),
             ("source-emptied", 3),
+            ("source-unreadable", 4),
         ];
         assert_eq!(codes, documented);
         // And by the document as well.

@@ -1,11 +1,11 @@
 //! `driftline map` and `verify`: they look and change nothing.
 
 use std::{
-    io::{BufWriter, Write, stdout},
+    io::{self, BufWriter, Write, stdout},
     path::Path,
 };
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use driftline_extent::{Reason, Target, TargetState};
 use driftline_manifest::ChunkKey;
 use driftline_transport::{Failure, scan::root_of};
@@ -17,8 +17,9 @@ use crate::{
     foreign,
     place::Place,
     plain::PlainVolume,
-    print::say,
+    print::{complain, say},
     report, source,
+    stop::hold,
     target::{TargetPlace, TargetTerms},
     terms::Terms,
     trust::Trust,
@@ -35,15 +36,32 @@ pub(crate) fn map(arguments: &args::Map, trust_dir: &Path, json: bool) -> anyhow
     let linstor = &arguments.linstor;
     let trust = Trust { dir: trust_dir, audit: &args::Audit::default(), target: "" };
     let terms = Terms { overwrite: true, zfs, drbd, linstor, to: "", moment: None, trust };
-    source::open(&place, terms)?.maps(&mut |map| {
-        if json {
-            report::write_map_json(&map, &mut out)?;
-        } else {
-            report::write_map(&map, &mut out)?;
+    let _held = source::leaves_something(&place).then(hold);
+    let mut source = source::open(&place, terms)?;
+    let mut printed = Ok(());
+    let told = source.maps(&mut |map| {
+        printed = match json {
+            true => report::write_map_json(&map, &mut out),
+            false => report::write_map(&map, &mut out),
+        };
+        match &printed {
+            Ok(()) => Ok(()),
+            Err(_) => bail!("the map cannot be printed"),
         }
-        Ok(())
-    })?;
-    Ok(out.flush()?)
+    });
+    match printed.map_err(anyhow::Error::from).and_then(|()| Ok(out.flush()?)) {
+        // Whoever reads it has seen enough.
+        Err(error) if is_broken_pipe(&error) => return Ok(()),
+        printed => printed.context("the map cannot be printed")?,
+    }
+    told
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().map(io::Error::kind) == Some(io::ErrorKind::BrokenPipe)
+    };
+    error.chain().any(cause)
 }
 
 /// Reads a replica again, and prints what was found. Returns the exit code.
@@ -76,7 +94,7 @@ pub(crate) fn verify(arguments: &args::Verify, trust_dir: &Path, json: bool) -> 
     }
     say(if json { told.to_string() } else { report::verify(&report) });
     let (reason, exit) = classify(&failure);
-    eprintln!("driftline: {reason}: {failure:#}");
+    complain(format_args!("driftline: {reason}: {failure:#}"));
     Ok(exit)
 }
 

@@ -31,6 +31,7 @@ struct Written {
     compress: Option<String>,
     limit_rate: Option<String>,
     loss_max: Option<String>,
+    source_timeout: Option<String>,
     compare_every: Option<String>,
     audit_age: Option<String>,
     audit_sample: Option<String>,
@@ -88,6 +89,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
         compress,
         limit_rate,
         loss_max,
+        source_timeout,
         tree,
         zfs,
         drbd,
@@ -107,6 +109,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     or(compress, written.compress);
     or(limit_rate, written.limit_rate);
     or(loss_max, written.loss_max);
+    or(source_timeout, written.source_timeout);
     or(&mut audit.compare_every, written.compare_every);
     or(&mut audit.audit_age, written.audit_age);
     or(&mut audit.audit_sample, written.audit_sample);

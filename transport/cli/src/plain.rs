@@ -16,9 +16,16 @@ const READ_LEN: u64 = driftline_extent::CHUNK_LEN;
 /// Why a plain volume cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlainError {
-    /// The operating system said so.
+    /// It cannot be opened.
+    #[error("cannot open {name}")]
+    Open {
+        name: String,
+        #[source]
+        error: io::Error,
+    },
+    /// It cannot be read any further.
     #[error("cannot read {name}")]
-    Io {
+    Read {
         name: String,
         #[source]
         error: io::Error,
@@ -37,11 +44,23 @@ pub(crate) enum PlainError {
 impl Explained for PlainError {
     fn reason(&self) -> Reason {
         match self {
+            Self::Open { .. } => Reason::Failed,
             // A replica that is read from says itself what is wrong with it.
-            Self::Io { error, .. } => Unreadable::reason_of(error).unwrap_or(Reason::Failed),
+            Self::Read { error, .. } => {
+                Unreadable::reason_of(error).unwrap_or_else(|| of_read(error))
+            }
             Self::Content(error) => error.reason(),
             Self::BaseMismatch { .. } => Reason::BaseMismatch,
         }
+    }
+}
+
+/// What it means that a source cannot be read.
+pub(crate) fn of_read(error: &io::Error) -> Reason {
+    match error.kind() {
+        // Its end was further away when it was opened.
+        io::ErrorKind::UnexpectedEof => Reason::SourceChanged,
+        _ => Reason::SourceUnreadable,
     }
 }
 
@@ -68,7 +87,7 @@ impl PlainVolume {
         remembered: &Path,
     ) -> Result<Self, PlainError> {
         let name = path.display().to_string();
-        let io = |error| PlainError::Io { name: name.clone(), error };
+        let io = |error| PlainError::Open { name: name.clone(), error };
         let absolute = fs::canonicalize(path).map_err(io)?;
         let disk = content::open(path, remembered)?.disk;
         Ok(Self::of(name, identity(&absolute), disk, overwrite))
@@ -86,7 +105,7 @@ impl PlainVolume {
 
     /// What is wrong with reading it.
     pub(crate) fn io(&self, error: io::Error) -> PlainError {
-        PlainError::Io { name: self.name.clone(), error }
+        PlainError::Read { name: self.name.clone(), error }
     }
 
     /// What to read next: data, on whole blocks, up to the next multiple of [`READ_LEN`].

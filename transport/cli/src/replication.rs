@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -11,8 +11,9 @@ use driftline_drbd::{CrossChecked, CrossChecks};
 use driftline_extent::{CHUNK_LEN, Reason, Takes, TargetState};
 use driftline_target::is_one_volume;
 use driftline_transport::{
-    Connection, Failure, Progress, SharedLimit, SourceJob, Summary, TransportError, answer, chain,
-    dial, receive_request, receive_state, request, serve_source, serve_target,
+    Connection, Failure, Progress, SOURCE_PATIENCE, SharedLimit, SourceJob, Summary,
+    TransportError, answer, chain, dial, receive_request, receive_state, request, serve_source,
+    serve_target,
 };
 use driftline_trust::{EXTENTS_MAX, Incident};
 use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
@@ -25,7 +26,7 @@ use tokio::{
 use crate::{
     args::{
         self,
-        units::{parse_level, parse_rate},
+        units::{parse_level, parse_rate, parse_time},
     },
     clock::now_ms,
     done::Done,
@@ -64,6 +65,8 @@ pub(crate) struct Job {
     like: Option<String>,
     compression: Option<i32>,
     limit: Option<SharedLimit>,
+    /// How long the source may yield nothing.
+    patience: Duration,
     target: TargetTerms,
     /// Where chunks are looked for that a local target's other replicas have.
     index: Option<PathBuf>,
@@ -107,12 +110,15 @@ impl Job {
     ) -> anyhow::Result<Self> {
         let limit = arguments.limit_rate.as_deref().map(parse_rate).transpose()?;
         let level = arguments.compress.as_deref();
+        let patience = arguments.source_timeout.as_deref();
+        let patience = patience.map(|text| parse_time("--source-timeout", text)).transpose()?;
         Ok(Self {
             direction,
             overwrite: arguments.full,
             like: arguments.like.clone(),
             compression: level.map_or(Ok(Some(COMPRESSION)), parse_level)?,
             limit: limit.map(SharedLimit::new),
+            patience: patience.unwrap_or(SOURCE_PATIENCE),
             target: TargetTerms {
                 state_dir: arguments.state.state_dir.clone(),
                 // Here the one who agrees to an overwrite is the one who asks for it.
@@ -170,9 +176,11 @@ impl Job {
             self.keep(&incident);
         }
         // What failed names itself; this says in which replication.
+        let of_source = done.as_ref().err().and_then(reason);
+        let of_source = matches!(of_source, Some(Reason::SourceUnreadable | Reason::SourceChanged));
         let done = done.with_context(|| match self.direction {
-            Direction::Push => target.to_string(),
-            Direction::Pull => source.to_string(),
+            Direction::Push if !of_source => target.to_string(),
+            Direction::Push | Direction::Pull => source.to_string(),
         })?;
         self.remember(source, target, &done.summary);
         // What the user has asked for is nothing to point at; what was found always is.
@@ -189,6 +197,7 @@ impl Job {
             overwrite: false,
             compression: Some(COMPRESSION),
             limit: None,
+            patience: SOURCE_PATIENCE,
             target: TargetTerms::default(),
             index: None,
             like: None,
@@ -292,8 +301,11 @@ impl Job {
         progress: Arc<Progress>,
         checks: &OnceLock<CrossChecks>,
     ) -> anyhow::Result<Summary> {
-        let open = || {
-            let job = self.source(source, target)?;
+        let open = async || {
+            let (job, source, target) = (self.clone(), source.clone(), target.clone());
+            // On a thread of its own: it waits for the storage, and a signal is heard meanwhile.
+            let open = move || job.source(&source, &target);
+            let job = tokio::task::spawn_blocking(open).await??;
             checks.get_or_init(|| job.source.cross_checks());
             Ok::<_, anyhow::Error>(job)
         };
@@ -302,7 +314,7 @@ impl Job {
                 bail!("one of {source} and {target} must be local")
             }
             (_, Place::Remote { volume, address }, Direction::Push) => {
-                let job = open()?;
+                let job = open().await?;
                 let found = self.found_like(source, target).await;
                 let connection = self.ask(volume, address, found.as_deref(), progress).await?;
                 Ok(serve_source(connection, job).await?)
@@ -327,7 +339,7 @@ impl Job {
             }
             _ => {
                 let place = TargetPlace::of(target)?;
-                let job = open()?;
+                let job = open().await?;
                 let found = self.found_like(source, target).await;
                 self.local(job, self.open(place, found).await?, progress).await
             }
@@ -368,7 +380,8 @@ impl Job {
         let moment = self.together.as_ref().and_then(|together| together.moment.as_ref());
         let Self { overwrite, zfs, drbd, linstor, .. } = self;
         let terms = Terms { overwrite: *overwrite, zfs, drbd, linstor, to, moment, trust };
-        source::job(source, terms, self.compression)
+        let job = source::job(source, terms, self.compression)?;
+        Ok(SourceJob { patience: self.patience, ..job })
     }
 
     /// Opens a local target, with what was said or `found` that it is like.

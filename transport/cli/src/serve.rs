@@ -1,49 +1,71 @@
 //! `driftline serve`: waits for peers and gives each what its key may have.
 
+mod handshakes;
+pub(crate) mod limits;
+mod seats;
+mod seldom;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::Context;
-use driftline_extent::{Reason, TargetState};
+use anyhow::{Context, bail};
+use driftline_extent::{Explained, Reason, TargetState};
 use driftline_target::Index;
 use driftline_transport::{
     Connection, Failure, Listener, Progress, SourceJob, Summary, TransportError, answer, chain,
-    receive_request, send_state, serve_source, serve_target,
+    receive_request, send_state, serve_source, serve_target, turn_away,
 };
 use driftline_wire::{Peer, PublicKey, SecretKey, Verb, limits::SILENCE_MS_MAX};
 use tokio::{
     net::TcpStream,
-    signal::unix::{SignalKind, signal},
-    sync::{Mutex, OwnedMutexGuard, Semaphore},
+    sync::{Mutex, OwnedMutexGuard},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{
+    handshakes::Handshakes,
+    seats::{Guest, Seat, Seats, until},
+    seldom::Seldom,
+};
 use crate::{
     args::Drbd,
     config::{Config, Volume},
     exit::{self, degraded},
     index, keyfile, linstor,
-    print::{bytes, say},
+    print::{bytes, complain, say},
     replication::COMPRESSION,
     report,
     source::{self, AnySource},
+    stop::{Signals, settle},
     target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms},
     terms::Terms,
     trust::Trust,
 };
 
-/// How many connections may be in their handshake, or wait for a free session.
-const WAITING_MAX: usize = 64;
-
 /// How long a session waits for another one of the same volume. A session whose peer is gone
 /// ends after a minute of silence, so a peer that comes back after a cut is served then.
 const SAME_VOLUME_WAIT_MAX: Duration = Duration::from_millis(SILENCE_MS_MAX + 15_000);
+/// How long a connection that broke the protocol still counts as one of its key.
+const AFTER_VIOLATION: Duration = Duration::from_secs(1);
+/// How often a volume that is busy is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Log lines about connections that have proven nothing: some, and then one in so long.
+const STRANGER_LINES: (u32, Duration) = (20, Duration::from_secs(10));
+/// Sessions of one peer that are logged: many, and then one in so long.
+const PEER_LINES: (u32, Duration) = (1000, Duration::from_secs(1));
+/// The same of those that failed.
+const FAILURE_LINES: (u32, Duration) = (100, Duration::from_secs(5));
+/// How much of an error is logged: a peer may have written it.
+const ERROR_LEN_MAX: usize = 400;
+/// What one peer may ask for at once, and then in so long; more has to wait.
+const PEER_REQUESTS: (u32, Duration) = (200, Duration::from_millis(50));
 
 /// Runs until it is told to stop.
 pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::Result<()> {
@@ -52,10 +74,17 @@ pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::R
     if config.has_linstor() {
         linstor::config(&config.linstor).context("[linstor]")?;
     }
+    let missing = config.missing();
     if check {
+        missing.iter().for_each(|line| complain(format_args!("driftline: {line}")));
+        if !missing.is_empty() {
+            bail!("{} names what is not there", path.display());
+        }
         say(format_args!("{} can be used; public key {}", path.display(), key.public()));
         return Ok(());
     }
+    // It may be mounted later, and must not cost the others their service.
+    missing.iter().for_each(|line| tracing::warn!("{line}"));
     let index = match config.index.clone() {
         Some(path) => {
             let replicas = index::replicas(&config);
@@ -64,8 +93,7 @@ pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::R
         None => None,
     };
     // Whoever hears that it listens may stop it at once.
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut signals = Signals::new()?;
     let listener = Listener::bind(&config.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
@@ -74,9 +102,17 @@ pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::R
         tracing::debug!(volume = name, ?volume, "offered");
     }
     let stop = CancellationToken::new();
+    let limits = &config.limits;
+    let of_peer = |(at_once, every)| {
+        config.keys().into_iter().map(|key| (key, Seldom::new(at_once, every))).collect()
+    };
     let server = Arc::new(Server {
-        sessions: Semaphore::new(config.sessions_max),
-        waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+        handshakes: Arc::new(Handshakes::new(limits.handshakes, limits.handshakes_per_address)),
+        seats: Arc::new(Seats::new(limits.clone())),
+        strangers: Seldom::new(STRANGER_LINES.0, STRANGER_LINES.1),
+        lines: of_peer(PEER_LINES),
+        failures: of_peer(FAILURE_LINES),
+        requests: of_peer(PEER_REQUESTS),
         writers: Writers::default(),
         index,
         trust_dir: config.trust_dir.clone().unwrap_or_else(|| trust_dir.to_owned()),
@@ -96,26 +132,39 @@ pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::R
                 Ok((stream, address)) => server.clone().start(stream, address, &sessions, &stop),
                 // Out of descriptors, or a peer that hung up at once: the next may do better.
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept");
+                    if let Some(left_out) = server.strangers.may() {
+                        tracing::warn!(%error, left_out, "cannot accept");
+                    }
                     sleep(Duration::from_millis(100)).await;
                 }
             },
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
+            _ = signals.next() => break,
         }
     }
     tracing::info!(sessions = sessions.len(), "stopping; what was cut off goes on next time");
+    signals.end_at_next();
     stop.cancel();
     sessions.close();
     sessions.wait().await;
+    if !settle().await {
+        tracing::warn!("not all snapshots and holds could be removed; the next session does so");
+    }
     Ok(())
 }
 
 struct Server {
     config: Config,
     key: SecretKey,
-    sessions: Semaphore,
-    waiting: Arc<Semaphore>,
+    handshakes: Arc<Handshakes>,
+    seats: Arc<Seats>,
+    /// Log lines about connections that have proven nothing.
+    strangers: Seldom,
+    /// Log lines about the sessions of each key.
+    lines: HashMap<PublicKey, Seldom>,
+    /// The same about those that failed.
+    failures: HashMap<PublicKey, Seldom>,
+    /// What each key asks for.
+    requests: HashMap<PublicKey, Seldom>,
     writers: Writers,
     /// What all replicas have, by chunk.
     index: Option<Arc<Index>>,
@@ -142,10 +191,11 @@ impl Writers {
     }
 }
 
-/// What an accepted request leads to.
+/// What an accepted request leads to. A seat is free and a volume is not written any more once
+/// what is done with them has ended.
 enum Granted {
-    Target(Box<AnyTarget>, OwnedMutexGuard<()>),
-    Source(Box<SourceJob<AnySource>>),
+    Target(Box<AnyTarget>, OwnedMutexGuard<()>, Seat),
+    Source(Box<SourceJob<AnySource>>, Seat),
 }
 
 impl Server {
@@ -156,30 +206,39 @@ impl Server {
         sessions: &TaskTracker,
         stop: &CancellationToken,
     ) {
-        // Nothing is known of the peer yet: too many of them are turned away, not queued.
-        let Ok(waiting) = self.waiting.clone().try_acquire_owned() else {
-            tracing::warn!(%address, "too many connections wait; turned away");
+        let progress = Arc::new(Progress::default());
+        let Some((handshake, dropped)) = self.handshakes.enter(address.ip(), progress.clone())
+        else {
+            turn_away(&stream);
+            if let Some(left_out) = self.strangers.may() {
+                tracing::warn!(%address, left_out, "too many unfinished handshakes; turned away");
+            }
             return;
         };
+        if dropped && let Some(left_out) = self.strangers.may() {
+            tracing::warn!(newcomer = %address, left_out, "too many unfinished handshakes; the oldest gave way");
+        }
         let stop = stop.clone();
         sessions.spawn(async move {
-            let progress = Arc::new(Progress::default());
             let listen = Peer::Listen(self.config.keys());
             let open = Connection::open(stream, self.key.clone(), listen, progress);
             let opened = tokio::select! {
                 opened = open => opened,
+                () = handshake.gave_way() => return,
                 () = stop.cancelled() => return,
             };
-            drop(waiting);
+            drop(handshake);
             match opened {
-                Ok((connection, peer)) => {
-                    let Ok(_session) = self.sessions.acquire().await else { return };
-                    tokio::select! {
-                        () = self.session(connection, peer, address) => {}
-                        () = stop.cancelled() => {}
+                Ok((connection, key)) => tokio::select! {
+                    () = self.session(connection, key, address) => {}
+                    () = stop.cancelled() => {}
+                },
+                Err(error) => {
+                    if let Some(left_out) = self.strangers.may() {
+                        let error = chain(&error);
+                        tracing::warn!(%address, left_out, error, "not let in");
                     }
                 }
-                Err(error) => tracing::warn!(%address, error = chain(&error), "not let in"),
             }
         });
     }
@@ -193,12 +252,21 @@ impl Server {
         let Some(peer) = self.config.peer(&key) else { return };
         let peer = peer.name.as_str();
         let progress = connection.progress();
-        match self.serve(connection, &key).await {
+        let guest = self.seats.greet(key);
+        let served = self.serve(connection, key, guest.as_ref()).await;
+        if matches!(served, Err(TransportError::Link(_) | TransportError::Session(_))) {
+            // Who breaks the protocol, again and again, costs no more than this.
+            sleep(AFTER_VIOLATION).await;
+        }
+        drop(guest);
+        let lines = if served.is_ok() { &self.lines } else { &self.failures };
+        let Some(left_out) = lines.get(&key).and_then(Seldom::may) else { return };
+        match served {
             Ok((verb, volume, summary)) => {
                 let moved = progress.snapshot();
                 tracing::info!(
                     %address, peer, volume, verb, received = moved.received, sent = moved.sent,
-                    "session done"
+                    left_out, "session done"
                 );
                 let (degraded, audit) = (degraded(&summary), report::audit(&summary));
                 if let Some(reason) = degraded {
@@ -217,7 +285,8 @@ impl Server {
             }
             Err(error) => {
                 let reason = error.reason().map(Reason::as_str);
-                tracing::warn!(%address, peer, reason, error = chain(&error), "session failed");
+                let error: String = chain(&error).chars().take(ERROR_LEN_MAX).collect();
+                tracing::warn!(%address, peer, reason, left_out, error, "session failed");
             }
         }
     }
@@ -225,23 +294,68 @@ impl Server {
     async fn serve(
         &self,
         mut connection: Connection<TcpStream>,
-        key: &PublicKey,
+        key: PublicKey,
+        guest: Option<&Guest>,
     ) -> Result<(&'static str, String, Summary), TransportError> {
-        let (verb, volume, like) = receive_request(&mut connection).await?;
+        let limit = self.config.limits.request_timeout;
+        let request = timeout(limit, receive_request(&mut connection)).await;
+        let (verb, volume, like) = request.map_err(|_| {
+            let detail = format!("the peer asked for nothing within {} s", limit.as_secs());
+            Failure::new(Reason::Failed, detail)
+        })??;
         if verb == Verb::Status {
-            let (connection, state) = answer(connection, self.status(key, &volume)).await?;
+            let state = async {
+                self.admit(guest, &key).await?;
+                self.status(&key, &volume).await
+            };
+            let (connection, state) = answer(connection, state).await?;
             send_state(connection, state).await?;
             return Ok(("status", volume, Summary::default()));
         }
-        let granted = self.grant(key, verb, &volume, like.as_deref());
+        let progress = connection.progress();
+        let granted = async {
+            self.admit(guest, &key).await?;
+            self.grant(&key, verb, &volume, like.as_deref(), progress).await
+        };
         let (connection, granted) = answer(connection, granted).await?;
         match granted {
-            Granted::Target(target, _writer) => {
-                let summary = serve_target(connection, *target).await.0?;
-                Ok(("push", volume, summary))
-            }
-            Granted::Source(job) => Ok(("pull", volume, serve_source(connection, *job).await?)),
+            Granted::Target(target, _writer, seat) => tokio::select! {
+                (done, _) = serve_target(connection, *target) => Ok(("push", volume, done?)),
+                why = seat.stalled() => Err(Failure::new(Reason::TargetBusy, why).into()),
+            },
+            Granted::Source(job, seat) => tokio::select! {
+                done = serve_source(connection, *job) => Ok(("pull", volume, done?)),
+                why = seat.stalled() => Err(Failure::new(Reason::TargetBusy, why).into()),
+            },
         }
+    }
+
+    /// Lets a connection ask, unless its key has too many or asks too often.
+    async fn admit(&self, guest: Option<&Guest>, key: &PublicKey) -> Result<(), Failure> {
+        if guest.is_none() {
+            let detail = "this key has too many connections here that wait (waiting_per_key): run \
+                          again when some of them have ended";
+            return Err(Failure::new(Reason::TargetBusy, detail));
+        }
+        until(|| self.requests.get(key).is_none_or(|requests| requests.may().is_some())).await;
+        Ok(())
+    }
+
+    /// Waits for a session.
+    async fn seat(
+        &self,
+        key: PublicKey,
+        volume: &str,
+        progress: Arc<Progress>,
+    ) -> Result<Seat, Failure> {
+        let limit = self.config.limits.session_wait;
+        timeout(limit, self.seats.take(key, volume, progress)).await.map_err(|_| {
+            let detail = format!(
+                "all sessions that this key may have here were in use for {} s: run again",
+                limit.as_secs()
+            );
+            Failure::new(Reason::TargetBusy, detail)
+        })
     }
 
     async fn grant(
@@ -250,9 +364,11 @@ impl Server {
         verb: Verb,
         volume: &str,
         like: Option<&str>,
+        progress: Arc<Progress>,
     ) -> Result<Granted, Failure> {
         match self.authorise(key, verb, volume)? {
             Volume::Source { place, zfs, rotated, audit } => {
+                let seat = self.seat(*key, volume, progress).await?;
                 // One volume may be pulled to several places.
                 let to = format!("{volume}@{key}");
                 let (dir, linstor) = (self.trust_dir.clone(), self.config.linstor.clone());
@@ -262,29 +378,60 @@ impl Server {
                     let (zfs, linstor, to) = (&zfs, &linstor, to.as_str());
                     let trust = Trust { dir: &dir, audit: &audit, target: to };
                     let terms = Terms { overwrite, zfs, drbd, linstor, to, moment, trust };
-                    source::job(&place, terms, Some(COMPRESSION))
+                    (source::job(&place, terms, Some(COMPRESSION)), seat)
                 };
-                let job = blocking(open).await?;
-                Ok(Granted::Source(Box::new(job.map_err(hidden)?)))
+                let (job, seat) = blocking(open).await?;
+                let patience = self.config.limits.source_timeout;
+                let job = SourceJob { patience, ..job.map_err(hidden)? };
+                Ok(Granted::Source(Box::new(job), seat))
             }
             Volume::Target { place, terms } => {
                 let (index, remembered) = (self.index.clone(), Some(self.trust_dir.clone()));
                 let terms = TargetTerms { index, remembered, ..terms };
                 let like = like.map(|like| self.like(key, like)).transpose()?;
                 let writer = self.writer(volume).await?;
-                let open = move || {
-                    let mut target = place.open(&terms)?;
-                    match like.map(|like| target.resemble(&like)) {
-                        None | Some(Ok(())) => {}
-                        // It is about what moves, not about what arrives.
-                        Some(Err(error)) => tracing::warn!("{error}"),
-                    }
-                    Ok(target)
-                };
-                let target = blocking(open).await?;
-                let target = target.map_err(|error: AnyTargetError| Failure::from_error(&error))?;
-                Ok(Granted::Target(Box::new(target), writer))
+                let seat = self.seat(*key, volume, progress).await?;
+                self.open_target(volume, place, terms, like, (writer, seat)).await
             }
+        }
+    }
+
+    /// Opens a target, and waits for a while if another process, or what is left of a session that
+    /// was cut, has it open.
+    async fn open_target(
+        &self,
+        volume: &str,
+        place: TargetPlace,
+        terms: TargetTerms,
+        like: Option<TargetPlace>,
+        mut held: (OwnedMutexGuard<()>, Seat),
+    ) -> Result<Granted, Failure> {
+        let started = Instant::now();
+        loop {
+            let (place, terms, like) = (place.clone(), terms.clone(), like.clone());
+            // Whoever hangs up meanwhile frees neither the volume nor the seat before this ends.
+            let open = move || {
+                let opened = place.open(&terms).map(|mut target| {
+                    if let Some(Err(error)) = like.map(|like| target.resemble(&like)) {
+                        // It is about what moves, not about what arrives.
+                        tracing::warn!("{error}");
+                    }
+                    target
+                });
+                (opened, held)
+            };
+            let (opened, back) = blocking(open).await?;
+            let error: AnyTargetError = match opened {
+                Ok(target) => return Ok(Granted::Target(Box::new(target), back.0, back.1)),
+                Err(error) => error,
+            };
+            let is_busy = error.reason() == Reason::TargetBusy;
+            if !is_busy || started.elapsed() >= SAME_VOLUME_WAIT_MAX {
+                return Err(Failure::from_error(&error));
+            }
+            tracing::debug!(volume, "waits until nobody has it open");
+            held = back;
+            sleep(LOOK_EVERY).await;
         }
     }
 
@@ -314,9 +461,18 @@ impl Server {
     /// Waits until no other session writes the volume.
     async fn writer(&self, volume: &str) -> Result<OwnedMutexGuard<()>, Failure> {
         let writer = self.writers.of(volume).lock_owned();
-        timeout(SAME_VOLUME_WAIT_MAX, writer).await.map_err(|_| {
-            Failure::new(Reason::TargetBusy, format!("another session is writing {volume}"))
-        })
+        let mut writer = std::pin::pin!(writer);
+        let started = Instant::now();
+        loop {
+            if let Ok(writer) = timeout(LOOK_EVERY, &mut writer).await {
+                return Ok(writer);
+            }
+            if started.elapsed() >= SAME_VOLUME_WAIT_MAX {
+                let detail = format!("another session is writing {volume}");
+                return Err(Failure::new(Reason::TargetBusy, detail));
+            }
+            self.seats.release(volume);
+        }
     }
 
     fn authorise(&self, key: &PublicKey, verb: Verb, volume: &str) -> Result<Volume, Failure> {

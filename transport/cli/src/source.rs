@@ -14,7 +14,7 @@ use driftline_drbd::{
 use driftline_extent::{
     Ask, Change, Explained, Finish, Generation, Plan, PlanKind, Reason, Source, TargetState, Volume,
 };
-use driftline_transport::{SourceJob, witness::Witness};
+use driftline_transport::{SOURCE_PATIENCE, SourceJob, witness::Witness};
 use driftline_zfs::{DatasetName, LiveError, LiveSource, Pick, SendStream, StreamError, host::Zfs};
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     linstor::{LinstorSource, LinstorSourceError},
     place::Place,
     plain::{PlainError, PlainVolume},
+    stop::hold,
     terms::{Terms, drbd_options, live_options, moment, moment_of_tree},
     told::{Told, plain_map},
 };
@@ -98,6 +99,12 @@ impl Explained for SourceError {
             Self::Linstor(error) => error.reason(),
         }
     }
+}
+
+/// Whether a source of this kind has something in its storage while it is open, which has to be
+/// given back before the process ends: snapshots, holds, I/O that is suspended.
+pub(crate) const fn leaves_something(place: &Place) -> bool {
+    matches!(place, Place::Zfs(_) | Place::DrbdVolume { .. } | Place::Linstor { .. })
 }
 
 /// Opens a local source.
@@ -197,10 +204,11 @@ pub(crate) fn job(
     terms: Terms<'_>,
     compression: Option<i32>,
 ) -> anyhow::Result<SourceJob<AnySource>> {
+    let held = leaves_something(place).then(hold);
     let source = open(place, terms)?;
     let witness = witness(&terms, place, &source)?;
     let compare = terms.trust.audit.compare;
-    Ok(SourceJob { witness, compare, ..job_of(source, terms.overwrite, compression) })
+    Ok(SourceJob { witness, compare, held, ..job_of(source, terms.overwrite, compression) })
 }
 
 /// An open source, for a session in which nothing checks its maps.
@@ -216,7 +224,16 @@ pub(crate) fn job_of(
         AnySource::DrbdLive(live) => Some(live.volume()),
         AnySource::Linstor(linstor) => linstor.volume(),
     };
-    SourceJob { source, volume, overwrite, compare: false, compression, witness: None }
+    SourceJob {
+        source,
+        volume,
+        overwrite,
+        compare: false,
+        compression,
+        witness: None,
+        patience: SOURCE_PATIENCE,
+        held: None,
+    }
 }
 
 impl AnySource {

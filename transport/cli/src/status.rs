@@ -69,10 +69,12 @@ pub(crate) async fn run(
         }
         _ => {
             let (place, terms) = (TargetPlace::of(&place)?, TargetTerms::looking(&arguments.state));
-            match place.inspect(&terms)? {
-                Some(found) => (found.state.clone(), Some(found)),
-                None => (place.state(&terms)?, None),
-            }
+            let look = move || match place.inspect(&terms)? {
+                Some(found) => Ok((found.state.clone(), Some(found))),
+                None => Ok::<_, anyhow::Error>((place.state(&terms)?, None)),
+            };
+            // On a thread of its own, so that a signal is heard meanwhile.
+            tokio::task::spawn_blocking(look).await??
         }
     };
     let open = incidents::open_of(trust_dir, &arguments.target)?;

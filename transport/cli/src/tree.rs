@@ -17,7 +17,7 @@ use crate::{
     done::{Done, Member, Outcome},
     exit::{classify, code, misused},
     place::Place,
-    print::say,
+    print::{complain, say},
     progress::Show,
     replication::{Job, Together, remote_state},
     report,
@@ -91,7 +91,8 @@ pub(crate) async fn run(
         Ok(done) if !json => say(report::member(&member.source(), done)),
         Ok(_) => {}
         Err(error) => {
-            eprintln!("driftline: {}: {}: {error:#}", classify(error).0, member.source());
+            let (reason, source) = (classify(error).0, member.source());
+            complain(format_args!("driftline: {reason}: {source}: {error:#}"));
         }
     };
     let outcomes = replicate(&job, members, nowhere, at_once, show, &tell).await?;

@@ -17,8 +17,9 @@ fn an_unpinned_key_is_refused_on_either_side() {
     let source = zstream("lz4-16k.full.zs");
     for (key, peer) in [("stranger.key", pair.server.as_str()), ("client.key", &stranger)] {
         let refused =
-            json(pair.path(), 5, &["push", &source, &target, "--key", key, "--peer", peer]);
-        assert_eq!(refused["error"]["reason"], "connection");
+            json(pair.path(), 3, &["push", &source, &target, "--key", key, "--peer", peer]);
+        // The next run would fail as well.
+        assert_eq!(refused["error"]["reason"], "denied");
         let detail = refused["error"]["detail"].as_str().unwrap();
         assert!(detail.contains("during the handshake"), "{detail}");
         assert!(!pair.image().exists());
@@ -267,4 +268,44 @@ fn bad_keys_and_configurations_are_named() {
     says(&["push", "zstream:missing", "file:x"], 1, &["missing"]);
     says(&["push", "file:client.key", "vm@127.0.0.1:9"], 1, &["--peer"]);
     says(&["push"], 2, &["Usage"]);
+}
+
+#[test]
+fn a_source_that_cannot_be_read_is_named_and_has_its_own_code() {
+    let pair = Pair::new();
+    let server = pair.serve_vm();
+    // As long as a page, and reading it fails: the link has no other side to ask.
+    let broken = "/sys/class/net/lo/duplex";
+    let source = format!("file:{broken}");
+    for target in ["file:local.img", &format!("vm@{}", server.address)] {
+        let failed = json(pair.path(), 4, &pair.push(&source, target));
+        assert_eq!(failed["error"]["reason"], "source-unreadable", "{failed}");
+        let detail = failed["error"]["detail"].as_str().unwrap();
+        assert!(detail.starts_with(&source), "{detail}");
+    }
+    // As long as a page, and ends before that.
+    let shorter = "file:/sys/kernel/mm/transparent_hugepage/enabled";
+    if fs::exists(&shorter[5..]).unwrap() {
+        let failed = json(pair.path(), 4, &["push", shorter, "file:short.img"]);
+        assert_eq!(failed["error"]["reason"], "source-changed", "{failed}");
+    }
+}
+
+#[test]
+fn what_a_check_finds_missing_costs_no_other_volume_its_service() {
+    let pair = Pair::new();
+    let dir = pair.path().display();
+    let server = pair.serve(&format!(
+        "push = [\"vm\", \"far\"]\n\
+         [[volume]]\nname = \"vm\"\ntarget = \"file:{dir}/vm.img\"\n\
+         [[volume]]\nname = \"far\"\ntarget = \"file:{dir}/unmounted/far.img\"\n"
+    ));
+    let checked = driftline(pair.path(), &["serve", "--check", "--config", "serve.toml"]);
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    assert!(said.contains("volume \"far\"") && said.contains("/unmounted"), "{said}");
+    assert!(!said.contains("\"vm\""), "{said}");
+    noise(&pair.path().join("a.img"), 1 << 20, 1);
+    json(pair.path(), 0, &pair.push("file:a.img", &format!("vm@{}", server.address)));
+    assert!(server.log().contains("volume \\\"far\\\"") || server.log().contains("volume \"far\""));
 }

@@ -71,6 +71,8 @@ pub enum Reason {
     ResumeMismatch,
     /// Most of what the target holds, or all of it, would become zero or be cut off.
     SourceEmptied,
+    /// The source cannot be read: its disk says so, or says nothing for too long.
+    SourceUnreadable,
 }
 
 /// Every reason with its wire code and its word. Codes are never reused.
@@ -107,6 +109,7 @@ const TABLE: &[(Reason, u16, &str)] = &[
     (Reason::TargetDamaged, 30, "target-damaged"),
     (Reason::ResumeMismatch, 31, "resume-mismatch"),
     (Reason::SourceEmptied, 32, "source-emptied"),
+    (Reason::SourceUnreadable, 33, "source-unreadable"),
 ];
 
 impl Reason {
@@ -161,12 +164,13 @@ mod tests {
                 Reason::AuditMismatch | Reason::RootMismatch | Reason::ResumeMismatch => {}
                 Reason::ManifestMissing | Reason::ManifestDamaged | Reason::TargetDamaged => {}
                 Reason::SourceEmptied => {}
+                Reason::SourceUnreadable => {}
             }
             assert_eq!(Reason::from_code(reason.code()), Some(reason));
         }
-        assert_eq!(TABLE.len(), 32);
+        assert_eq!(TABLE.len(), 33);
         let codes: Vec<u16> = Reason::all().map(Reason::code).collect();
-        assert_eq!(codes, (1..=32).collect::<Vec<_>>());
+        assert_eq!(codes, (1..=33).collect::<Vec<_>>());
         assert_eq!(Reason::from_code(0), None);
         assert_eq!(Reason::BaseMismatch.to_string(), "base-mismatch");
     }

@@ -44,13 +44,26 @@ pub struct Hello {
     pub version_min: u16,
     /// Newest protocol version it speaks.
     pub version_max: u16,
-    /// Optional abilities, one bit each; a side uses those that both have. None exist yet.
+    /// Optional abilities, one bit each; a side uses those that both have. None exist yet. The
+    /// topmost bit is no ability: see [`Hello::FULL`].
     pub features: u32,
 }
+
+/// All that the hello of a listener says that turns the dialler away.
+const FULL: u32 = 1 << 31;
 
 impl Hello {
     /// This build's hello.
     pub const OURS: Self = Self { version_min: VERSION_MIN, version_max: VERSION_MAX, features: 0 };
+
+    /// What a listener says that has no room for another handshake, before it hangs up. Nobody
+    /// has proven who says so: it tells a dialler to try again, and nothing else.
+    pub const FULL: Self = Self { features: FULL, ..Self::OURS };
+
+    /// Whether the listener turns us away.
+    pub const fn is_full(&self) -> bool {
+        self.features == FULL
+    }
 
     /// The bytes on the wire.
     pub fn to_bytes(self) -> [u8; HELLO_LEN] {

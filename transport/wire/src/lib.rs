@@ -23,7 +23,9 @@
 //!
 //! **Hello.** Each side first sends 16 bytes that never change: `89 "DRFTL" 0d 0a`, oldest
 //! version `u16`, newest version `u16`, features `u32`. The newest version that both speak is
-//! used; a build speaks the current one and the one before. There is one version, 1.
+//! used; a build speaks the current one and the one before. There is one version, 1. Of the
+//! features the topmost bit is set by a listener that has no room for another handshake and hangs
+//! up: the dialler may try again. The other bits are zero.
 //!
 //! **Handshake.** `Noise_IK_25519_ChaChaPoly_BLAKE2s`, with both hellos (the dialler's first)
 //! as prologue: whoever changes a hello breaks the handshake. The dialler knows the listener's
@@ -60,7 +62,7 @@
 //!
 //! | number | name | from | content |
 //! |---|---|---|---|
-//! | 3 | keep-alive | both | nothing; after 10 s without other words, and 60 s of silence end a link |
+//! | 3 | keep-alive | both | nothing; after 10 s without other words |
 //! | 16 | request | dialler | verb (1 push, 2 pull, 3 status), the listener's name for the volume, and, of a push, that of one it is like |
 //! | 17 | accept | listener | nothing |
 //! | 18 | refuse | both | reason code, text; ends the session |
@@ -76,6 +78,10 @@
 //! | 28 | narrowed | source | number, for each item that was narrowed the grains that follow |
 //! | 29 | again | target | number, places of narrowed items that are wanted whole |
 //! | 30 | ask | source | path of a data set below the target's, whether what it keeps of a cut stream is thrown away |
+//!
+//! A link ends after 60 s in which no byte arrived, and when a peer has sent more than 64
+//! keep-alives and rekeys and one more for each second. Between request and accept the dialler
+//! sends nothing but keep-alives, so that a listener that makes it wait need not keep anything.
 //!
 //! An item is one change in units of 64 KiB chunks: a chunk with masks of its data and zero
 //! blocks and the keyed BLAKE3 id of the data; a run of zero chunks; or, in a scan, a *span*

@@ -48,6 +48,14 @@ pub const SILENCE_MS_MAX: u64 = 60_000;
 /// commits a large increment has nothing else to say for minutes.
 pub const KEEPALIVE_MS: u64 = 10_000;
 
+/// Frames that say nothing to the session (keep-alives and rekeys) that a peer may send at any
+/// time: as many as wait on the way after a long stop of the network, and more.
+pub const SIGNS_AT_ONCE_MAX: u64 = 64;
+
+/// Besides these, one for each so many milliseconds of the link's life. A peer sends a keep-alive
+/// every [`KEEPALIVE_MS`].
+pub const SIGN_MS_MIN: u64 = 1_000;
+
 /// The handshake must be over by then, or the connection is dropped. In milliseconds.
 pub const HANDSHAKE_MS_MAX: u64 = 20_000;
 
@@ -68,3 +76,4 @@ const _: () = assert!(PART_LEN_MAX <= BATCH_DATA_MAX);
 const _: () = assert!(BATCH_DATA_MAX <= WINDOW_DATA_MAX && BATCH_DATA_MAX >= CHUNK_LEN);
 const _: () = assert!(BATCH_DATA_MAX.div_ceil(BULK_LEN_MAX as u64) <= BATCH_PARTS_MAX as u64);
 const _: () = assert!(KEEPALIVE_MS * 3 <= SILENCE_MS_MAX);
+const _: () = assert!(SIGN_MS_MIN * 2 <= KEEPALIVE_MS);

@@ -12,7 +12,10 @@ use crate::{
     frame::{BulkError, BulkKey, FrameKind, HEADER_LEN, Header, TAG_LEN},
     hello::{HELLO_LEN, Hello, HelloError},
     keys::{PublicKey, SecretKey},
-    limits::{HANDSHAKE_MS_MAX, KEEPALIVE_MS, REKEY_BYTES, REKEY_MS, SILENCE_MS_MAX},
+    limits::{
+        HANDSHAKE_MS_MAX, KEEPALIVE_MS, REKEY_BYTES, REKEY_MS, SIGN_MS_MIN, SIGNS_AT_ONCE_MAX,
+        SILENCE_MS_MAX,
+    },
     message::{DataPart, Message},
 };
 
@@ -57,9 +60,21 @@ pub enum LinkError {
     /// A frame of this kind has no place here.
     #[error("a {0} frame has no place here")]
     Unexpected(&'static str),
+    /// The handshake took too long.
+    #[error("the peer did not complete the handshake within {} seconds", HANDSHAKE_MS_MAX / 1000)]
+    HandshakeTimeout,
+    /// The listener turned us away before the handshake.
+    #[error(
+        "the peer has too many unfinished connections and turned this one away: it is busy; run \
+         again"
+    )]
+    Full,
     /// The peer has been silent for too long.
     #[error("the peer has been silent for {} seconds", SILENCE_MS_MAX / 1000)]
     Silent,
+    /// The peer says nothing, again and again.
+    #[error("the peer sends far more signs of life than the protocol allows")]
+    Flood,
     /// The link failed before and cannot be used.
     #[error("the link has failed before")]
     Failed,
@@ -120,6 +135,10 @@ pub struct Link {
     binding: [u8; 32],
     opened_ms: u64,
     heard_ms: u64,
+    /// Bytes of an unfinished frame that had arrived when the link last looked.
+    partial: usize,
+    /// Frames of the peer that said nothing to the session.
+    signs: u64,
     sent_ms: u64,
     rekeyed_ms: u64,
     /// Bulk bytes sealed under the current key.
@@ -154,6 +173,8 @@ impl Link {
             binding: [0; 32],
             opened_ms: now_ms,
             heard_ms: now_ms,
+            partial: 0,
+            signs: 0,
             sent_ms: now_ms,
             rekeyed_ms: now_ms,
             sealed: 0,
@@ -183,7 +204,12 @@ impl Link {
         received: &mut BytesMut,
         now_ms: u64,
     ) -> Result<Option<LinkEvent>, LinkError> {
+        // A large frame takes longer than the longest silence on a slow link.
+        if received.len() > self.partial && matches!(self.stage, Stage::Open(..)) {
+            self.heard_ms = now_ms;
+        }
         let result = self.try_handle(received, now_ms);
+        self.partial = received.len();
         if result.is_err() {
             self.stage = Stage::Failed;
         }
@@ -217,7 +243,19 @@ impl Link {
         }
     }
 
+    /// Counts a frame that says nothing to the session: opening it costs time, so a peer that
+    /// sends nothing else is cut off. One that keeps to the protocol stays far below the limit,
+    /// also where many of its frames arrive at once.
+    fn count_sign(&mut self, now_ms: u64) -> Result<(), LinkError> {
+        self.signs += 1;
+        let passed = now_ms.saturating_sub(self.opened_ms) / SIGN_MS_MIN;
+        if self.signs > SIGNS_AT_ONCE_MAX + passed { Err(LinkError::Flood) } else { Ok(()) }
+    }
+
     fn handle_hello(&mut self, peer: &Hello) -> Result<(), LinkError> {
+        if peer.is_full() && matches!(self.peer, Peer::Dial(_)) {
+            return Err(LinkError::Full);
+        }
         self.version = Hello::negotiate(peer)?;
         let (ours, theirs) = (Hello::OURS.to_bytes(), peer.to_bytes());
         let prologue = match self.peer {
@@ -279,6 +317,7 @@ impl Link {
             (Stage::Open(mut noise, out, inward), FrameKind::Control) => {
                 let message = read_control(&mut noise, header, &body)?;
                 if message.first() == Some(&TAG_REKEY) {
+                    self.count_sign(now_ms)?;
                     noise.rekey_incoming();
                     let inward = read_key(TAG_REKEY, &message)?;
                     self.stage = Stage::Open(noise, out, inward);
@@ -286,7 +325,7 @@ impl Link {
                 }
                 self.stage = Stage::Open(noise, out, inward);
                 match Message::from_bytes(&message)? {
-                    Message::KeepAlive => Ok(None),
+                    Message::KeepAlive => self.count_sign(now_ms).map(|()| None),
                     // A peer may refuse before it has heard of the pair.
                     refuse @ Message::Refuse { .. } => Ok(Some(LinkEvent::Message(refuse))),
                     message => {
@@ -458,13 +497,15 @@ impl Link {
 
     /// Keeps the link alive and notices when the peer is not.
     pub fn handle_timeout(&mut self, now_ms: u64) -> Result<(), LinkError> {
-        let silence_max = match self.stage {
-            Stage::Open(..) => SILENCE_MS_MAX,
+        if !matches!(self.stage, Stage::Open(..)) {
             // Talking slowly does not keep a half-open handshake alive.
-            _ if now_ms.saturating_sub(self.opened_ms) >= HANDSHAKE_MS_MAX => 0,
-            _ => return Ok(()),
-        };
-        if now_ms.saturating_sub(self.heard_ms) >= silence_max {
+            if now_ms.saturating_sub(self.opened_ms) >= HANDSHAKE_MS_MAX {
+                let failed = matches!(mem::replace(&mut self.stage, Stage::Failed), Stage::Failed);
+                return Err(if failed { LinkError::Failed } else { LinkError::HandshakeTimeout });
+            }
+            return Ok(());
+        }
+        if now_ms.saturating_sub(self.heard_ms) >= SILENCE_MS_MAX {
             self.stage = Stage::Failed;
             return Err(LinkError::Silent);
         }

@@ -45,6 +45,23 @@ pub(crate) fn parse_share(option: &str, text: &str) -> anyhow::Result<u8> {
     }
 }
 
+/// A time as in 20s, 10m, 12h or 1d, for a key or an option of this name.
+pub(crate) fn parse_time(option: &str, text: &str) -> anyhow::Result<Duration> {
+    let digits = text.trim_end_matches(char::is_alphabetic);
+    let unit = match &text[digits.len()..] {
+        "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(60 * 60),
+        "d" => Some(DAY.as_secs()),
+        _ => None,
+    };
+    let seconds = unit.zip(digits.parse::<u64>().ok()).and_then(|(unit, n)| unit.checked_mul(n));
+    match seconds.map(Duration::from_secs) {
+        Some(time) if time >= Duration::from_secs(1) && time <= DAY * 3660 => Ok(time),
+        _ => misused!("{option} takes a time as in 20s, 10m, 12h or 1d, from 1s to 3660d"),
+    }
+}
+
 /// A zstd level for `--compress`; `None` is off.
 pub(crate) fn parse_level(text: &str) -> anyhow::Result<Option<i32>> {
     match text.parse() {
@@ -77,6 +94,14 @@ mod tests {
             ["", "0", "1023", "M", "10Q", "-1", "99999999999999999999", "18446744073709551615G"]
         {
             assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+        for (text, seconds) in
+            [("1s", 1), ("20s", 20), ("10m", 600), ("12h", 43_200), ("1d", 86_400)]
+        {
+            assert_eq!(parse_time("x", text).unwrap().as_secs(), seconds);
+        }
+        for bad in ["", "0s", "10", "m", "-1s", "3661d", "1w", "999999999999999999d"] {
+            assert!(parse_time("x", bad).is_err(), "{bad}");
         }
         assert_eq!(parse_level("off").unwrap(), None);
         assert_eq!(parse_level("-5").unwrap(), Some(-5));

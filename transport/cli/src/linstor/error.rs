@@ -7,7 +7,7 @@ use driftline_extent::{Explained, Reason};
 use driftline_linstor::{LinstorError, PlaceError};
 use driftline_zfs::{LiveError, host::ZfsError};
 
-use crate::plain::PlainError;
+use crate::plain::{PlainError, of_read};
 
 /// Why it cannot.
 #[derive(Debug, thiserror::Error)]
@@ -76,9 +76,8 @@ impl Explained for LinstorSourceError {
             Self::Plain(error) => error.reason(),
             Self::NotUpToDate { .. } => Reason::NotConsistent,
             Self::NoMap => Reason::Unsupported,
-            Self::Elsewhere { .. } | Self::Open { .. } | Self::Read { .. } | Self::Unplanned => {
-                Reason::Failed
-            }
+            Self::Read { error, .. } => of_read(error),
+            Self::Elsewhere { .. } | Self::Open { .. } | Self::Unplanned => Reason::Failed,
         }
     }
 }
