@@ -8,7 +8,8 @@ use std::{
 use serde_json::Value;
 
 /// What only the program and the tests may know all of.
-const LIBRARIES: [&str; 9] = [
+const LIBRARIES: [&str; 10] = [
+    "driftline-command",
     "driftline-drbd",
     "driftline-extent",
     "driftline-linstor",
@@ -21,14 +22,15 @@ const LIBRARIES: [&str; 9] = [
 ];
 
 /// Each package, and the packages of this workspace that it may depend on.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
+    ("driftline-command", &[]),
     ("driftline-extent", &[]),
     ("driftline-manifest", &["driftline-extent"]),
-    ("driftline-drbd", &["driftline-extent"]),
+    ("driftline-drbd", &["driftline-command", "driftline-extent"]),
     ("driftline-linstor", &["driftline-extent"]),
     ("nvpair-sys", &[]),
     ("libzetta-zfs-core-sys", &["nvpair-sys"]),
-    ("driftline-zfs", &["driftline-extent", "libzetta-zfs-core-sys"]),
+    ("driftline-zfs", &["driftline-command", "driftline-extent", "libzetta-zfs-core-sys"]),
     ("driftline-target", &["driftline-extent", "driftline-manifest"]),
     ("driftline-wire", &["driftline-extent", "driftline-manifest"]),
     ("driftline-trust", &["driftline-extent", "driftline-manifest"]),

@@ -12,6 +12,7 @@ mod error;
 mod hold;
 mod library;
 mod list;
+mod patience;
 mod receive;
 mod send;
 
@@ -23,6 +24,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use driftline_command::Patience;
+
 use crate::{DatasetName, PointKind, PointName, Version, parse_versions};
 pub use abilities::Abilities;
 use command::Call;
@@ -30,6 +33,7 @@ pub use destroy::Stays;
 pub use error::{Cause, Errno, ZfsError};
 pub use hold::Hold;
 use library::Engine;
+use patience::{Limits, Watch, given_up, pool_of, zpool_beside};
 pub use receive::{ReceiveRequest, Receiving};
 pub use send::{Package, SendRequest, Sending};
 
@@ -78,6 +82,8 @@ pub struct Zfs {
     library: Result<Engine, String>,
     /// What it can do, once it was asked.
     abilities: Arc<OnceLock<Abilities>>,
+    /// How long it is waited for.
+    limits: Limits,
 }
 
 impl Zfs {
@@ -92,7 +98,8 @@ impl Zfs {
             return Ok(Self::with_command(path));
         }
         let command = search(env::var_os("PATH").as_deref());
-        let found = Self { command, library: Engine::open(), abilities: Arc::default() };
+        let library = Engine::open();
+        let found = Self { command, library, abilities: Arc::default(), limits: Limits::USUAL };
         match (&found.command, &found.library) {
             (Err(command), Err(library)) => Err(ZfsError::Unavailable {
                 command: command.clone(),
@@ -106,7 +113,8 @@ impl Zfs {
     /// can be run shows when it is.
     pub fn with_command(path: impl Into<PathBuf>) -> Self {
         let library = Err("the library is not used beside a command that was named".to_owned());
-        Self { command: Ok(path.into()), library, abilities: Arc::default() }
+        let command = Ok(path.into());
+        Self { command, library, abilities: Arc::default(), limits: Limits::USUAL }
     }
 
     /// Whether the library is used.
@@ -146,7 +154,12 @@ impl Zfs {
         };
         // The library cannot see bookmarks by name.
         if let (Ok(engine), "filesystem,volume" | "snapshot") = (&self.library, kinds) {
-            return engine.exists(&name);
+            let (engine, of) = (engine.clone(), name.clone());
+            let dataset = match &name {
+                Name::Dataset(dataset) => dataset,
+                Name::Point(point) => point.dataset(),
+            };
+            return self.apart(dataset, "look for", move || engine.exists(&of));
         }
         match self.run(["list", "-H", "-o", "name", "-t", kinds, &name.to_string()]) {
             Ok(_) => Ok(true),
@@ -164,7 +177,10 @@ impl Zfs {
         all_snapshots("take", snapshots)?;
         match &self.library {
             _ if snapshots.is_empty() => Ok(()),
-            Ok(engine) => engine.snapshot(snapshots),
+            Ok(engine) => {
+                let (engine, all) = (engine.clone(), snapshots.to_vec());
+                self.apart(snapshots[0].dataset(), "snapshot", move || engine.snapshot(&all))
+            }
             Err(_) => self.run(words(&["snapshot"], snapshots)).map(drop),
         }
     }
@@ -215,7 +231,10 @@ impl Zfs {
             return Err(ZfsError::Misuse(format!("{bookmark} is no name of a bookmark: use #")));
         }
         match &self.library {
-            Ok(engine) => engine.bookmark(of, bookmark),
+            Ok(engine) => {
+                let (engine, from, to) = (engine.clone(), of.clone(), bookmark.clone());
+                self.apart(of.dataset(), "bookmark", move || engine.bookmark(&from, &to))
+            }
             Err(_) => self.run(words(&["bookmark"], [of, bookmark])).map(drop),
         }
     }
@@ -234,10 +253,35 @@ impl Zfs {
         }
     }
 
+    /// Lets the library do something about a data set, on a thread of its own.
+    fn apart<T: Send + 'static>(
+        &self,
+        dataset: &DatasetName,
+        task: &str,
+        act: impl FnOnce() -> Result<T, ZfsError> + Send + 'static,
+    ) -> Result<T, ZfsError> {
+        let watch = self.watch(dataset.pool());
+        let look = || watch.look();
+        let Limits { command, quiet, .. } = self.limits;
+        let patience = Patience { within: Some(command), every: quiet, look: &look };
+        let done = driftline_command::apart("libzfs_core", patience, act);
+        done.map_err(|error| given_up(format!("libzfs_core, to {task} of {dataset},"), error))?
+    }
+
+    /// What asks how a pool is.
+    fn watch(&self, pool: &str) -> Watch {
+        let zpool = self.command.as_ref().ok().and_then(|zfs| zpool_beside(zfs));
+        Watch { zpool, pool: Some(pool.to_owned()), limits: self.limits }
+    }
+
     /// A call of the command, not started.
     fn call<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Result<Call, ZfsError> {
         match &self.command {
-            Ok(program) => Ok(Call::new(program, args)),
+            Ok(program) => {
+                let args: Vec<String> = args.into_iter().map(|a| a.as_ref().to_owned()).collect();
+                let watch = Watch { pool: pool_of(&args), ..self.watch("") };
+                Ok(Call::new(program, args, watch))
+            }
             Err(why) => Err(ZfsError::Unavailable { command: why.clone(), library: None }),
         }
     }

@@ -4,31 +4,21 @@ use std::{
     env,
     io::{self, Read},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use driftline_command::{Ended, GivenUp, Patience, whole};
 
 use super::HostError;
 
 /// The most that a command may write to its standard output, where all of it is kept.
 const OUTPUT_MAX: u64 = 4 << 20;
 
-/// The most that is kept of what it says of its failure.
-const SAID_MAX: u64 = 64 << 10;
-
 /// How long a command may take that is not told otherwise: LVM waits for its own locks.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How often a running command is looked at.
-const POLL: Duration = Duration::from_millis(2);
-
 /// Where commands are looked for after `PATH`, which often lacks them.
 const FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
-
-/// How long is waited for the rest of what a command wrote that has ended.
-const REST_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Runs a command to its end, and returns what it wrote to standard output.
 ///
@@ -38,7 +28,7 @@ const REST_WAIT_MAX: Duration = Duration::from_secs(1);
 pub(super) fn run(args: &[&str], within: Duration) -> Result<String, HostError> {
     let ended = call(args, within, |pipe| whole(pipe, OUTPUT_MAX))?;
     let text_of = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (bytes, is_whole) = ended.content(|(bytes, _)| text_of(bytes))?;
+    let (bytes, is_whole) = content(text(args), ended, |(bytes, _)| text_of(bytes))?;
     if !is_whole {
         let why = format!("it wrote more than {OUTPUT_MAX} bytes");
         return Err(HostError::Unheard { command: text(args), why });
@@ -59,30 +49,23 @@ pub(super) fn run_into<T: Send + 'static>(
     within: Duration,
     consume: impl FnOnce(&mut dyn Read) -> io::Result<T> + Send + 'static,
 ) -> Result<T, HostError> {
-    call(args, within, consume)?.content(|_| String::new())
+    content(text(args), call(args, within, consume)?, |_| String::new())
 }
 
-/// A command that has ended.
-struct Ended<T> {
+/// Its output, if it ended well. What it says of a failure may be in there as well.
+fn content<T>(
     command: String,
-    status: ExitStatus,
-    /// What became of its standard output, or why that is not known.
-    stdout: Result<T, String>,
-    stderr: String,
-}
-
-impl<T> Ended<T> {
-    /// Its output, if it ended well. What it says of a failure may be in there as well.
-    fn content(self, said_in: impl FnOnce(&T) -> String) -> Result<T, HostError> {
-        let Self { command, status, stdout, stderr } = self;
-        if status.success() {
-            return stdout.map_err(|why| HostError::Unheard { command, why });
-        }
-        let stdout = stdout.as_ref().map(said_in).unwrap_or_default();
-        let said = [stderr.trim(), stdout.trim()].into_iter().find(|said| !said.is_empty());
-        let said = said.unwrap_or("it said nothing").to_owned();
-        Err(HostError::Failed { command, status: status.to_string(), said })
+    ended: Ended<T>,
+    said_in: impl FnOnce(&T) -> String,
+) -> Result<T, HostError> {
+    let Ended { status, stdout, stderr } = ended;
+    if status.success() {
+        return stdout.map_err(|why| HostError::Unheard { command, why });
     }
+    let stdout = stdout.as_ref().map(said_in).unwrap_or_default();
+    let said = [stderr.trim(), stdout.trim()].into_iter().find(|said| !said.is_empty());
+    let said = said.unwrap_or("it said nothing").to_owned();
+    Err(HostError::Failed { command, status: status.to_string(), said })
 }
 
 fn call<T: Send + 'static>(
@@ -92,80 +75,13 @@ fn call<T: Send + 'static>(
 ) -> Result<Ended<T>, HostError> {
     let (program, rest) = args.split_first().unwrap_or((&"", &[]));
     let path = find(program)?;
-    let command = text(args);
-    let start = |error| HostError::Start { command: command.clone(), error };
-    let mut child = Command::new(path)
-        .args(rest)
-        // What it says is looked at, and is quoted to people who search for it.
-        .env("LC_ALL", "C")
-        .env("LVM_SUPPRESS_FD_WARNINGS", "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(start)?;
-    let stdout = drain(child.stdout.take(), consume);
-    let stderr = drain(child.stderr.take(), |pipe| whole(pipe, SAID_MAX));
-    let Some(status) = wait(&mut child, within).map_err(start)? else {
-        let _ = child.kill();
-        // One that hangs in the kernel ends when that lets it, and is waited for until then.
-        let wait = move || drop(child.wait());
-        let _ = thread::Builder::new().name("command end".to_owned()).spawn(wait);
-        return Err(HostError::Late { command, within });
-    };
-    // Of a failure what it wrote to standard error says why, as far as that was heard.
-    let stderr = heard(&stderr).map_or_else(|_| Vec::new(), |(bytes, _)| bytes);
-    let stderr = String::from_utf8_lossy(&stderr).into_owned();
-    Ok(Ended { command, status, stdout: heard(&stdout), stderr })
-}
-
-/// What was made of the output of a command that has ended.
-fn heard<T>(pipe: &Receiver<io::Result<T>>) -> Result<T, String> {
-    match pipe.recv_timeout(REST_WAIT_MAX) {
-        Ok(read) => read.map_err(|error| error.to_string()),
-        Err(RecvTimeoutError::Timeout) => {
-            Err("a process that it left behind holds its output open".to_owned())
-        }
-        Err(RecvTimeoutError::Disconnected) => Err("there was no thread to read it".to_owned()),
-    }
-}
-
-/// Up to so many bytes, and whether that is all.
-fn whole(pipe: &mut dyn Read, max: u64) -> io::Result<(Vec<u8>, bool)> {
-    let mut bytes = Vec::new();
-    pipe.take(max).read_to_end(&mut bytes)?;
-    let is_whole = pipe.read(&mut [0])? == 0;
-    Ok((bytes, is_whole))
-}
-
-fn wait(child: &mut Child, within: Duration) -> io::Result<Option<ExitStatus>> {
-    let started = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if started.elapsed() >= within {
-            return Ok(None);
-        }
-        thread::sleep(POLL);
-    }
-}
-
-/// Reads a pipe on a thread, to its end, so that the child never waits for us.
-fn drain<T: Send + 'static>(
-    pipe: Option<impl Read + Send + 'static>,
-    consume: impl FnOnce(&mut dyn Read) -> io::Result<T> + Send + 'static,
-) -> Receiver<io::Result<T>> {
-    let (sender, receiver) = mpsc::channel();
-    let work = move || {
-        let Some(mut pipe) = pipe else { return };
-        let consumed = consume(&mut pipe);
-        let rest = io::copy(&mut pipe, &mut io::sink());
-        let _ = sender.send(consumed.and_then(|done| rest.map(|_| done)));
-    };
-    // Without the thread the receiver finds nobody.
-    let _ = thread::Builder::new().name("command output".to_owned()).spawn(work);
-    receiver
+    // What it says is looked at, and is quoted to people who search for it.
+    let environment = [("LC_ALL", "C"), ("LVM_SUPPRESS_FD_WARNINGS", "1")];
+    let ended = driftline_command::call(&path, rest, &environment, Patience::of(within), consume);
+    ended.map_err(|error| match (text(args), error) {
+        (command, GivenUp::System(error)) => HostError::Start { command, error },
+        (command, _) => HostError::Late { command, within },
+    })
 }
 
 fn find(program: &str) -> Result<PathBuf, HostError> {

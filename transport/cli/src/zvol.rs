@@ -2,6 +2,7 @@
 //! its generations.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -10,13 +11,20 @@ use std::{
 use driftline_extent::{Committed, Generation};
 use driftline_target::{Keeper, Kept};
 use driftline_zfs::{
-    DatasetName, Point, PointName, device_of,
+    DatasetName, PointName, device_of,
     host::{Zfs, ZfsError},
     wait_for_device,
 };
 
 /// The property of a snapshot that says which generation of the source it is.
 const PROPERTY: &str = "driftline:generation";
+
+/// The property of a volume that says which of its snapshots was kept last: what comes after the
+/// `@`. It is a note, and what it leads to is looked at.
+const NEWEST: &str = "driftline:newest";
+
+/// What is asked of a snapshot.
+const COLUMNS: &str = "driftline:generation,createtxg";
 
 /// What the snapshots of a replica begin with.
 const PREFIX: &str = "driftline";
@@ -79,26 +87,34 @@ impl ZvolKeeper {
     }
 
     /// The newest snapshot that was kept here, and its generation. Other people's may lie
-    /// between.
-    fn newest(&self) -> io::Result<Option<(Point, Generation)>> {
-        let args = ["get", "-Hp", "-d", "1", "-t", "snapshot", "-s", "local", "-o", "name,value"];
-        let text = self.zfs.run(args.iter().chain(&[PROPERTY, self.name.as_str()]));
-        let text = text.map_err(in_zfs)?;
-        let points = self.zfs.points(&self.name).map_err(in_zfs)?;
-        let mut newest: Option<(Point, Generation)> = None;
-        for line in text.lines() {
-            let kept = line.split_once('\t').and_then(|(name, value)| {
-                Some((name.parse::<PointName>().ok()?, value.parse::<Generation>().ok()?))
-            });
-            let Some((name, generation)) = kept else {
-                return Err(io::Error::other(format!("{PROPERTY} makes no sense here: {line:?}")));
-            };
-            let Some(point) = points.iter().find(|point| point.name == name) else { continue };
-            if newest.as_ref().is_none_or(|(other, _)| other.createtxg < point.createtxg) {
-                newest = Some((point.clone(), generation));
-            }
+    /// between. It is noted at the volume, as a replica may have thousands of them.
+    fn newest(&self) -> io::Result<Option<KeptAs>> {
+        let noted = ["get", "-Hp", "-s", "local", "-o", "value", NEWEST, self.name.as_str()];
+        let noted = self.zfs.run(noted).map_err(in_zfs)?;
+        let noted = self.name.snapshot(noted.trim_end_matches('\n'));
+        if let Ok(snapshot) = noted
+            && self.zfs.exists(snapshot.clone()).map_err(in_zfs)?
+            && let Some(kept) = self.kept_at(&snapshot)?
+        {
+            return Ok(Some(kept));
         }
-        Ok(newest)
+        self.newest_of_all()
+    }
+
+    /// What is kept as this snapshot, if it is one of ours.
+    fn kept_at(&self, snapshot: &PointName) -> io::Result<Option<KeptAs>> {
+        let name = snapshot.to_string();
+        let args = ["get", "-Hp", "-o", "name,property,value,source", COLUMNS, &name];
+        Ok(parse_kept(&self.zfs.run(args).map_err(in_zfs)?)?.pop())
+    }
+
+    /// The same among all snapshots there are, in one listing: of a replica that an earlier version
+    /// has made, or whose newest snapshot was destroyed.
+    fn newest_of_all(&self) -> io::Result<Option<KeptAs>> {
+        let args = ["get", "-Hp", "-d", "1", "-t", "snapshot", "-o", "name,property,value,source"];
+        let of = [COLUMNS, self.name.as_str()];
+        let kept = parse_kept(&self.zfs.run(args.iter().chain(&of)).map_err(in_zfs)?)?;
+        Ok(kept.into_iter().max_by_key(|kept| kept.createtxg))
     }
 
     /// Whether anything was written since this snapshot.
@@ -111,19 +127,67 @@ impl ZvolKeeper {
         Ok(bytes > 0)
     }
 
-    /// A name for the next snapshot. A generation may be kept again, after a full copy.
-    fn next_name(&self, generation: &Generation) -> io::Result<PointName> {
-        let points = self.zfs.points(&self.name).map_err(in_zfs)?;
+    /// A name for the next snapshot, which a stop may have left without a note of it. A generation
+    /// may be kept again, after a full copy.
+    fn next(&self, generation: &Generation, after: Option<u64>) -> io::Result<Next> {
         let name = format!("{PREFIX}-{generation}");
         let names = std::iter::once(name.clone()).chain((2..).map(|n: u64| format!("{name}.{n}")));
         for name in names {
             let name = self.name.snapshot(&name).map_err(io::Error::other)?;
-            if points.iter().all(|point| point.name != name) {
-                return Ok(name);
+            if !self.zfs.exists(name.clone()).map_err(in_zfs)? {
+                return Ok(Next::Take(name));
+            }
+            let is_it = |kept: KeptAs| {
+                kept.generation == *generation && after.is_none_or(|txg| kept.createtxg > txg)
+            };
+            if self.kept_at(&name)?.is_some_and(is_it) && !self.is_written(&name)? {
+                return Ok(Next::IsThere(name));
             }
         }
         unreachable!("there are more numbers than snapshots")
     }
+}
+
+/// A snapshot that was kept here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct KeptAs {
+    name: PointName,
+    generation: Generation,
+    createtxg: u64,
+}
+
+/// What is to be done for the next snapshot.
+enum Next {
+    Take(PointName),
+    IsThere(PointName),
+}
+
+/// Reads lines of name, property, value and source: those snapshots that have the property of ours
+/// by themselves.
+fn parse_kept(text: &str) -> io::Result<Vec<KeptAs>> {
+    let mut found: BTreeMap<&str, (Option<&str>, Option<&str>)> = BTreeMap::new();
+    for line in text.lines() {
+        let [name, property, value, source] = line.split('\t').collect::<Vec<_>>()[..] else {
+            return Err(io::Error::other(format!("zfs get printed what makes no sense: {line:?}")));
+        };
+        let row = found.entry(name).or_default();
+        match property {
+            "createtxg" => row.1 = Some(value),
+            PROPERTY if source == "local" => row.0 = Some(value),
+            _ => {}
+        }
+    }
+    let ours = found.into_iter().filter_map(|(name, (kept, txg))| Some((name, kept?, txg)));
+    ours.map(|(name, kept, txg)| {
+        let read = || {
+            let createtxg = txg?.parse().ok()?;
+            Some(KeptAs { name: name.parse().ok()?, generation: kept.parse().ok()?, createtxg })
+        };
+        read().ok_or_else(|| {
+            io::Error::other(format!("{PROPERTY} of {name} makes no sense here: {kept:?}"))
+        })
+    })
+    .collect()
 }
 
 impl Keeper for ZvolKeeper {
@@ -169,32 +233,145 @@ impl Keeper for ZvolKeeper {
     }
 
     fn keep(&mut self, committed: &Committed) -> io::Result<()> {
-        if let Some((point, generation)) = self.newest()?
-            && generation == committed.generation
-            && !self.is_written(&point.name)?
+        let newest = self.newest()?;
+        if let Some(kept) = &newest
+            && kept.generation == committed.generation
+            && !self.is_written(&kept.name)?
         {
             return Ok(());
         }
-        let name = self.next_name(&committed.generation)?.to_string();
-        let property = format!("{PROPERTY}={}", committed.generation);
-        self.zfs.run(["snapshot", "-o", &property, &name]).map(drop).map_err(in_zfs)
+        let name = match self.next(&committed.generation, newest.map(|kept| kept.createtxg))? {
+            Next::IsThere(name) => name,
+            Next::Take(name) => {
+                let property = format!("{PROPERTY}={}", committed.generation);
+                let args = ["snapshot", "-o", &property, &name.to_string()].map(str::to_owned);
+                self.zfs.run(args).map_err(in_zfs)?;
+                name
+            }
+        };
+        self.set(&format!("{NEWEST}={}", name.short()))
     }
 
     fn kept(&self) -> io::Result<Kept> {
-        let Some((point, generation)) = self.newest()? else {
+        let Some(kept) = self.newest()? else {
             return Ok(Kept { generation: None, written: false });
         };
-        let written = self.is_written(&point.name)?;
+        let written = self.is_written(&kept.name)?;
         if written {
             tracing::warn!(
-                volume = %self.name, since = %point.name,
+                volume = %self.name, since = %kept.name,
                 "ZFS says that this replica was written since: all of it is compared"
             );
         }
-        Ok(Kept { generation: Some(generation), written })
+        Ok(Kept { generation: Some(kept.generation), written })
     }
 }
 
 fn in_zfs(error: ZfsError) -> io::Error {
     io::Error::other(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use driftline_extent::Root;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A `zfs` that knows the snapshots in its file `points` (name, generation, source of that,
+    /// createtxg) and counts in `asked` what it prints lines of.
+    const FAKE: &str = r##"#!/bin/bash
+cd "$(dirname "$0")" || exit 99
+exec 9> lock; flock 9
+for last; do :; done
+printf '%s\n' "$*" >> calls
+lines() { awk -F '\t' '{ print $1 "\tdriftline:generation\t" $2 "\t" $3; print $1 "\tcreatetxg\t" $4 "\t-" }' | tee -a asked; }
+case "$*" in
+*driftline:newest\ *) cat newest 2> /dev/null ;;
+"list -H -o name -t snapshot"*) grep -q "^$last	" points || { echo "cannot open: dataset does not exist" >&2; exit 1; }; echo "$last" >> asked ;;
+"get -Hp -d 1"*) lines < points ;;
+"get -Hp -o name,property"*) grep "^$last	" points | lines ;;
+"get -Hp -o value written@"*) cat written ;;
+"snapshot -o "*) printf '%s\t%s\tlocal\t%s\n' "$last" "${3#*=}" "$(($(wc -l < points) + 100))" >> points ;;
+"set driftline:newest="*) echo "${2#*=}" > newest ;;
+*) echo "unknown: $*" >&2; exit 98 ;;
+esac
+"##;
+
+    fn fake() -> (TempDir, ZvolKeeper) {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("zfs");
+        fs::write(&path, FAKE).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        // Of other people's, and one that has the property from above it.
+        let points = "back/v@theirs\t-\t-\t3\nback/v@daily\tzfs:9\tinherited from back\t999999\n";
+        fs::write(folder.path().join("points"), points).unwrap();
+        fs::write(folder.path().join("written"), "0\n").unwrap();
+        let keeper = ZvolKeeper::new(Zfs::with_command(path), "back/v".parse().unwrap(), None);
+        (folder, keeper)
+    }
+
+    fn committed(guid: u64) -> Committed {
+        Committed { generation: Generation::Zfs(guid), root: Root([0; 32]), size: 1 << 20 }
+    }
+
+    /// How many properties were printed since this was asked.
+    fn asked(folder: &TempDir) -> usize {
+        let path = folder.path().join("asked");
+        let count = fs::read_to_string(&path).unwrap_or_default().lines().count();
+        fs::write(path, "").unwrap();
+        count
+    }
+
+    #[test]
+    fn what_is_asked_does_not_grow_with_what_is_kept() {
+        let (folder, mut keeper) = fake();
+        let mut counts = Vec::new();
+        for guid in 1..=40 {
+            keeper.keep(&committed(guid)).unwrap();
+            let kept = keeper.kept().unwrap();
+            assert_eq!(kept, Kept { generation: Some(Generation::Zfs(guid)), written: false });
+            counts.push(asked(&folder));
+        }
+        assert_eq!(counts[1..].iter().min(), counts[1..].iter().max(), "{counts:?}");
+        let points = fs::read_to_string(folder.path().join("points")).unwrap();
+        assert_eq!(points.lines().count(), 42);
+        // Again, it is there.
+        keeper.keep(&committed(40)).unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("points")).unwrap(), points);
+    }
+
+    #[test]
+    fn what_a_stop_or_another_version_left_without_a_note_is_found() {
+        let (folder, mut keeper) = fake();
+        let file = |name: &str| folder.path().join(name);
+        let points = || fs::read_to_string(file("points")).unwrap();
+        for guid in [1, 2] {
+            keeper.keep(&committed(guid)).unwrap();
+        }
+        // No note at all, and one that leads to what was destroyed.
+        for note in [None, Some("driftline-zfs:77\n")] {
+            match note {
+                Some(note) => fs::write(file("newest"), note).unwrap(),
+                None => fs::remove_file(file("newest")).unwrap(),
+            }
+            assert_eq!(keeper.kept().unwrap().generation, Some(Generation::Zfs(2)));
+        }
+        // The snapshot was taken, and the note of it was not.
+        keeper.keep(&committed(3)).unwrap();
+        let note = fs::read_to_string(file("newest")).unwrap();
+        keeper.keep(&committed(4)).unwrap();
+        fs::write(file("newest"), note).unwrap();
+        let before = points();
+        keeper.keep(&committed(4)).unwrap();
+        assert_eq!(points(), before, "it was taken twice");
+        assert_eq!(keeper.kept().unwrap().generation, Some(Generation::Zfs(4)));
+        // The same generation again, after something was written: another snapshot of it.
+        fs::write(file("written"), "512\n").unwrap();
+        keeper.keep(&committed(4)).unwrap();
+        assert_eq!(points().lines().count(), before.lines().count() + 1);
+        assert!(keeper.kept().unwrap().written);
+    }
 }

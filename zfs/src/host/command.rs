@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio},
     sync::mpsc,
@@ -9,27 +10,36 @@ use std::{
     time::Duration,
 };
 
-use super::ZfsError;
+use driftline_command::{GivenUp, Patience, SAID_MAX, call, end, wait, whole};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::ioctl_fionbio,
+};
+
+use super::{
+    ZfsError,
+    patience::{Watch, given_up},
+};
 
 /// The most that is kept of what a command writes to standard output: a list of more than a
 /// hundred thousand snapshots.
 const OUTPUT_MAX: u64 = 64 << 20;
-/// The most that is kept of what a command writes to standard error.
-const STDERR_MAX: u64 = 64 << 10;
 /// How long to wait for the end of a child that was killed. One that hangs in the kernel, as
 /// on a suspended pool, is left to a thread.
 const REAP: Duration = Duration::from_secs(10);
+/// What it says is looked at, and is quoted to people who search for it.
+const ENVIRONMENT: (&str, &str) = ("LC_ALL", "C");
 
 /// A program and its arguments, not started.
 pub(super) struct Call {
     program: PathBuf,
     args: Vec<String>,
+    watch: Watch,
 }
 
 impl Call {
-    pub(super) fn new<S: AsRef<str>>(program: &Path, args: impl IntoIterator<Item = S>) -> Self {
-        let args = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
-        Self { program: program.to_owned(), args }
+    pub(super) fn new(program: &Path, args: Vec<String>, watch: Watch) -> Self {
+        Self { program: program.to_owned(), args, watch }
     }
 
     /// How it would be typed.
@@ -51,14 +61,29 @@ impl Call {
 
     /// Runs it to its end, and returns what it wrote, and how it ended.
     pub(super) fn output_and_end(self) -> Result<(String, Result<String, ZfsError>), ZfsError> {
-        let (running, stdout) = self.start_reading()?;
-        let mut output = Vec::new();
-        let read = stdout.take(OUTPUT_MAX + 1).read_to_end(&mut output);
-        read.map_err(|error| ZfsError::Pipe { command: running.text.clone(), error })?;
-        if output.len() as u64 > OUTPUT_MAX {
-            return Err(ZfsError::TooMuch { command: running.text.clone(), limit: OUTPUT_MAX });
+        let command = self.text();
+        let Self { program, args, watch } = self;
+        let limits = watch.limits;
+        let look = || watch.look();
+        let patience = Patience { within: Some(limits.command), every: limits.quiet, look: &look };
+        let read = |pipe: &mut dyn Read| whole(pipe, OUTPUT_MAX);
+        let ended = call(&program, &args, &[ENVIRONMENT], patience, read);
+        let ended = ended.map_err(|error| match error {
+            GivenUp::System(error) => ZfsError::Start { command: command.clone(), program, error },
+            other => given_up(command.clone(), other),
+        })?;
+        let (output, is_whole) = ended.stdout.map_err(|why| ZfsError::Pipe {
+            command: command.clone(),
+            error: io::Error::other(why),
+        })?;
+        if !is_whole {
+            return Err(ZfsError::TooMuch { command, limit: OUTPUT_MAX });
         }
-        let end = running.finish();
+        let stderr = ended.stderr.trim_end().to_owned();
+        let end = match ended.status.success() {
+            true => Ok(stderr),
+            false => Err(ZfsError::Failed { command, status: ended.status.to_string(), stderr }),
+        };
         Ok((String::from_utf8_lossy(&output).into_owned(), end))
     }
 
@@ -80,8 +105,7 @@ impl Call {
         let text = self.text();
         let mut child = Command::new(&self.program)
             .args(&self.args)
-            // What it says is looked at, and is quoted to people who search for it.
-            .env("LC_ALL", "C")
+            .envs([ENVIRONMENT])
             .stdin(stdin)
             .stdout(stdout)
             .stderr(Stdio::piped())
@@ -92,7 +116,7 @@ impl Call {
                 error,
             })?;
         let stderr = child.stderr.take();
-        let mut running = Running { child: Some(child), stderr: None, text };
+        let mut running = Running { child: Some(child), stderr: None, text, watch: self.watch };
         let drain = thread::Builder::new().name("zfs stderr".to_owned());
         match drain.spawn(move || stderr.map_or_else(String::new, drained)) {
             Ok(thread) => running.stderr = Some(thread),
@@ -110,20 +134,34 @@ pub(super) struct Running {
     /// What it writes to standard error, read by a thread so that it never waits for us.
     stderr: Option<JoinHandle<String>>,
     text: String,
+    watch: Watch,
 }
 
 impl Running {
     /// Waits for its end: what it wrote to standard error, as an error if it failed.
     pub(super) fn finish(mut self) -> Result<String, ZfsError> {
         let Some(mut child) = self.child.take() else { return Ok(String::new()) };
-        let status = child.wait();
-        let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
         let command = std::mem::take(&mut self.text);
-        match status {
-            Ok(status) if status.success() => Ok(stderr),
-            Ok(status) => Err(ZfsError::Failed { command, status: status.to_string(), stderr }),
-            Err(error) => Err(ZfsError::Pipe { command, error }),
+        let look = || self.watch.look();
+        let every = self.watch.limits.quiet;
+        let status = wait(&mut child, Patience { within: None, every, look: &look });
+        let status = match status {
+            Ok(status) => status,
+            Err(error) => {
+                end(child);
+                return Err(given_up(command, error));
+            }
+        };
+        let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        match status.success() {
+            true => Ok(stderr),
+            false => Err(ZfsError::Failed { command, status: status.to_string(), stderr }),
         }
+    }
+
+    /// What asks how its pool is.
+    pub(super) const fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     fn with<P>(self, pipe: Option<P>) -> Result<(Self, P), ZfsError> {
@@ -152,10 +190,48 @@ impl Drop for Running {
     }
 }
 
+/// Makes a pipe one that does not let wait.
+pub(super) fn without_waiting(pipe: impl AsFd) {
+    // Where that cannot be, it waits.
+    let _ = ioctl_fionbio(pipe, true);
+}
+
+/// Does what may have to wait for a pipe, and asks from time to time how the pool is.
+///
+/// # Errors
+///
+/// Those of the pipe, and [`TimedOut`](io::ErrorKind::TimedOut) with why it makes no sense to wait
+/// on.
+pub(super) fn patiently<P: AsFd, T>(
+    pipe: &mut P,
+    until: PollFlags,
+    watch: &Watch,
+    mut act: impl FnMut(&mut P) -> io::Result<T>,
+) -> io::Result<T> {
+    loop {
+        match act(pipe) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+        let quiet = watch.limits.quiet;
+        let timeout = Timespec {
+            tv_sec: quiet.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: quiet.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(&*pipe, until)], Some(&timeout)) {
+            Ok(0) => {
+                watch.look().map_err(|why| io::Error::new(io::ErrorKind::TimedOut, why))?;
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// All that comes, of which the first part is kept.
 fn drained(mut stderr: ChildStderr) -> String {
     let mut kept = Vec::new();
-    let read = stderr.by_ref().take(STDERR_MAX).read_to_end(&mut kept);
+    let read = stderr.by_ref().take(SAID_MAX).read_to_end(&mut kept);
     let rest = read.and_then(|_| io::copy(&mut stderr, &mut io::sink())).unwrap_or(0);
     let mut text = String::from_utf8_lossy(&kept).trim_end().to_owned();
     if rest > 0 {
@@ -176,11 +252,13 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::patience::Limits;
 
     #[test]
     fn a_call_reads_as_it_would_be_typed() {
-        let args = ["send", "-i", "tank/vm 1#a:b", "it's", "", "tank/a@b"];
-        let call = Call::new(Path::new("/usr/sbin/zfs"), args);
+        let args = ["send", "-i", "tank/vm 1#a:b", "it's", "", "tank/a@b"].map(str::to_owned);
+        let watch = Watch { zpool: None, pool: None, limits: Limits::USUAL };
+        let call = Call::new(Path::new("/usr/sbin/zfs"), args.to_vec(), watch);
         assert_eq!(call.text(), r"zfs send -i 'tank/vm 1#a:b' 'it'\''s' '' tank/a@b");
     }
 }

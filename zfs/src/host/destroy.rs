@@ -19,7 +19,7 @@ impl Zfs {
     ///
     /// # Errors
     ///
-    /// A name that stands for a range of snapshots: nothing is destroyed then.
+    /// A name that stands for a range of snapshots: nothing is destroyed then. A pool that hangs.
     pub fn destroy(&self, points: &[PointName]) -> Result<Vec<Stays>, ZfsError> {
         // To the command, `a%b` means all from a to b.
         if let Some(range) = points.iter().find(|point| point.short().contains('%')) {
@@ -33,14 +33,18 @@ impl Zfs {
         let mut stay = Vec::new();
         for batch in points.chunk_by(alike) {
             // The library destroys all of them or none.
-            if let Ok(engine) = &self.library
-                && engine.destroy(batch).is_ok()
-            {
-                continue;
+            let together = self.library.is_ok().then(|| self.destroy_together(batch));
+            match together {
+                Some(Ok(())) => continue,
+                // Each would be waited for as long.
+                Some(Err(error @ (ZfsError::Stuck { .. } | ZfsError::Late { .. }))) => {
+                    return Err(error);
+                }
+                Some(Err(_)) | None => {}
             }
             for point in batch {
                 let destroyed = match &self.library {
-                    Ok(engine) => engine.destroy(std::slice::from_ref(point)),
+                    Ok(_) => self.destroy_together(std::slice::from_ref(point)),
                     Err(_) => self.destroy_by_command(point),
                 };
                 if let Err(error) = destroyed {
@@ -50,6 +54,13 @@ impl Zfs {
             }
         }
         Ok(stay)
+    }
+
+    /// All of them or none, by the library.
+    fn destroy_together(&self, points: &[PointName]) -> Result<(), ZfsError> {
+        let (Ok(engine), Some(first)) = (&self.library, points.first()) else { return Ok(()) };
+        let (engine, all) = (engine.clone(), points.to_vec());
+        self.apart(first.dataset(), "destroy snapshots", move || engine.destroy(&all))
     }
 
     fn destroy_by_command(&self, point: &PointName) -> Result<(), ZfsError> {

@@ -1,6 +1,6 @@
 //! What can go wrong with a real ZFS, in words.
 
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, io, path::PathBuf, time::Duration};
 
 use driftline_extent::{Explained, Reason};
 use rustix::io::Errno as Unix;
@@ -48,6 +48,22 @@ pub enum ZfsError {
         status: String,
         /// All that it wrote to standard error, at most 64 KiB of it.
         stderr: String,
+    },
+    /// The command took longer than any should.
+    #[error("{command} was given up, as it took longer than {within:?}: look at `zpool status`")]
+    Late {
+        /// How it would be typed.
+        command: String,
+        /// How long it was given.
+        within: Duration,
+    },
+    /// The command waits for a pool that is suspended, or hangs.
+    #[error("{command} was given up: {why}")]
+    Stuck {
+        /// How it would be typed.
+        command: String,
+        /// What is wrong with the pool, and what to do.
+        why: String,
     },
     /// The command was started, but cannot be talked with.
     #[error("{command}: its pipes or its end cannot be read: {error}")]

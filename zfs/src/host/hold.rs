@@ -47,7 +47,9 @@ impl Zfs {
         }
         let tag = new_tag();
         if self.library.is_ok() {
-            return Ok(Hold(Kind::Library { _holds: library::hold(&tag, snapshots)? }));
+            let (dataset, all) = (snapshots[0].dataset(), snapshots.to_vec());
+            let _holds = self.apart(dataset, "hold", move || library::hold(&tag, &all))?;
+            return Ok(Hold(Kind::Library { _holds }));
         }
         let held = self.run(words(&["hold", &tag], snapshots));
         // Made before its result is looked at: some may be held when one is refused.

@@ -7,7 +7,13 @@ use std::{
 
 use crate::DatasetName;
 
-use super::{Name, Zfs, ZfsError, all_snapshots, command::Running, send::widen};
+use rustix::event::PollFlags;
+
+use super::{
+    Name, Zfs, ZfsError, all_snapshots,
+    command::{Running, patiently, without_waiting},
+    send::widen,
+};
 
 /// Where a stream goes. It is never forced (`-F`), and what arrives is never mounted (`-u`).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,6 +75,7 @@ impl Zfs {
     pub fn receive(&self, request: &ReceiveRequest) -> Result<Receiving, ZfsError> {
         let (running, input) = self.call(request.args()?)?.start_writing()?;
         widen(&input);
+        without_waiting(&input);
         Ok(Receiving { running, input })
     }
 
@@ -92,7 +99,8 @@ impl Zfs {
 /// A stream on its way into ZFS, to be written. A write fails with
 /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) when the receiver has given up; why it did,
 /// [`finish`](Self::finish) says. Dropping it kills the receiver; what arrived is kept if the
-/// request was resumable, and nothing of it otherwise.
+/// request was resumable, and nothing of it otherwise. If it takes nothing for long, it is asked
+/// how the pool is, and a write fails if that is suspended.
 #[derive(Debug)]
 #[must_use = "a stream is received only when finish said so"]
 pub struct Receiving {
@@ -118,7 +126,8 @@ impl Receiving {
 
 impl Write for Receiving {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.input.write(data)
+        let watch = self.running.watch();
+        patiently(&mut self.input, PollFlags::OUT, watch, |input| input.write(data))
     }
 
     fn flush(&mut self) -> io::Result<()> {

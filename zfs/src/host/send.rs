@@ -3,12 +3,17 @@
 use std::{
     io::{self, PipeReader, Read},
     os::fd::{AsFd, OwnedFd},
-    thread::{self, JoinHandle},
+    sync::mpsc::{Receiver, channel},
+    thread,
 };
+
+use driftline_command::{Patience, take};
+use rustix::event::PollFlags;
 
 use super::{
     Zfs, ZfsError, all_snapshots,
-    command::{Call, Running},
+    command::{Call, Running, patiently, without_waiting},
+    patience::{Watch, given_up},
 };
 use crate::{PointKind, PointName};
 
@@ -100,7 +105,8 @@ impl Zfs {
         match &self.library {
             Ok(engine) if request.package == Package::One && !request.plain => {
                 let (engine, request) = (engine.clone(), request.clone());
-                Sending::by_thread(move |output| {
+                let watch = self.watch(request.tip.dataset().pool());
+                Sending::by_thread(watch, move |output| {
                     engine.send(&request.tip, request.base.as_ref(), request.raw, output)
                 })
             }
@@ -141,7 +147,8 @@ fn estimate(output: &str) -> Option<u64> {
 
 /// A stream on its way out of ZFS, to be read to its end. That the end came says nothing, as a
 /// sender that fails stops just the same: [`finish`](Self::finish) says whether it is whole.
-/// Dropping it ends the sender.
+/// Dropping it ends the sender. If nothing comes for long, it is asked how the pool is, and a read
+/// fails if that is suspended.
 #[derive(Debug)]
 #[must_use = "a stream is worth nothing before finish said that it is whole"]
 pub struct Sending {
@@ -152,8 +159,8 @@ pub struct Sending {
 #[derive(Debug)]
 enum Work {
     Command(Running),
-    /// It ends at its next write once the pipe has no reader.
-    Library(JoinHandle<Result<(), ZfsError>>),
+    /// A thread, which tells its end. It ends at its next write once the pipe has no reader.
+    Library(Receiver<Result<(), ZfsError>>, Watch),
 }
 
 impl Sending {
@@ -161,10 +168,12 @@ impl Sending {
         let (running, stdout) = call.start_reading()?;
         let output = PipeReader::from(OwnedFd::from(stdout));
         widen(&output);
+        without_waiting(&output);
         Ok(Self { work: Work::Command(running), output })
     }
 
     fn by_thread(
+        watch: Watch,
         send: impl FnOnce(io::PipeWriter) -> Result<(), ZfsError> + Send + 'static,
     ) -> Result<Self, ZfsError> {
         let failed = |error: io::Error| ZfsError::Library {
@@ -173,9 +182,11 @@ impl Sending {
         };
         let (output, input) = io::pipe().map_err(failed)?;
         widen(&output);
+        without_waiting(&output);
         let thread = thread::Builder::new().name("zfs send".to_owned());
-        let thread = thread.spawn(move || send(input)).map_err(failed)?;
-        Ok(Self { work: Work::Library(thread), output })
+        let (ended, end) = channel();
+        thread.spawn(move || drop(ended.send(send(input)))).map_err(failed)?;
+        Ok(Self { work: Work::Library(end, watch), output })
     }
 
     /// Whether the sender was content: its stream is whole if it was also read to its end.
@@ -191,20 +202,24 @@ impl Sending {
         drop(output);
         match work {
             Work::Command(running) => running.finish(),
-            Work::Library(thread) => match thread.join() {
-                Ok(result) => result.map(|()| String::new()),
-                Err(_) => Err(ZfsError::Library {
-                    task: "send".to_owned(),
-                    why: "the sending thread panicked".to_owned(),
-                }),
-            },
+            Work::Library(end, watch) => {
+                let look = || watch.look();
+                let every = watch.limits.quiet;
+                let sent = take(&end, Patience { within: None, every, look: &look });
+                sent.map_err(|error| given_up("zfs send".to_owned(), error))??;
+                Ok(String::new())
+            }
         }
     }
 }
 
 impl Read for Sending {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.output.read(buffer)
+        let watch = match &self.work {
+            Work::Command(running) => running.watch(),
+            Work::Library(_, watch) => watch,
+        };
+        patiently(&mut self.output, PollFlags::IN, watch, |output| output.read(buffer))
     }
 }
 
@@ -219,6 +234,10 @@ mod tests {
 
     use super::*;
     use crate::host::{Cause, Errno};
+
+    fn watch() -> Watch {
+        Watch { zpool: None, pool: None, limits: crate::host::patience::Limits::USUAL }
+    }
 
     fn request() -> SendRequest {
         SendRequest::full("tank/vm 1@a:b".parse().unwrap())
@@ -278,7 +297,7 @@ mod tests {
     fn a_thread_sends_more_than_a_pipe_holds() {
         let data: Vec<u8> = (0..3 * PIPE_LEN).map(|i| (i / 7) as u8).collect();
         let sent = data.clone();
-        let mut sending = Sending::by_thread(move |mut output| {
+        let mut sending = Sending::by_thread(watch(), move |mut output| {
             output.write_all(&sent).unwrap();
             Ok(())
         })
@@ -293,7 +312,7 @@ mod tests {
     fn the_end_of_a_stream_is_no_success() {
         let cause = Cause { name: None, errno: Errno(5) };
         let refused = ZfsError::Refused { task: "send".to_owned(), causes: vec![cause] };
-        let mut sending = Sending::by_thread(|_| Err(refused)).unwrap();
+        let mut sending = Sending::by_thread(watch(), |_| Err(refused)).unwrap();
         assert_eq!(sending.read_to_end(&mut Vec::new()).unwrap(), 0);
         let error = sending.finish().unwrap_err().to_string();
         assert!(error.contains("see zpool status"), "{error}");
@@ -302,7 +321,7 @@ mod tests {
     #[test]
     fn nobody_to_read_ends_a_thread() {
         let (ended, end) = mpsc::channel();
-        let sending = Sending::by_thread(move |mut output| {
+        let sending = Sending::by_thread(watch(), move |mut output| {
             let error = std::iter::repeat_with(|| output.write_all(&[7; 4096]))
                 .find_map(Result::err)
                 .expect("it goes on until it fails");

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -21,20 +22,11 @@ impl Fake {
     fn new(script: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("zfs");
-        // Written by another process: this one never has it open for writing, which a child
-        // forked in that moment by another test would inherit, and the script could not run.
-        let mut install = Command::new("install")
-            .args(["-m", "755", "/dev/stdin"])
-            .arg(&path)
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
         let text = format!(
             "#!/bin/sh\ncd '{}'\n{{ printf '%s\\n' \"$@\"; echo; }} >> calls\n{script}\n",
             folder.path().display()
         );
-        install.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-        assert!(install.wait().unwrap().success());
+        install(&path, &text);
         Self { zfs: Zfs::with_command(path), folder }
     }
 
@@ -50,6 +42,19 @@ impl Fake {
             .map(|call| call.lines().map(str::to_owned).collect())
             .collect()
     }
+}
+
+/// Written by another process: this one never has it open for writing, which a child forked in
+/// that moment by another test would inherit, and the script could not run.
+fn install(path: &Path, text: &str) {
+    let mut install = Command::new("install")
+        .args(["-m", "755", "/dev/stdin"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    install.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(install.wait().unwrap().success());
 }
 
 fn point(name: &str) -> PointName {
@@ -319,6 +324,76 @@ fn a_receiver_that_is_left_is_killed_and_reaped() {
     drop(receiving);
     assert!(!Path::new(&process).exists());
     assert!(!fake.folder.path().join("ended").exists());
+}
+
+/// A pool that is suspended from the start on, as `zpool` says, and does not wait for long.
+fn suspended(script: &str) -> Fake {
+    let mut fake = Fake::new(script);
+    let zpool = fake.folder.path().join("zpool");
+    let says = "#!/bin/sh\n[ \"$*\" = 'list -H -o health tank' ] && echo SUSPENDED\n";
+    install(&zpool, says);
+    let soon = Duration::from_millis(100);
+    let long = Duration::from_secs(600);
+    fake.zfs.limits = patience::Limits { command: long, quiet: soon, answer: long };
+    fake
+}
+
+/// It never ends by itself, as `zfs` in the kernel.
+const HANGS: &str = "exec tail -f /dev/null";
+
+#[test]
+fn a_command_on_a_suspended_pool_is_given_up_with_its_name() {
+    let fake = suspended(HANGS);
+    let name: DatasetName = "tank/a".parse().unwrap();
+    for error in [
+        fake.zfs.points(&name).unwrap_err(),
+        fake.zfs.property(name.clone(), "guid").unwrap_err(),
+        fake.zfs.snapshot(&[point("tank/a@b")]).unwrap_err(),
+    ] {
+        assert!(matches!(error, ZfsError::Stuck { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("the pool tank is suspended"), "{text}");
+        assert!(text.contains("zpool clear tank"), "{text}");
+    }
+    // What hangs on a pool that is well has its own deadline.
+    let mut fake = Fake::new(HANGS);
+    fake.zfs.limits = patience::Limits { command: Duration::from_millis(100), ..fake.zfs.limits };
+    let late = fake.zfs.run(["list", "tank"]).unwrap_err();
+    assert!(matches!(late, ZfsError::Late { .. }), "{late}");
+}
+
+#[test]
+fn a_stream_out_of_or_into_a_suspended_pool_ends_with_its_name() {
+    let request = SendRequest::full(point("tank/a@b"));
+    let fake = suspended(&format!("printf begun; {HANGS}"));
+    let mut sending = fake.zfs.send(&request).unwrap();
+    let mut begun = Vec::new();
+    let error = sending.read_to_end(&mut begun).unwrap_err();
+    assert_eq!((begun.as_slice(), error.kind()), (&b"begun"[..], ErrorKind::TimedOut));
+    assert!(error.to_string().contains("the pool tank is suspended"), "{error}");
+    // What the sender says of its end is nearer to the cause, and is not waited for.
+    let error = sending.finish().unwrap_err();
+    assert!(matches!(error, ZfsError::Stuck { .. }), "{error}");
+
+    let mut receiving = fake.zfs.receive(&ReceiveRequest::new(point("tank/a@b"))).unwrap();
+    let failed = std::iter::repeat_with(|| receiving.write_all(&[0; 1 << 16]))
+        .find_map(Result::err)
+        .expect("it takes no more than a pipe holds");
+    assert_eq!(failed.kind(), ErrorKind::TimedOut, "{failed}");
+    let error = receiving.finish().unwrap_err().to_string();
+    assert!(error.contains("the pool tank is suspended"), "{error}");
+}
+
+/// A stream that pauses for longer than it is quiet until somebody asks.
+#[test]
+fn a_slow_stream_of_a_pool_that_is_well_is_waited_for() {
+    let mut fake = Fake::new("printf a; sleep 0.3; printf b; sleep 0.3; printf c");
+    install(&fake.folder.path().join("zpool"), "#!/bin/sh\necho asked >> asked\necho ONLINE\n");
+    fake.zfs.limits.quiet = Duration::from_millis(50);
+    let mut sending = fake.zfs.send(&request()).unwrap();
+    let mut text = String::new();
+    sending.read_to_string(&mut text).unwrap();
+    assert_eq!((text.as_str(), sending.finish().unwrap().as_str()), ("abc", ""));
 }
 
 #[test]
