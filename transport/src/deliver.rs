@@ -175,12 +175,16 @@ pub fn deliver<S: Source>(
         }
         (PlanKind::Stream, ..) => parts(source, delivery),
         (PlanKind::UpToDate | PlanKind::Incremental | PlanKind::Full, ..) => {
-            changes(source, delivery)
+            changes(source, volume, delivery)
         }
     }
 }
 
-fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, Failure> {
+fn changes<S: Source>(
+    source: &mut S,
+    volume: Option<&dyn Volume>,
+    delivery: Delivery<'_>,
+) -> Result<Finish, Failure> {
     let Delivery { plan, begin, key, outlet, progress, witness } = delivery;
     // The root over a whole volume needs all of it, also what an earlier session delivered. Of a
     // first copy, a source that need not read that again leaves the root to the target.
@@ -233,13 +237,13 @@ fn changes<S: Source>(source: &mut S, delivery: Delivery<'_>) -> Result<Finish, 
         }
         root = Some(own);
     }
+    // An increment that only its content names, and whose manifest was lost meanwhile.
+    if let (None, None, Some(volume)) = (tip, root, volume) {
+        root = Some(root_of(volume, key)?);
+    }
     match tip.or_else(|| root.map(Generation::Content)) {
         Some(tip) => Ok(Finish { tip, size, root }),
-        None => {
-            let detail = "what the source sends has no name but its content, and its manifest, \
-                          which would tell that, cannot be written: nothing was committed";
-            Err(Failure::new(Reason::Failed, detail))
-        }
+        None => Err(Failure::new(Reason::Failed, "the source does not name its generation")),
     }
 }
 
