@@ -18,8 +18,7 @@ use crate::host::{
     group::{Brood, MARK},
 };
 
-/// How long the guard may take to start, and to tell what it was told to do besides the time
-/// that it may hold the device for.
+/// How long the guard may take to start, besides the time that it may hold the device for.
 const SLACK: Duration = Duration::from_secs(30);
 
 /// How often it is told that the guard is waited for, which has not said yet that the device goes
@@ -74,8 +73,9 @@ impl Freezer {
         let child = Some(child);
         let mut this =
             Self { child, orders, answers, minor: Minor(minor), limit, mark, frozen: false };
-        match this.hear() {
+        match this.hear(limit + SLACK) {
             Ok(Answer::Ready) => Ok(this),
+            Ok(Answer::Failed(why)) => Err(failed(why)),
             Ok(other) => Err(failed(format!("it said {other}"))),
             Err(error) => Err(error),
         }
@@ -105,8 +105,9 @@ impl Freezer {
         let failed = |why: String| LiveError::Guard { why };
         let orders = self.orders.as_mut().ok_or_else(|| failed("it has ended".to_owned()))?;
         let sent = writeln!(orders, "{order}").and_then(|()| orders.flush());
-        // One that has let go before says so, and may have ended since.
-        let answer = self.hear()?;
+        // One that has let go before says so, and may have ended since. What it says of a failure is
+        // worth waiting for: it comes once the device goes on for good.
+        let answer = self.hear(RELEASE_FOR)?;
         match (wanted(&answer), answer) {
             (Some(wanted), _) => sent.map(|()| wanted).map_err(|error| failed(error.to_string())),
             (None, Answer::Fired) => Err(LiveError::TooSlow { limit: self.limit }),
@@ -116,8 +117,17 @@ impl Freezer {
         }
     }
 
-    fn hear(&mut self) -> Result<Answer, LiveError> {
-        let answer = self.answers.recv_timeout(self.limit + SLACK);
+    fn hear(&mut self, patience: Duration) -> Result<Answer, LiveError> {
+        let (started, minor) = (Instant::now(), self.minor.0);
+        let answer = loop {
+            let left = patience.saturating_sub(started.elapsed());
+            match self.answers.recv_timeout(left.min(RELEASE_TELL)) {
+                Err(RecvTimeoutError::Timeout) if started.elapsed() < patience => {
+                    tracing::warn!(minor, "it is not known yet that its I/O goes on: waiting");
+                }
+                other => break other,
+            }
+        };
         let answer = answer.map_err(|_| LiveError::Guard { why: "it says nothing".to_owned() })?;
         // Whatever it says after it let go of the device.
         if matches!(answer, Answer::Resumed(_) | Answer::Fired | Answer::Failed(_)) {

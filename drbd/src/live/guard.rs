@@ -8,6 +8,7 @@
 
 use std::{
     fmt,
+    fs::{File, TryLockError},
     io::{self, BufRead as _, Write as _},
     str::FromStr,
     sync::mpsc::{self, Receiver, RecvTimeoutError},
@@ -32,6 +33,10 @@ const UNHEARD_FOR: Duration = Duration::from_secs(15);
 /// Until when a device is looked at that a command may suspend yet, and how often.
 const LOOK_FOR: Duration = Duration::from_secs(600);
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
+/// Where the lock of each guard is, and how long one waits for another.
+const LOCKS: &str = "/run";
+const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What it is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -328,12 +333,45 @@ pub fn guard_process(minor: u32, limit: Duration) {
             }
         }
     };
+    let lock = match lock(minor, LOCK_PATIENCE) {
+        Ok(lock) => lock,
+        Err(why) => return say(&Answer::Failed(why)),
+    };
     // Without it nobody is ever there, and nothing is ever suspended.
     if thread::Builder::new().name("orders".to_owned()).spawn(read).is_ok() {
         let device = RealDevice::new(Minor(minor), Brood::own());
         let mut process = Process { device, orders };
         guard(&mut process, limit);
     }
+    drop(lock);
+}
+
+/// Waits until no other guard has this device. One whose run was killed may look at it still, and
+/// would resume what this one suspends. Where no lock can be made nothing can be suspended either.
+fn lock(minor: u32, patience: Duration) -> Result<Option<File>, String> {
+    let path = format!("{LOCKS}/driftline-drbd{minor}.guard");
+    let Ok(file) = File::options().create(true).append(true).open(&path) else { return Ok(None) };
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) if started.elapsed() < patience => {
+                thread::sleep(LOOK_PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(format!(
+                    "the guard of an earlier run has not let go of the device: it holds {path}"
+                ));
+            }
+            Err(TryLockError::Error(error)) => return Err(format!("{path}: {error}")),
+        }
+    }
+}
+
+fn say(answer: &Answer) {
+    // Whoever does not read it is gone, which is noticed as such.
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{answer}").and_then(|()| out.flush());
 }
 
 impl Device for Process {
@@ -371,9 +409,7 @@ impl Panel for Process {
     }
 
     fn answer(&mut self, answer: Answer) {
-        // Whoever does not read it is gone, which is noticed as such.
-        let mut out = io::stdout().lock();
-        let _ = writeln!(out, "{answer}").and_then(|()| out.flush());
+        say(&answer);
     }
 
     fn suspend(&mut self, within: Duration) -> Result<(), HostError> {
@@ -386,5 +422,25 @@ impl Panel for Process {
 
     fn clear(&mut self, within: Duration) -> Result<(), HostError> {
         self.device.minor.clear(within)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else the guard of a run that was killed would resume what the next one suspends.
+    #[test]
+    fn no_two_guards_have_one_device() {
+        let minor = 1_048_570;
+        let short = Duration::from_millis(50);
+        let Some(first) = lock(minor, short).unwrap() else {
+            return eprintln!("skipped: there is no lock in {LOCKS} without being root");
+        };
+        let why = lock(minor, short).unwrap_err();
+        assert!(why.contains("earlier run") && why.contains("1048570.guard"), "{why}");
+        drop(first);
+        assert!(lock(minor, short).unwrap().is_some());
+        let _ = std::fs::remove_file(format!("{LOCKS}/driftline-drbd{minor}.guard"));
     }
 }
