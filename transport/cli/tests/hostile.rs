@@ -176,9 +176,8 @@ impl Intruder {
             self.link.handle_timeout(now_ms).ok()?;
             self.flush().await?;
             let read = self.stream.read_buf(&mut self.received);
-            match timeout(Duration::from_secs(1), read).await {
-                Ok(Ok(0) | Err(_)) => return None,
-                Ok(Ok(_)) | Err(_) => {}
+            if let Ok(Ok(0) | Err(_)) = timeout(Duration::from_secs(1), read).await {
+                return None;
             }
         }
     }

@@ -173,7 +173,8 @@ pub(super) fn missing(config: &Config) -> Vec<String> {
 
 fn missing_of_file(path: &Path, tree: bool, has_books: bool) -> Option<String> {
     let folder = if tree { Some(path) } else { path.parent() };
-    let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     if !folder.is_dir() {
         let folder = folder.display();
         return Some(format!("the folder {folder} of its target is not there: is it mounted?"));
