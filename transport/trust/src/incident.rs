@@ -18,7 +18,7 @@ use driftline_extent::{Extent, Generation, Reason};
 
 use crate::{
     record::{Lines, Record},
-    storage::{lock_dir, read_small, replace},
+    storage::{lock_dir, read_small, replace, tidy},
 };
 
 /// Digits of a name, of one that earlier versions gave, and of the shortest beginning of one by which
@@ -229,7 +229,7 @@ impl Incidents {
     }
 
     /// Notes on all incidents of this source and target that the target was made equal to its
-    /// source again.
+    /// source again. What a killed process has left unfinished in the folder is removed.
     ///
     /// # Errors
     /// As of [`all`](Self::all), or what the operating system says.
@@ -240,6 +240,9 @@ impl Incidents {
         now_ms: u64,
         tip: Generation,
     ) -> Result<(), IncidentError> {
+        if self.dir.exists() {
+            tidy(&self.dir).map_err(|error| failed(&self.dir, error))?;
+        }
         if self.all()?.is_empty() {
             return Ok(());
         }

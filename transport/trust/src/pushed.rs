@@ -145,10 +145,13 @@ mod tests {
             assert_eq!(pushes.all().unwrap(), std::slice::from_ref(&other));
         }
         // What an interrupted write leaves is none, and neither is another target's.
-        fs::write(path.with_extension("new-7"), &whole).unwrap();
+        let unfinished = path.with_extension("new-7");
+        fs::write(&unfinished, &whole).unwrap();
         fs::copy(pushes.path("y@h:1"), &path).unwrap();
         assert_eq!(pushes.of("x@h:1").unwrap(), None);
+        assert!(unfinished.exists());
         pushes.keep(&one).unwrap();
         assert_eq!(pushes.of("x@h:1").unwrap(), Some(one));
+        assert!(!unfinished.exists(), "the next write has left what an interrupted one left");
     }
 }

@@ -155,9 +155,11 @@ pub(crate) fn lock_dir(dir: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Puts a whole file in the place of another, durably: it is read back first.
+/// Puts a whole file in the place of another, durably: it is read back first. What killed processes
+/// have left unfinished in this folder is removed.
 pub(crate) fn replace(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let folder = tidy(dir)?;
     // Nobody can foresee the name and put a link there.
     let new = path.with_extension(format!("new-{:016x}", RandomState::new().hash_one(path)));
     let mut options = OpenOptions::new();
@@ -167,7 +169,25 @@ pub(crate) fn replace(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&new);
     }
     replaced?;
-    File::open(dir)?.sync_all()
+    folder.sync_all()
+}
+
+/// Removes from a folder what killed processes have not finished, and keeps others from writing
+/// there until the folder is closed.
+pub(crate) fn tidy(dir: &Path) -> io::Result<File> {
+    let folder = File::open(dir)?;
+    // A file system without locks does not tell what somebody is still at work on.
+    if flock(&folder, FlockOperation::LockExclusive).is_err() {
+        return Ok(folder);
+    }
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let end = path.extension().and_then(|end| end.to_str());
+        if end.is_some_and(|end| end.starts_with("new-")) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(folder)
 }
 
 fn write_proven(mut file: FileStorage, bytes: &[u8]) -> io::Result<()> {
