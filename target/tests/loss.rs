@@ -1,0 +1,82 @@
+//! What an increment may make zero or cut off, of every kind of plan.
+
+mod common;
+
+use common::{CHUNK, Place, deliver, pattern, plan};
+use driftline_extent::{Change, Explained, Extent, Finish, PlanKind, Reason, Target};
+
+/// All of a small volume, by an increment and by a whole copy over what it starts from.
+#[test]
+fn a_volume_is_not_emptied_by_any_plan() {
+    let base = pattern(3, 3 * CHUNK);
+    let size = base.len() as u64;
+    let zeros = [Change::Zero(Extent::new(0, size).unwrap())];
+    for kind in [PlanKind::Incremental, PlanKind::Full] {
+        for new_size in [size, 0] {
+            let place = Place::holding(&base);
+            let changes = if new_size == 0 { &[][..] } else { &zeros };
+            let mut replica = place.open();
+            replica.limit_loss(50);
+            let error = deliver(&mut replica, plan(kind, Some(1), 2), changes, new_size);
+            let error = error.unwrap_err();
+            assert_eq!(error.reason(), Reason::SourceEmptied, "{kind:?} {new_size}: {error}");
+            drop(replica);
+            let mut replica = place.open();
+            assert!(replica.verify(&mut |_| {}).unwrap().is_clean());
+            assert!(std::fs::read(&place.path).unwrap() == base);
+            // With another limit, or none, the same is taken, and counted.
+            replica.limit_loss(100);
+            deliver(&mut replica, plan(kind, Some(1), 2), changes, new_size).unwrap();
+            assert_eq!(replica.zeroed(), Some(size), "{kind:?} {new_size}");
+        }
+    }
+}
+
+/// A part of a small volume may go, and an increment that brings as much as it takes.
+#[test]
+fn less_than_all_of_a_small_volume_may_go() {
+    let base = pattern(3, 3 * CHUNK);
+    let size = base.len() as u64;
+    let place = Place::holding(&base);
+    let mut replica = place.open();
+    replica.limit_loss(0);
+    let most = [Change::Zero(Extent::new(0, 2 * CHUNK as u64).unwrap())];
+    deliver(&mut replica, plan(PlanKind::Incremental, Some(1), 2), &most, size).unwrap();
+    assert_eq!(replica.zeroed(), Some(2 * CHUNK as u64));
+    // The last of it goes, and something else comes.
+    let moved = [
+        Change::Data { offset: 0, bytes: pattern(9, CHUNK) },
+        Change::Zero(Extent::new(2 * CHUNK as u64, CHUNK as u64).unwrap()),
+    ];
+    deliver(&mut replica, plan(PlanKind::Incremental, Some(2), 3), &moved, size).unwrap();
+    assert_eq!(replica.zeroed(), Some(3 * CHUNK as u64));
+}
+
+/// What was refused is still there to be gone on with, and is refused again.
+#[test]
+fn what_was_refused_is_refused_when_it_goes_on() {
+    let base = pattern(3, 3 * CHUNK);
+    let size = base.len() as u64;
+    let place = Place::holding(&base);
+    let zeros = [Change::Zero(Extent::new(0, size).unwrap())];
+    let next = || plan(PlanKind::Incremental, Some(1), 2);
+    let mut replica = place.open();
+    replica.limit_loss(50);
+    replica.begin(&common::offer(next())).unwrap();
+    let (items, _) = common::items(&common::key(&replica), PlanKind::Incremental, &zeros, size, 0);
+    for chunked in &items {
+        common::put(&mut replica, chunked).unwrap();
+    }
+    replica.mark(3).unwrap();
+    drop(replica);
+    for _ in 0..2 {
+        let mut replica = place.open();
+        replica.limit_loss(50);
+        let begun = replica.begin(&common::offer(next())).unwrap();
+        assert_eq!(begun.from, 3, "all of it has come");
+        let tip = next().tip.unwrap();
+        let error = replica.commit(&Finish { tip, size: Some(size), root: None }).unwrap_err();
+        assert_eq!(error.reason(), Reason::SourceEmptied, "{error}");
+    }
+    assert!(std::fs::read(&place.path).unwrap() == base);
+}
