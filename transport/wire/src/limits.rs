@@ -48,6 +48,10 @@ pub const SILENCE_MS_MAX: u64 = 60_000;
 /// commits a large increment has nothing else to say for minutes.
 pub const KEEPALIVE_MS: u64 = 10_000;
 
+/// So many bytes of an unfinished frame are a sign of life. On the slowest link that may be asked
+/// for, 1 KiB/s, they arrive well within [`SILENCE_MS_MAX`].
+pub const LIFE_LEN_MIN: usize = 16 << 10;
+
 /// Frames that say nothing to the session (keep-alives and rekeys) that a peer may send at any
 /// time: as many as wait on the way after a long stop of the network, and more.
 pub const SIGNS_AT_ONCE_MAX: u64 = 64;

@@ -13,8 +13,8 @@ use crate::{
     hello::{HELLO_LEN, Hello, HelloError},
     keys::{PublicKey, SecretKey},
     limits::{
-        HANDSHAKE_MS_MAX, KEEPALIVE_MS, REKEY_BYTES, REKEY_MS, SIGN_MS_MIN, SIGNS_AT_ONCE_MAX,
-        SILENCE_MS_MAX,
+        HANDSHAKE_MS_MAX, KEEPALIVE_MS, LIFE_LEN_MIN, REKEY_BYTES, REKEY_MS, SIGN_MS_MIN,
+        SIGNS_AT_ONCE_MAX, SILENCE_MS_MAX,
     },
     message::{DataPart, Message},
 };
@@ -135,7 +135,7 @@ pub struct Link {
     binding: [u8; 32],
     opened_ms: u64,
     heard_ms: u64,
-    /// Bytes of an unfinished frame that had arrived when the link last looked.
+    /// Bytes of an unfinished frame that had arrived when the link was last seen to live.
     partial: usize,
     /// Frames of the peer that said nothing to the session.
     signs: u64,
@@ -204,12 +204,17 @@ impl Link {
         received: &mut BytesMut,
         now_ms: u64,
     ) -> Result<Option<LinkEvent>, LinkError> {
-        // A large frame takes longer than the longest silence on a slow link.
-        if received.len() > self.partial && matches!(self.stage, Stage::Open(..)) {
+        // A large frame takes longer than the longest silence on a slow link. Single bytes are no
+        // life: a frame whose length was damaged would be waited for without end.
+        if received.len() >= self.partial + LIFE_LEN_MIN && matches!(self.stage, Stage::Open(..)) {
             self.heard_ms = now_ms;
+            self.partial = received.len();
         }
+        let before = received.len();
         let result = self.try_handle(received, now_ms);
-        self.partial = received.len();
+        if received.len() < before {
+            self.partial = received.len();
+        }
         if result.is_err() {
             self.stage = Stage::Failed;
         }
