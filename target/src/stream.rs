@@ -52,8 +52,9 @@ pub trait Sink {
         Ok(None)
     }
 
-    /// Prepares for the stream of this offer, whose base was found to be the newest snapshot.
-    /// The offer's consent is no consent to roll anything back.
+    /// Prepares for the stream of this offer, whose base was found to be the newest snapshot, or
+    /// another one of those in its state: then the sink decides whether the later ones are in the
+    /// way. The offer's consent is no consent to roll anything back.
     fn begin(&mut self, offer: &Offer) -> Result<(), Self::Error>;
 
     /// Takes the next bytes of the stream.
@@ -309,7 +310,9 @@ impl<S: Sink> StreamTarget<S> {
         if plan.kind != PlanKind::Stream {
             return Err(StreamProblem::NotAStream);
         }
-        if plan.base != self.state.generation {
+        let is_point =
+            |base| self.state.points.iter().any(|point| base == Generation::Zfs(point.guid));
+        if plan.base != self.state.generation && !plan.base.is_some_and(is_point) {
             let holds = self.state.generation;
             return Err(StreamProblem::NotTheBase { offered: plan.base, holds });
         }

@@ -130,6 +130,7 @@ async fn a_stream_of_any_length_fits() {
             volume,
             overwrite: false,
             compare: false,
+            arrived: None,
             compression: Some(1),
             witness,
             patience: driftline_transport::SOURCE_PATIENCE,

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use driftline_extent::{
     Ask, Begin, CHUNK_LEN, Change, Finish, Generation, Item, Offer, PART_LEN_MAX, Plan, PlanKind,
-    Reason, Root, Source, Standing, TargetState, Volume,
+    Reason, Root, Source, Standing, Takes, TargetState, Volume,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope};
 use driftline_wire::{
@@ -72,6 +72,30 @@ fn session_over() -> Failure {
 pub fn ask<S: Source>(source: &mut S, state: &TargetState) -> Result<Option<Ask>, Failure> {
     source.learn(state);
     source.ask().map_err(|e| Failure::from_error(&e))
+}
+
+/// Whether the target holds nothing, and nothing is on its way to it.
+pub fn holds_nothing(state: &TargetState) -> bool {
+    let is_cut = matches!(&state.takes, Takes::Stream { token: Some(_), .. });
+    state.generation.is_none() && state.resume.is_none() && !is_cut
+}
+
+/// Refuses a target that holds nothing, though it held this generation when it was last seen.
+///
+/// # Errors
+/// [`Reason::TargetGone`].
+pub fn recognise(state: &TargetState, held: Option<Generation>) -> Result<(), Failure> {
+    match held {
+        Some(held) if holds_nothing(state) => {
+            let detail = format!(
+                "it holds nothing, though {held} had arrived there: it was destroyed, renamed or \
+                 moved, or what it is on is not mounted or imported. Nothing was done. If it has \
+                 another name now, push to that; to have it copied anew, run again with --full"
+            );
+            Err(Failure::new(Reason::TargetGone, detail))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Plans how to bring the target from where it is to the source's next generation.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use driftline_extent::{
-    Ask, Begin, Committed, Finish, Offer, Plan, Reason, Source, TargetState, Volume,
+    Ask, Begin, Committed, Finish, Generation, Offer, Plan, Reason, Source, TargetState, Volume,
 };
 use driftline_manifest::ChunkKey;
 use driftline_wire::{
@@ -46,6 +46,8 @@ pub struct SourceJob<S> {
     pub overwrite: bool,
     /// Whether the user wants all compared, whatever a map says.
     pub compare: bool,
+    /// What the target held when it was last seen. If it holds nothing now, it is gone.
+    pub arrived: Option<Generation>,
     /// The zstd level for data on the way; `None` sends it as it is.
     pub compression: Option<i32>,
     /// What keeps the source's own manifest, if anything does.
@@ -116,8 +118,17 @@ impl SourceSide {
         let (packs, packer_commands) = channel();
         let (batches, delivered) = mpsc::channel(BATCHES_WAITING);
         let (events, side_events) = mpsc::unbounded_channel();
-        let SourceJob { source, volume, overwrite, compare, compression, witness, patience, held } =
-            job;
+        let SourceJob {
+            source,
+            volume,
+            overwrite,
+            compare,
+            arrived,
+            compression,
+            witness,
+            patience,
+            held,
+        } = job;
         let testimony = witness.as_ref().map(Witness::testimony);
         let watch = |volume| Arc::new(Watched::new(volume, progress.clone())) as Arc<_>;
         let volume: Option<Arc<dyn Volume + Send + Sync>> = volume.map(watch);
@@ -129,6 +140,7 @@ impl SourceSide {
             volume: volume.clone(),
             overwrite,
             compare,
+            arrived: arrived.filter(|_| !overwrite),
             witness,
             commands: worker_commands,
             batches,
@@ -306,6 +318,8 @@ struct SourceWorker<S> {
     overwrite: bool,
     /// Until it is planned.
     compare: bool,
+    /// As in [`SourceJob`], until it is planned, and unless the user has agreed to a copy anew.
+    arrived: Option<Generation>,
     commands: Commands<SourceCommand>,
     batches: mpsc::Sender<Delivered>,
     events: mpsc::UnboundedSender<SourceEvent>,
@@ -347,6 +361,7 @@ impl<S: Source> SourceWorker<S> {
     }
 
     fn plan(&mut self, state: &TargetState) -> Result<(), Failure> {
+        deliver::recognise(state, self.arrived.take())?;
         if let Some(ask) = deliver::ask(&mut self.source, state)? {
             let _ = self.events.send(SourceEvent::Asked(ask));
             return Ok(());
@@ -481,6 +496,7 @@ mod tests {
             volume: Some(Arc::new(Defect)),
             overwrite: false,
             compare: false,
+            arrived: None,
             compression: None,
             witness: None,
             patience: SOURCE_PATIENCE,

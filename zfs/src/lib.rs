@@ -11,6 +11,7 @@
 //! * [`SendStream`]: whichever of the two the target takes.
 //! * [`RecordReader`]: the records of any stream, checked, with their payloads.
 //! * [`Record`], [`Begin`], [`Features`]: what a record says.
+//! * [`Head`]: what the beginning of a stream says of all of it.
 //! * [`Nvlist`]: the name-value lists inside BEGIN records.
 //! * [`Fletcher4`]: the checksum of a stream.
 //! * [`host::Zfs`]: snapshots, bookmarks, holds and streams of a ZFS that is there.
@@ -27,6 +28,7 @@ mod checksum;
 mod codec;
 mod device;
 mod error;
+mod head;
 pub mod host;
 mod listing;
 mod live;
@@ -51,6 +53,7 @@ pub use checksum::{ByteOrder, Fletcher4};
 pub use codec::{CodecError, Decoder};
 pub use device::{DeviceError, SnapshotDevice, device_of, wait_for_device};
 pub use error::{Fault, StreamError};
+pub use head::{Head, Member};
 pub use listing::{
     DATASET_COLUMNS, DATASET_PROPERTIES, DATASET_PROPERTIES_V23, Dataset, DatasetKind, KeyStatus,
     ListingError, POINT_COLUMNS, POINT_PROPERTIES, Point, parse_datasets, parse_datasets_got,

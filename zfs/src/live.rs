@@ -21,7 +21,9 @@ use crate::{
     Dataset, DatasetKind, DatasetName, KeyStatus, Point, PointName, ResumeToken, SendStream,
     SnapshotDevice, StreamError, Warning,
     host::{Abilities, Hold, Package, SendRequest, Sending, Zfs, warn_of},
-    select::{Base, OwnNames, Request, choose_base, choose_tip, newest_common},
+    select::{
+        Base, Divergence, OwnNames, OwnPoint, Request, choose_base, choose_tip, newest_common,
+    },
     source::plan_of,
     warnings,
 };
@@ -66,6 +68,9 @@ pub struct LiveOptions {
     pub pick: Pick,
     /// The names of the snapshots and bookmarks that are made and removed.
     pub names: OwnNames,
+    /// Whether these names are of one target: then that target is gone where it holds nothing,
+    /// though something of it is bookmarked.
+    pub to_one: bool,
     /// How many of these snapshots are kept after they arrived, besides the newest.
     pub keep: usize,
     /// Whether the user has agreed to a full copy over another generation of a volume. One copy
@@ -100,6 +105,8 @@ pub struct LiveSource {
     discarded: bool,
     /// The snapshot that an increment of a volume which was cut off led to.
     cut: Option<Generation>,
+    /// Whether the target holds nothing, and nothing is on its way to it.
+    empty: bool,
     increment: Option<Increment>,
     /// Of all increments.
     bytes_read: u64,
@@ -111,6 +118,8 @@ pub struct LiveSource {
     blind: bool,
     /// What keeps others from changing the volume meanwhile, if anything does.
     guard: Option<Box<dyn Send>>,
+    /// Whether it was said that nothing is encrypted that is to be sent so.
+    plain: bool,
 }
 
 /// What is being sent.
@@ -123,6 +132,8 @@ struct Increment {
     package: Package,
     /// Of a volume that is sent as its changes.
     shape: Option<Shape>,
+    /// Whether it is sent as it is on disk.
+    raw: bool,
     stream: Option<SendStream<Sending>>,
     device: Option<SnapshotDevice>,
     /// Whether the snapshot's device was handed out for reading.
@@ -169,12 +180,14 @@ impl LiveSource {
             round: None,
             discarded: false,
             cut: None,
+            empty: false,
             increment: None,
             bytes_read: 0,
             bytes_before: 0,
             warned: false,
             blind: false,
             guard: None,
+            plain: false,
         }
     }
 
@@ -298,16 +311,21 @@ impl LiveSource {
         };
         match choose_base(points, tip, held) {
             Ok(base) => Ok(base),
-            Err(error) => {
-                self.check_common(points)?;
-                Err(error.into())
-            }
+            Err(error) => match self.common(points)? {
+                // ZFS receives over later snapshots of the target's own that hold nothing new,
+                // unless the stream is raw. Whether these do the target looks.
+                Some(guid) if guid != tip.guid && !self.options.raw => {
+                    Ok(choose_base(points, tip, Some(guid))?)
+                }
+                _ => Err(error.into()),
+            },
         }
     }
 
-    /// Names what a target that is a data set itself has beyond what both have.
-    fn check_common(&self, points: &[Point]) -> Result<(), LiveError> {
-        let Takes::Stream { points: theirs, .. } = &self.takes else { return Ok(()) };
+    /// What a target that is a data set itself has in common with the source, by its guid. Where
+    /// that is raw, or nothing, names what the target has beyond.
+    fn common(&self, points: &[Point]) -> Result<Option<u64>, LiveError> {
+        let Takes::Stream { points: theirs, .. } = &self.takes else { return Ok(None) };
         // They are told newest first.
         let numbered = theirs.iter().rev().zip(1..);
         let theirs: Vec<Point> = numbered
@@ -316,9 +334,15 @@ impl LiveSource {
                 Some(Point { name, guid: point.guid, createtxg, creation: 0, user_refs: None })
             })
             .collect();
-        let Some(newest) = theirs.last() else { return Ok(()) };
-        newest_common(points, &theirs, newest.name.dataset(), false)?;
-        Ok(())
+        let Some(newest) = theirs.last() else { return Ok(None) };
+        let dataset = newest.name.dataset();
+        match newest_common(points, &theirs, dataset, false) {
+            Ok(common) => Ok(common.map(|common| common.target.guid)),
+            Err(Divergence { common: Some(common), .. }) if !self.options.raw => {
+                Ok(theirs.iter().find(|point| point.name == common).map(|point| point.guid))
+            }
+            Err(divergence) => Err(divergence.into()),
+        }
     }
 
     /// What must be known of a volume that is sent as its changes.
@@ -329,6 +353,45 @@ impl LiveSource {
         let block_len = dataset.volblocksize.and_then(NonZeroU64::new);
         let block_len = block_len.unwrap_or(NonZeroU64::MIN);
         Ok(Some(Shape { size: self.zfs.volsize(&tip.name)?, block_len }))
+    }
+
+    /// Refuses a target that holds nothing though something had arrived there, unless the user
+    /// has agreed to a copy anew.
+    fn check_gone(&self, points: &[Point]) -> Result<(), LiveError> {
+        let LiveOptions { to_one, allow_full, names, .. } = &self.options;
+        // A data set below the root of a tree may be new.
+        if !self.empty || !to_one || *allow_full || self.name != self.root {
+            return Ok(());
+        }
+        let is_mark =
+            |point: &&Point| names.parse(&point.name) == Some(OwnPoint::Bookmark(point.guid));
+        match points.iter().filter(is_mark).max_by_key(|point| point.createtxg) {
+            Some(mark) => Err(LiveError::Gone { mark: mark.name.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the stream is made raw (`-w`). ZFS puts embedded blocks into a raw stream of what is
+    /// not encrypted, and a data set that is encrypted where it arrives takes none. Such a stream
+    /// has nothing else to itself, so it is not made.
+    fn is_raw(&mut self, dataset: &Dataset, package: Package) -> Result<bool, LiveError> {
+        if !self.options.raw || self.takes == Takes::Volume || dataset.encryption.is_some() {
+            return Ok(self.options.raw);
+        }
+        let is_encrypted = match package {
+            Package::One | Package::Properties | Package::Steps => false,
+            Package::Replicate => {
+                self.zfs.tree(&self.name)?.iter().any(|member| member.encryption.is_some())
+            }
+        };
+        if !is_encrypted && !std::mem::replace(&mut self.plain, true) {
+            tracing::warn!(
+                dataset = %self.name,
+                "it is not encrypted, so raw makes no difference: it crosses as it is, and is \
+                 encrypted at the target only where the target is below an encrypted data set"
+            );
+        }
+        Ok(is_encrypted)
     }
 
     fn start(&mut self, from: u64) -> Result<(), LiveError> {
@@ -347,7 +410,7 @@ impl LiveSource {
         };
         let sending = match token {
             Some(token) => self.zfs.resume(&token.to_string())?,
-            None => self.zfs.send(&request(&self.options, increment, abilities))?,
+            None => self.zfs.send(&request(increment, abilities))?,
         };
         let held = base.as_ref().map(|base| Generation::Zfs(base.guid));
         let mut stream = SendStream::for_target(sending, &self.takes);
@@ -364,13 +427,13 @@ impl LiveSource {
 }
 
 /// What is asked of `zfs send` for an increment that starts at its beginning.
-fn request(options: &LiveOptions, increment: &Increment, abilities: Abilities) -> SendRequest {
+fn request(increment: &Increment, abilities: Abilities) -> SendRequest {
     let base = increment.base.as_ref().map(|base| base.name.clone());
     let plain = !abilities.stored_blocks;
     let request = SendRequest { base, plain, ..SendRequest::full(increment.tip.name.clone()) };
     match increment.shape {
         Some(_) => request,
-        None => SendRequest { raw: options.raw, package: increment.package, ..request },
+        None => SendRequest { raw: increment.raw, package: increment.package, ..request },
     }
 }
 
@@ -384,6 +447,8 @@ impl Source for LiveSource {
             Some(Generation::Zfs(guid)) => Some(guid),
             _ => None,
         };
+        let is_cut = matches!(&target.takes, Takes::Stream { token: Some(_), .. });
+        self.empty = target.generation.is_none() && target.resume.is_none() && !is_cut;
     }
 
     fn ask(&mut self) -> Result<Option<Ask>, LiveError> {
@@ -396,6 +461,7 @@ impl Source for LiveSource {
         self.warn(&dataset);
         let abilities = self.zfs.abilities()?;
         let points = self.zfs.points(&self.name)?;
+        self.check_gone(&points)?;
         if let Some(Generation::Zfs(guid)) = base {
             self.arrived(&points, *guid, abilities);
         }
@@ -422,6 +488,7 @@ impl Source for LiveSource {
         };
         let hold = self.zfs.hold(std::slice::from_ref(&tip.name))?;
         let shape = self.shape_of(&dataset, &tip)?;
+        let raw = self.is_raw(&dataset, package)?;
         let kind = match (shape, &from) {
             (None, _) => PlanKind::Stream,
             (Some(_), Some(_)) => PlanKind::Incremental,
@@ -442,6 +509,7 @@ impl Source for LiveSource {
             token,
             package,
             shape,
+            raw,
             stream: None,
             device,
             shown: false,
@@ -450,7 +518,7 @@ impl Source for LiveSource {
         };
         // What is left of a stream that was cut off ZFS does not estimate well.
         if increment.token.is_none() {
-            let request = request(&self.options, &increment, abilities);
+            let request = request(&increment, abilities);
             let expected = self.zfs.send_len(&request)?;
             plan.bytes_expected = expected.map_or(0, |len| len.saturating_add(self.bytes_read));
         }

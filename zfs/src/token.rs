@@ -89,7 +89,7 @@ pub struct ResumeToken {
 }
 
 impl ResumeToken {
-    /// The token that goes on with the content of a volume, sent with `-L -c -e`.
+    /// The token that goes on with the content of a volume, sent with `-L -c`.
     ///
     /// `offset` is up to where the target has everything durably, in bytes of the volume. It is
     /// floored to `block_len`, the volume's block size, as ZFS resumes at blocks. Below the
@@ -111,7 +111,7 @@ impl ResumeToken {
             toname,
             fromguid,
             large_blocks: true,
-            embedded: true,
+            embedded: false,
             compressed: true,
             raw: false,
             others: Vec::new(),

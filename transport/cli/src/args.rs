@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+#[cfg(test)]
+pub(crate) use self::source::Property;
 pub(crate) use self::source::{Drbd, DrbdMode, Linstor, ReadBack, Receive, With, Zfs};
 
 /// Replicate block volumes from what their storage knows of change: encrypted, deduplicated,
@@ -43,7 +45,8 @@ Exit codes:
   1  failed
   2  the command line makes no sense
   3  refused, and nothing was changed (base-mismatch, source-mismatch, target-foreign,
-     target-busy, unsupported, denied, just-created, not-consistent, source-emptied)
+     target-busy, unsupported, denied, just-created, not-consistent, source-emptied,
+     not-encrypted, key-mismatch, target-gone)
   4  the source is damaged or changed while it was read
   5  the connection failed: run again to go on where it stopped
   6  the replica is not what was committed to it, or could not be verified
@@ -276,7 +279,8 @@ pub(crate) struct Replicate {
     #[arg(long, value_name = "JOB", conflicts_with = "source")]
     pub(crate) job: Option<String>,
     /// Agree to a full copy over whatever the target holds: another generation, local
-    /// changes, or a file that is no replica. Only what differs moves.
+    /// changes, or a file that is no replica. Only what differs moves. Also agrees to a new copy
+    /// where the target is gone.
     #[arg(long)]
     pub(crate) full: bool,
     /// Of a first copy: what it is a clone of, or otherwise like, at the target. What is equal, or

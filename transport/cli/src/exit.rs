@@ -8,8 +8,8 @@ use driftline_target::TargetError;
 use driftline_transport::{Failure, Summary, TransportError};
 
 use crate::{
-    content::ContentError, linstor::LinstorSourceError, plain::PlainError, source::SourceError,
-    target::AnyTargetError,
+    content::ContentError, linstor::LinstorSourceError, plain::PlainError, remembered::Gone,
+    source::SourceError, target::AnyTargetError,
 };
 
 /// The exit codes, an interface: see the help text and the README.
@@ -73,6 +73,7 @@ pub(crate) fn reason(error: &anyhow::Error) -> Option<Reason> {
             .or_else(|| cause.downcast_ref::<TargetError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<SourceError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<LinstorSourceError>().map(Explained::reason))
+            .or_else(|| cause.downcast_ref::<Gone>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<TrackerError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<PlainError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<driftline_zfs::StreamError>().map(Explained::reason))
@@ -107,6 +108,9 @@ fn of_reason(reason: Reason) -> u8 {
         | Reason::JustCreated
         | Reason::NotConsistent
         | Reason::SourceEmptied
+        | Reason::NotEncrypted
+        | Reason::KeyMismatch
+        | Reason::TargetGone
         | Reason::Denied => code::REFUSED,
         Reason::StreamDamaged
         | Reason::MetadataDamaged
@@ -187,6 +191,9 @@ mod tests {
             ("resume-mismatch", 4),
             ("source-emptied", 3),
             ("source-unreadable", 4),
+            ("not-encrypted", 3),
+            ("key-mismatch", 3),
+            ("target-gone", 3),
         ];
         assert_eq!(codes, documented);
         // And by the document as well.

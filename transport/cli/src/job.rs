@@ -138,6 +138,7 @@ fn fill_from(arguments: &mut args::Replicate, text: &str) -> anyhow::Result<()> 
     linstor.fill_from(written.linstor);
     receive.exclude.extend(written.receive.exclude);
     receive.set.extend(written.receive.set);
+    receive.take.extend(written.receive.take);
     Ok(())
 }
 

@@ -7,39 +7,16 @@
 
 use std::path::{Path, PathBuf};
 
-use driftline_trust::{Pushed, Pushes};
+use driftline_trust::Pushed;
 use driftline_zfs::{DatasetName, host::Zfs};
 
-use crate::{clock::now_ms, place::Place};
+use crate::{
+    place::Place,
+    remembered::{pushes, words},
+};
 
 /// How many clones of clones are followed.
 const ORIGINS_MAX: usize = 16;
-
-fn pushes(dir: &Path) -> Pushes {
-    Pushes::new(dir.join("pushed"))
-}
-
-/// Where a target is, in words that mean the same from any folder.
-fn words(target: &Place) -> String {
-    let absolute = match target {
-        Place::File(path) => std::path::absolute(path).ok().map(Place::File),
-        _ => None,
-    };
-    absolute.as_ref().unwrap_or(target).to_string()
-}
-
-/// Remembers that a volume of ZFS has arrived at a target.
-pub(crate) fn remember(dir: &Path, source: &DatasetName, target: &Place) {
-    let source = Place::Zfs(source.clone()).to_string();
-    let pushed = Pushed { source, target: words(target), last_ms: now_ms() };
-    if let Err(error) = pushes(dir).keep(&pushed) {
-        let target = pushed.target;
-        tracing::info!(
-            target, %error,
-            "that it was pushed there cannot be kept: first copies of its clones need --like"
-        );
-    }
-}
 
 /// What stands at the place of the target and is like this volume, as `--like` would say it, if
 /// this is a first copy of a clone of what was pushed there.
@@ -86,6 +63,9 @@ struct There {
 impl There {
     /// What was pushed, if that is at the same place as the target.
     fn of(pushed: &Pushed, target: &Place) -> Option<Self> {
+        if pushed.as_stream {
+            return None;
+        }
         let Place::Zfs(volume) = pushed.source.parse().ok()? else { return None };
         let like = match (pushed.target.parse().ok()?, target) {
             (Place::Remote { volume, address }, Place::Remote { address: wanted, .. }) => {
@@ -118,8 +98,11 @@ mod tests {
     fn chosen(pushed: &[(&str, &str, u64)], target: &str, origins: &[&str]) -> Option<String> {
         let target = target.parse().unwrap();
         let there = pushed.iter().filter_map(|(source, target_then, last_ms)| {
-            let (source, last_ms) = ((*source).to_owned(), *last_ms);
-            There::of(&Pushed { source, target: (*target_then).to_owned(), last_ms }, &target)
+            let (source, target_then) = ((*source).to_owned(), (*target_then).to_owned());
+            let as_stream = target_then.starts_with("zfs:");
+            let (generation, last_ms) = (None, *last_ms);
+            let pushed = Pushed { source, target: target_then, last_ms, generation, as_stream };
+            There::of(&pushed, &target)
         });
         let there: Vec<There> = there.collect();
         let origins: Vec<DatasetName> = origins.iter().map(|name| name.parse().unwrap()).collect();
@@ -165,16 +148,5 @@ mod tests {
         let of = |origins: &[&str]| chosen(&pushed, "clone@h:1", origins);
         assert_eq!(of(&["tank/third", "tank/second", "tank/first"]).as_deref(), Some("new"));
         assert_eq!(of(&["tank/third", "tank/first"]).as_deref(), Some("first"));
-    }
-
-    #[test]
-    fn a_relative_path_is_remembered_from_the_root_on() {
-        let dir = tempfile::TempDir::new().unwrap();
-        let source = "tank/golden".parse().unwrap();
-        remember(dir.path(), &source, &"file:some.img".parse().unwrap());
-        let [pushed] = &pushes(dir.path()).all().unwrap()[..] else { panic!("one was pushed") };
-        let here = std::env::current_dir().unwrap();
-        assert_eq!(pushed.target, format!("file:{}/some.img", here.display()));
-        assert_eq!(pushed.source, "zfs:tank/golden");
     }
 }

@@ -23,6 +23,7 @@ mod plain;
 mod print;
 mod progress;
 mod receive;
+mod remembered;
 mod replicate;
 mod replication;
 mod report;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use driftline_drbd::{CrossChecked, CrossChecks};
-use driftline_extent::{CHUNK_LEN, Reason, Takes, TargetState};
+use driftline_extent::{CHUNK_LEN, Reason, Target as _, TargetState};
 use driftline_target::is_one_volume;
 use driftline_transport::{
     Connection, Failure, Progress, SOURCE_PATIENCE, SharedLimit, SourceJob, Summary,
@@ -34,6 +34,7 @@ use crate::{
     index, keyfile, likeness, metrics,
     place::Place,
     progress::{Show, watch},
+    remembered,
     source::{self, AnySource},
     target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms, loss_max},
     terms::Terms,
@@ -261,13 +262,9 @@ impl Job {
             .then(|| incident(source, target, reason, format!("{error:#}")))
     }
 
-    /// Remembers what clones of this volume will be like there.
+    /// Remembers what is there now, and what clones of this volume will be like there.
     fn remember(&self, source: &Place, target: &Place, summary: &Summary) {
-        let before = summary.before.as_ref();
-        let takes_changes = before.is_some_and(|before| before.takes == Takes::Volume);
-        if let (Place::Zfs(name), true) = (source, takes_changes) {
-            likeness::remember(&self.trust_dir, name, target);
-        }
+        remembered::remember(&self.trust_dir, source, target, summary);
     }
 
     /// What it is like at the target, if that is found where nobody said it.
@@ -326,7 +323,9 @@ impl Job {
                 bail!("{source} is remote: pull from it")
             }
             (Place::Remote { volume, address }, _, Direction::Pull) => {
-                if self.overwrite {
+                // It is about this side's target, and only where that is gone.
+                let held = remembered::held(&self.trust_dir, source, target);
+                if self.overwrite && held.is_none() {
                     bail!("whether {source} may overwrite is decided where it is pushed from");
                 }
                 if self.audit != args::Audit::default() {
@@ -335,6 +334,9 @@ impl Job {
                     );
                 }
                 let opened = self.open(TargetPlace::of(target)?, None).await?;
+                if !self.overwrite {
+                    remembered::check(&self.trust_dir, source, target, &opened.state())?;
+                }
                 self.pull(volume, address, opened, progress).await
             }
             _ => {
@@ -374,14 +376,16 @@ impl Job {
         source: &Place,
         target: &Place,
     ) -> anyhow::Result<SourceJob<AnySource>> {
+        let arrived = remembered::held(&self.trust_dir, source, target);
         let target = target.to_string();
         let to = self.together.as_ref().map_or(&target, |together| &together.to);
         let trust = Trust { dir: &self.trust_dir, audit: &self.audit, target: &target };
         let moment = self.together.as_ref().and_then(|together| together.moment.as_ref());
         let Self { overwrite, zfs, drbd, linstor, .. } = self;
-        let terms = Terms { overwrite: *overwrite, zfs, drbd, linstor, to, moment, trust };
+        let (overwrite, to_one) = (*overwrite, true);
+        let terms = Terms { overwrite, zfs, drbd, linstor, to, to_one, moment, trust };
         let job = source::job(source, terms, self.compression)?;
-        Ok(SourceJob { patience: self.patience, ..job })
+        Ok(SourceJob { patience: self.patience, arrived, ..job })
     }
 
     /// Opens a local target, with what was said or `found` that it is like.

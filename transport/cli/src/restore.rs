@@ -111,7 +111,7 @@ async fn restore(
 fn open_source(job: &Job, from: &Place, to: &Place, terms: &TargetTerms) -> anyhow::Result<Opened> {
     if let Place::Drbd { .. } = from {
         // What is remembered of targets is of those that are replicas.
-        let source = SourceJob { witness: None, ..job.source(from, to)? };
+        let source = SourceJob { witness: None, arrived: None, ..job.source(from, to)? };
         // Nothing starts from it, so that the name that it has in common with others is told.
         let of = source.source.generation();
         return Ok(Opened { source, of, verified: false });

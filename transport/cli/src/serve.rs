@@ -377,7 +377,8 @@ impl Server {
                     let (overwrite, moment) = (false, None);
                     let (zfs, linstor, to) = (&zfs, &linstor, to.as_str());
                     let trust = Trust { dir: &dir, audit: &audit, target: to };
-                    let terms = Terms { overwrite, zfs, drbd, linstor, to, moment, trust };
+                    let to_one = false;
+                    let terms = Terms { overwrite, zfs, drbd, linstor, to, to_one, moment, trust };
                     (source::job(&place, terms, Some(COMPRESSION)), seat)
                 };
                 let (job, seat) = blocking(open).await?;

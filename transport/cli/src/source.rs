@@ -229,6 +229,7 @@ pub(crate) fn job_of(
         volume,
         overwrite,
         compare: false,
+        arrived: None,
         compression,
         witness: None,
         patience: SOURCE_PATIENCE,

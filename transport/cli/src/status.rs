@@ -2,8 +2,11 @@
 
 use std::{fs, path::Path};
 
-use driftline_extent::{Takes, TargetState};
+use anyhow::Context;
+use driftline_extent::{Reason, Takes, TargetState};
 use driftline_target::{Found, Inspection};
+use driftline_transport::Failure;
+use driftline_zfs::{DatasetName, host::Zfs};
 use serde_json::json;
 
 use crate::{
@@ -15,6 +18,7 @@ use crate::{
     replication, report,
     scrub::is_only_word,
     target::{TargetPlace, TargetTerms},
+    zvol::{KeptAs, ZvolKeeper, state_dir_of},
 };
 
 /// How it stands with a replica.
@@ -71,7 +75,12 @@ pub(crate) async fn run(
             let (place, terms) = (TargetPlace::of(&place)?, TargetTerms::looking(&arguments.state));
             let look = move || match place.inspect(&terms)? {
                 Some(found) => Ok((found.state.clone(), Some(found))),
-                None => Ok::<_, anyhow::Error>((place.state(&terms)?, None)),
+                None => {
+                    if let (TargetPlace::Zvol(name), None) = (&place, &terms.state_dir) {
+                        check_strayed(name)?;
+                    }
+                    Ok::<_, anyhow::Error>((place.state(&terms)?, None))
+                }
             };
             // On a thread of its own, so that a signal is heard meanwhile.
             tokio::task::spawn_blocking(look).await??
@@ -116,6 +125,26 @@ pub(crate) async fn run(
     }
     open.iter().for_each(|incident| say(format_args!("incident   {}", incidents::line(incident))));
     Ok(exit)
+}
+
+/// Says of a volume without books that it is a replica which has another name than its books.
+fn check_strayed(name: &DatasetName) -> anyhow::Result<()> {
+    let zfs = Zfs::find()?;
+    if !zfs.exists(name.clone())? {
+        return Ok(());
+    }
+    let kept =
+        ZvolKeeper::new(zfs, name.clone(), None).newest().with_context(|| name.to_string())?;
+    let Some(KeptAs { name: point, generation, .. }) = kept else { return Ok(()) };
+    let books = state_dir_of(name);
+    let detail = format!(
+        "zvol:{name} was a replica at {generation} when {} was taken, but its books are not in {}. \
+         If it was renamed, they are in the folder of its old name: move that folder there, and push \
+         to zvol:{name}",
+        point,
+        books.display()
+    );
+    Err(Failure::new(Reason::TargetForeign, detail).into())
 }
 
 fn process(found: &Inspection) -> String {

@@ -36,6 +36,8 @@ pub(crate) struct Terms<'a> {
     /// Where it goes, in words that are the same for each run: what is kept in ZFS for this
     /// target is told from what is kept for another by them.
     pub(crate) to: &'a str,
+    /// Whether that is always the same target: a peer that pulls may have several places for it.
+    pub(crate) to_one: bool,
     /// The instant of the snapshot that is taken, if it is not this volume's alone.
     pub(crate) moment: Option<&'a Moment>,
     /// How its maps are checked.
@@ -84,6 +86,7 @@ pub(crate) fn live_options(pick: Pick, terms: Terms<'_>) -> anyhow::Result<LiveO
         pick,
         names: own_names(wanted, to)?,
         keep: wanted.keep.unwrap_or(0),
+        to_one: terms.to_one,
         allow_full: overwrite,
         read_back: match wanted.read_back {
             None => ReadBack::Nothing,

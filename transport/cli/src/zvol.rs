@@ -11,7 +11,7 @@ use std::{
 use driftline_extent::{Committed, Generation};
 use driftline_target::{Keeper, Kept};
 use driftline_zfs::{
-    DatasetName, PointName, device_of,
+    DatasetName, Point, PointName, device_of,
     host::{Zfs, ZfsError},
     wait_for_device,
 };
@@ -25,6 +25,9 @@ const NEWEST: &str = "driftline:newest";
 
 /// What is asked of a snapshot.
 const COLUMNS: &str = "driftline:generation,createtxg";
+/// The property of a volume that says that it was made for a replica, and its value.
+const MADE: &str = "driftline:made";
+const MADE_HERE: &str = "replica";
 
 /// What the snapshots of a replica begin with.
 const PREFIX: &str = "driftline";
@@ -88,7 +91,7 @@ impl ZvolKeeper {
 
     /// The newest snapshot that was kept here, and its generation. Other people's may lie
     /// between. It is noted at the volume, as a replica may have thousands of them.
-    fn newest(&self) -> io::Result<Option<KeptAs>> {
+    pub(crate) fn newest(&self) -> io::Result<Option<KeptAs>> {
         let noted = ["get", "-Hp", "-s", "local", "-o", "value", NEWEST, self.name.as_str()];
         let noted = self.zfs.run(noted).map_err(in_zfs)?;
         let noted = self.name.snapshot(noted.trim_end_matches('\n'));
@@ -127,6 +130,38 @@ impl ZvolKeeper {
         Ok(bytes > 0)
     }
 
+    /// Makes the volume, unless an earlier run has and did not see its device.
+    fn make(&self, size: u64) -> io::Result<()> {
+        if self.zfs.exists(self.name.clone()).map_err(in_zfs)? {
+            let made = self.zfs.property(self.name.clone(), MADE).map_err(in_zfs)?;
+            let points = self.zfs.points(&self.name).map_err(in_zfs)?;
+            if made != MADE_HERE || points.iter().any(Point::is_snapshot) {
+                return Err(io::Error::other(format!(
+                    "{} exists, and was not made for this replica, or holds one already; its \
+                     device does not appear: see `zfs get volmode {0}`",
+                    self.name
+                )));
+            }
+            let volmode = self.zfs.property(self.name.clone(), "volmode").map_err(in_zfs)?;
+            return if volmode == "none" { self.set("volmode=dev") } else { Ok(()) };
+        }
+        let above = self.name.parent().map(|above| self.zfs.property(above, "volmode"));
+        // An old ZFS does not know it.
+        let is_hidden = above.is_some_and(|volmode| volmode.is_ok_and(|mode| mode == "none"));
+        let args = create_args(size, is_hidden);
+        self.zfs
+            .run(args.iter().map(String::as_str).chain([self.name.as_str()]))
+            .map_err(in_zfs)?;
+        if is_hidden {
+            tracing::info!(
+                volume = %self.name,
+                "what it is below has volmode=none, and it gets volmode=dev: it is written through \
+                 its device"
+            );
+        }
+        Ok(())
+    }
+
     /// A name for the next snapshot, which a stop may have left without a note of it. A generation
     /// may be kept again, after a full copy.
     fn next(&self, generation: &Generation, after: Option<u64>) -> io::Result<Next> {
@@ -150,9 +185,9 @@ impl ZvolKeeper {
 
 /// A snapshot that was kept here.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct KeptAs {
-    name: PointName,
-    generation: Generation,
+pub(crate) struct KeptAs {
+    pub(crate) name: PointName,
+    pub(crate) generation: Generation,
     createtxg: u64,
 }
 
@@ -195,10 +230,7 @@ impl Keeper for ZvolKeeper {
         if let Some(root) = &self.root {
             self.zfs.make_parents(&self.name, root).map_err(in_zfs)?;
         }
-        let size = size.max(1).next_multiple_of(BLOCK_LEN).to_string();
-        let block_len = format!("volblocksize={BLOCK_LEN}");
-        let args = ["create", "-s", "-V", &size, "-o", "readonly=on", "-o", &block_len];
-        self.zfs.run(args.iter().chain(&[self.name.as_str()])).map_err(in_zfs)?;
+        self.make(size)?;
         // Without compression, zeros that are written take space.
         let compression = self.zfs.property(self.name.clone(), "compression").map_err(in_zfs)?;
         if compression == "off" {
@@ -206,7 +238,12 @@ impl Keeper for ZvolKeeper {
         }
         let device = device_of(&self.name);
         wait_for_device(&device, LINK_WAIT_MAX).map_err(|error| {
-            io::Error::other(format!("the device {} does not appear: {error}", device.display()))
+            io::Error::other(format!(
+                "the device {} does not appear: {error}; see `zfs get volmode {}` and `udevadm \
+                 monitor`, and run again, which goes on with the volume that was made",
+                device.display(),
+                self.name
+            ))
         })
     }
 
@@ -265,6 +302,18 @@ impl Keeper for ZvolKeeper {
         }
         Ok(Kept { generation: Some(kept.generation), written })
     }
+}
+
+/// The arguments of `zfs` for a volume of this size, but for its name.
+fn create_args(size: u64, shown: bool) -> Vec<String> {
+    let size = size.max(1).next_multiple_of(BLOCK_LEN).to_string();
+    let (block_len, made) = (format!("volblocksize={BLOCK_LEN}"), format!("{MADE}={MADE_HERE}"));
+    let mut args = vec!["create", "-s", "-V", &size, "-o", "readonly=on", "-o", &block_len];
+    args.extend(["-o", &made]);
+    if shown {
+        args.extend(["-o", "volmode=dev"]);
+    }
+    args.into_iter().map(str::to_owned).collect()
 }
 
 fn in_zfs(error: ZfsError) -> io::Error {
@@ -373,5 +422,17 @@ esac
         keeper.keep(&committed(4)).unwrap();
         assert_eq!(points().lines().count(), before.lines().count() + 1);
         assert!(keeper.kept().unwrap().written);
+    }
+
+    #[test]
+    fn a_volume_below_one_without_devices_gets_one() {
+        let usual = create_args(1, false).join(" ");
+        let made =
+            "create -s -V 16384 -o readonly=on -o volblocksize=16384 -o driftline:made=replica";
+        assert_eq!(usual, made);
+        assert_eq!(
+            create_args(16385, true).join(" "),
+            made.replace("-V 16384", "-V 32768") + " -o volmode=dev"
+        );
     }
 }

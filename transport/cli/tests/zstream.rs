@@ -24,12 +24,13 @@ case "$*" in
 "list -H -o name -t filesystem,volume tank/copy") [ -e points ] || { echo "cannot open '${*: -1}': dataset does not exist" >&2; exit 1; } ;;
 "list -Hp"*"-t filesystem,volume"*) printf 'tank/copy\tfilesystem\t77\t-\t-\t-\t0\toff\t-\t-\t-\n' ;;
 "list -Hp"*"-t snapshot,bookmark"*) cat points ;;
-"receive -u -s tank/copy")
+"receive -u -s tank/copy"|"receive -u -s -o canmount=noauto tank/copy"|"receive -u -s -x refreservation tank/copy")
     cat >> received
     txg=$(wc -l < calls)
     printf 'tank/copy@%s\t%s\t%s\t1\t0\n' "$(cat next)" "$(cat next)" "$txg" >> points
     [ ! -e says ] || cat says >&2 ;;
-"receive -s"|"send -L -c -e"|bookmark) echo "missing snapshot argument" >&2; exit 2 ;;
+"list -H -o name -t filesystem,volume tank") echo tank ;;
+"receive -s"|"receive -x canmount"|"send -L -c"|bookmark) echo "missing snapshot argument" >&2; exit 2 ;;
 *) echo "the fake zfs does not know: $*" >&2; exit 98 ;;
 esac
 "##;

@@ -73,6 +73,12 @@ pub enum Reason {
     SourceEmptied,
     /// The source cannot be read: its disk says so, or says nothing for too long.
     SourceUnreadable,
+    /// What was to be encrypted at the target is there in plain text.
+    NotEncrypted,
+    /// The target's key would not open any more what a raw increment brings.
+    KeyMismatch,
+    /// The target holds nothing, though something had arrived there.
+    TargetGone,
 }
 
 /// Every reason with its wire code and its word. Codes are never reused.
@@ -110,6 +116,9 @@ const TABLE: &[(Reason, u16, &str)] = &[
     (Reason::ResumeMismatch, 31, "resume-mismatch"),
     (Reason::SourceEmptied, 32, "source-emptied"),
     (Reason::SourceUnreadable, 33, "source-unreadable"),
+    (Reason::NotEncrypted, 34, "not-encrypted"),
+    (Reason::KeyMismatch, 35, "key-mismatch"),
+    (Reason::TargetGone, 36, "target-gone"),
 ];
 
 impl Reason {
@@ -165,12 +174,13 @@ mod tests {
                 Reason::ManifestMissing | Reason::ManifestDamaged | Reason::TargetDamaged => {}
                 Reason::SourceEmptied => {}
                 Reason::SourceUnreadable => {}
+                Reason::NotEncrypted | Reason::KeyMismatch | Reason::TargetGone => {}
             }
             assert_eq!(Reason::from_code(reason.code()), Some(reason));
         }
-        assert_eq!(TABLE.len(), 33);
+        assert_eq!(TABLE.len(), 36);
         let codes: Vec<u16> = Reason::all().map(Reason::code).collect();
-        assert_eq!(codes, (1..=33).collect::<Vec<_>>());
+        assert_eq!(codes, (1..=36).collect::<Vec<_>>());
         assert_eq!(Reason::from_code(0), None);
         assert_eq!(Reason::BaseMismatch.to_string(), "base-mismatch");
     }

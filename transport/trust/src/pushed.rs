@@ -2,12 +2,15 @@
 //!
 //! Each target has a file `NAME.pushed` in a folder, where the name is made from the target: a
 //! record of text, see [`crate::record`]. It is written anew and put in its place at once, and
-//! whatever is no such record counts as none: nothing is decided by it but what moves.
+//! whatever is no such record counts as none: nothing is decided by it but what moves, and whether a
+//! target that holds nothing is one that is gone.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+
+use driftline_extent::Generation;
 
 use crate::{
     record::{Lines, Record},
@@ -26,6 +29,10 @@ pub struct Pushed {
     pub target: String,
     /// When it arrived last, in milliseconds since 1970.
     pub last_ms: u64,
+    /// What the target held then; `None` in records of before this was kept.
+    pub generation: Option<Generation>,
+    /// Whether it went as a stream, to a target that is ZFS itself.
+    pub as_stream: bool,
 }
 
 /// What this machine has pushed.
@@ -40,13 +47,21 @@ impl Pushed {
             .line("source", &self.source)
             .line("target", &self.target)
             .line("last", self.last_ms)
+            .option("generation", self.generation)
+            .option("as", self.as_stream.then_some("stream"))
             .finish()
     }
 
     pub(crate) fn decode(text: &str) -> Option<Self> {
         let lines = Lines::parse(text, TITLE)?;
         let [source, target] = ["source", "target"].map(|key| lines.get(key).map(str::to_owned));
-        Some(Self { source: source?, target: target?, last_ms: lines.number("last")? })
+        Some(Self {
+            source: source?,
+            target: target?,
+            last_ms: lines.number("last")?,
+            generation: lines.get("generation").and_then(|text| text.parse().ok()),
+            as_stream: lines.get("as") == Some("stream"),
+        })
     }
 }
 
@@ -110,7 +125,19 @@ mod tests {
     use super::*;
 
     fn pushed(source: &str, target: &str, last_ms: u64) -> Pushed {
-        Pushed { source: source.into(), target: target.into(), last_ms }
+        let generation = Some(Generation::Zfs(last_ms));
+        let (source, target) = (source.into(), target.into());
+        Pushed { source, target, last_ms, generation, as_stream: last_ms % 2 == 0 }
+    }
+
+    #[test]
+    fn a_record_of_before_generations_were_kept_is_read() {
+        let old = Record::new(TITLE).line("source", "zfs:t/a").line("target", "x@h:1");
+        let old = Pushed::decode(&old.line("last", 7).finish()).unwrap();
+        assert_eq!(
+            old,
+            Pushed { generation: None, as_stream: false, ..pushed("zfs:t/a", "x@h:1", 7) }
+        );
     }
 
     #[test]

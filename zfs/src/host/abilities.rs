@@ -2,21 +2,24 @@
 
 use super::{Zfs, ZfsError};
 
-/// What not every ZFS can do. OpenZFS can do all of it since 0.7; zfs-fuse, which is of before
+/// What not every ZFS can do. OpenZFS can do all of it since 0.8; zfs-fuse, which is of before
 /// there were numbers, none of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Abilities {
-    /// To send blocks as they are stored: large, compressed, embedded (`send -L -c -e`).
+    /// To send blocks as they are stored: large and compressed (`send -L -c`).
     pub stored_blocks: bool,
     /// To keep what arrived of a stream that breaks off, and to make the rest of one
     /// (`receive -s`, `send -t`).
     pub resume: bool,
+    /// To set properties of what it receives, or leave them out (`receive -o`, `-x`).
+    pub properties: bool,
     /// To keep of a snapshot what an increment needs to start from it.
     pub bookmarks: bool,
 }
 
 impl Abilities {
-    pub(super) const ALL: Self = Self { stored_blocks: true, resume: true, bookmarks: true };
+    pub(super) const ALL: Self =
+        Self { stored_blocks: true, resume: true, properties: true, bookmarks: true };
 }
 
 impl Zfs {
@@ -34,8 +37,9 @@ impl Zfs {
             return Ok(*known);
         }
         let found = Abilities {
-            stored_blocks: self.knows(&["send", "-L", "-c", "-e"])?,
+            stored_blocks: self.knows(&["send", "-L", "-c"])?,
             resume: self.knows(&["receive", "-s"])?,
+            properties: self.knows(&["receive", "-x", "canmount"])?,
             bookmarks: self.knows(&["bookmark"])?,
         };
         Ok(*self.abilities.get_or_init(|| found))

@@ -261,6 +261,11 @@ impl ZfsError {
         }
     }
 
+    /// Whether a stream was refused because encrypted data sets take no embedded blocks.
+    pub fn is_embedded(&self) -> bool {
+        self.says(&["embedded data stream feature"])
+    }
+
     fn says(&self, any: &[&str]) -> bool {
         matches!(self, Self::Failed { stderr, .. } if any.iter().any(|said| stderr.contains(said)))
     }

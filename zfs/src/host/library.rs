@@ -66,9 +66,7 @@ impl Engine {
         raw: bool,
         output: PipeWriter,
     ) -> Result<(), ZfsError> {
-        let mut flags = SendFlags::LZC_SEND_FLAG_LARGE_BLOCK
-            | SendFlags::LZC_SEND_FLAG_COMPRESS
-            | SendFlags::LZC_SEND_FLAG_EMBED_DATA;
+        let mut flags = SendFlags::LZC_SEND_FLAG_LARGE_BLOCK | SendFlags::LZC_SEND_FLAG_COMPRESS;
         flags.set(SendFlags::LZC_SEND_FLAG_RAW, raw);
         match base {
             Some(base) => self.0.send_incremental(path(tip), path(base), output, flags),

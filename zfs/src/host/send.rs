@@ -50,8 +50,9 @@ pub struct SendRequest {
     pub raw: bool,
     /// How much it holds.
     pub package: Package,
-    /// For a ZFS that does not know `-L`, `-c` and `-e`, by its [`Abilities`](super::Abilities).
-    /// All others are always sent with them: to leave `-L` out once it was given loses data.
+    /// For a ZFS that does not know `-L` and `-c`, by its [`Abilities`](super::Abilities). All
+    /// others are always sent with them: to leave `-L` out once it was given loses data. `-e` is
+    /// never given: a data set that is encrypted where it arrives takes no embedded blocks.
     pub plain: bool,
 }
 
@@ -67,7 +68,7 @@ impl SendRequest {
         let mut args: Vec<String> = Vec::new();
         let mut add = |word: &str| args.push(word.to_owned());
         if !self.plain {
-            ["-L", "-c", "-e"].into_iter().for_each(&mut add);
+            ["-L", "-c"].into_iter().for_each(&mut add);
         }
         if self.raw {
             add("-w");
@@ -248,24 +249,24 @@ mod tests {
         let args = |request: &SendRequest| request.args().unwrap().join(" ");
         let base = |name: &str| Some(name.parse().unwrap());
         let one = SendRequest { base: base("tank/vm 1#z"), ..request() };
-        assert_eq!(args(&request()), "-L -c -e tank/vm 1@a:b");
-        assert_eq!(args(&one), "-L -c -e -i tank/vm 1#z tank/vm 1@a:b");
+        assert_eq!(args(&request()), "-L -c tank/vm 1@a:b");
+        assert_eq!(args(&one), "-L -c -i tank/vm 1#z tank/vm 1@a:b");
         assert_eq!(
             args(&SendRequest { raw: true, ..one.clone() }),
-            "-L -c -e -w -i tank/vm 1#z tank/vm 1@a:b"
+            "-L -c -w -i tank/vm 1#z tank/vm 1@a:b"
         );
         assert_eq!(
             args(&SendRequest { plain: true, ..one.clone() }),
             "-i tank/vm 1#z tank/vm 1@a:b"
         );
         let tree = SendRequest { package: Package::Replicate, ..request() };
-        assert_eq!(args(&tree), "-L -c -e -R tank/vm 1@a:b");
+        assert_eq!(args(&tree), "-L -c -R tank/vm 1@a:b");
         let later = SendRequest { base: base("tank/vm 1@z"), ..tree };
-        assert_eq!(args(&later), "-L -c -e -R -I tank/vm 1@z tank/vm 1@a:b");
+        assert_eq!(args(&later), "-L -c -R -I tank/vm 1@z tank/vm 1@a:b");
         let known = SendRequest { package: Package::Properties, ..later };
-        assert_eq!(args(&known), "-L -c -e -p -i tank/vm 1@z tank/vm 1@a:b");
+        assert_eq!(args(&known), "-L -c -p -i tank/vm 1@z tank/vm 1@a:b");
         let steps = SendRequest { package: Package::Steps, ..known };
-        assert_eq!(args(&steps), "-L -c -e -p -I tank/vm 1@z tank/vm 1@a:b");
+        assert_eq!(args(&steps), "-L -c -p -I tank/vm 1@z tank/vm 1@a:b");
     }
 
     #[test]

@@ -122,7 +122,7 @@ fn names_arrive_as_one_argument_each() {
         &["bookmark", "tank/vm 1@a:b c", "tank/vm 1#a:b c"],
         &["destroy", "tank/vm 1@a:b c"],
         &["destroy", "tank/vm 1#a:b c"],
-        &["send", "-L", "-c", "-e", "-i", "tank/vm 1#a:b c", "tank/vm 1@a:b"],
+        &["send", "-L", "-c", "-i", "tank/vm 1#a:b c", "tank/vm 1@a:b"],
         &["send", "-t", "1-abc-d"],
         &["list", "-H", "-o", "name", "-t", "bookmark", "tank/vm 1#a:b c"],
         &["list", "-H", "-o", "name", "-t", "snapshot", "tank/vm 1@a:b c"],
@@ -260,7 +260,7 @@ fn a_stream_is_whole_only_if_its_sender_says_so() {
     let mut sending = bad.zfs.send(&request()).unwrap();
     assert_eq!(sending.read_to_end(&mut Vec::new()).unwrap(), 4);
     let error = sending.finish().unwrap_err().to_string();
-    assert_eq!(error, "zfs send -L -c -e 'tank/vm 1@a:b' failed, exit status: 1: I/O error");
+    assert_eq!(error, "zfs send -L -c 'tank/vm 1@a:b' failed, exit status: 1: I/O error");
 }
 
 /// The child never ends by itself: the shell replaces itself by a writer without end.
@@ -400,7 +400,7 @@ fn a_slow_stream_of_a_pool_that_is_well_is_waited_for() {
 fn estimates_come_from_a_dry_run() {
     let fake = Fake::new("printf 'full\\t%s\\t4096\\nsize\\t4096\\n' \"$6\"");
     assert_eq!(fake.zfs.send_len(&request()).unwrap(), Some(4096));
-    assert_eq!(fake.calls(), [["send", "-nvP", "-L", "-c", "-e", "tank/vm 1@a:b"]]);
+    assert_eq!(fake.calls(), [["send", "-nvP", "-L", "-c", "tank/vm 1@a:b"]]);
     let plain = SendRequest { plain: true, ..request() };
     assert_eq!(fake.zfs.send_len(&plain).unwrap(), None);
     assert_eq!(fake.calls().len(), 1);
@@ -428,18 +428,23 @@ fn what_a_zfs_can_do_is_asked_once_and_of_no_data_set() {
         (
             "case $1 in bookmark) echo \"unrecognized command '$1'\" ;; \
              *) echo \"invalid option '${2#-}'\" ;; esac >&2; exit 2",
-            Abilities { stored_blocks: false, resume: false, bookmarks: false },
+            Abilities { stored_blocks: false, resume: false, properties: false, bookmarks: false },
         ),
         (
             "[ $1 = receive ] && echo \"invalid option 's'\" >&2; exit 2",
-            Abilities { resume: false, ..Abilities::ALL },
+            Abilities { resume: false, properties: false, ..Abilities::ALL },
         ),
     ];
     for (script, expected) in answers {
         let fake = Fake::new(script);
         assert_eq!(fake.zfs.abilities().unwrap(), expected, "{script}");
         assert_eq!(fake.zfs.clone().abilities().unwrap(), expected);
-        let asked: [&[&str]; 3] = [&["send", "-L", "-c", "-e"], &["receive", "-s"], &["bookmark"]];
+        let asked: [&[&str]; 4] = [
+            &["send", "-L", "-c"],
+            &["receive", "-s"],
+            &["receive", "-x", "canmount"],
+            &["bookmark"],
+        ];
         assert_eq!(fake.calls(), asked);
     }
     assert!(Zfs::with_command("/nonexistent/zfs").abilities().is_err());

@@ -61,6 +61,16 @@ pub enum LiveError {
     /// The target is a data set with a past of its own.
     #[error(transparent)]
     Diverged(#[from] Divergence),
+    /// The target holds nothing, and is known to have held something.
+    #[error(
+        "the target holds nothing, though {mark} says that something had arrived there: it was \
+         destroyed, renamed or moved, or its pool is not imported. Nothing was done. If it has \
+         another name now, push to that; to have it copied anew, run again with --full"
+    )]
+    Gone {
+        /// The bookmark of what had arrived last.
+        mark: PointName,
+    },
     /// The target keeps a part of a stream that cannot be gone on with.
     #[error(
         "the target has received a part of a stream that cannot go on here: {why}; there, `zfs \
@@ -109,6 +119,7 @@ impl Explained for LiveError {
             Self::Tip(error) => error.reason(),
             Self::Diverged(error) => error.reason(),
             Self::Foreign(_) | Self::Token { .. } => Reason::BaseMismatch,
+            Self::Gone { .. } => Reason::TargetGone,
             Self::FileSystem(_) => Reason::Unsupported,
             Self::Differs { .. } => Reason::VerifyFailed,
             _ => Reason::Failed,

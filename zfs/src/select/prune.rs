@@ -8,18 +8,23 @@ use crate::{listing::Point, name::PointName};
 /// The snapshots and bookmarks that `own` names and that are needed no more, oldest first.
 ///
 /// `committed` is the guid of the generation that the target holds. What is older than that
-/// goes, but for the newest `keep` snapshots; held ones stay and count. What is not named
+/// goes, but for the newest `keep` snapshots, of which held ones stay and count, and the newest
+/// [`MARKS_KEPT`] bookmarks: a target that goes back to an older time, or comes back under another
+/// name, is gone on with from one of them, and they take no space. What is not named
 /// exactly as ours stays, as do all points of the committed guid, whatever is newer, which may
 /// belong to another run, and everything if nothing of that guid is among the points: then
 /// what is older cannot be told. Points of other data sets stay.
 pub fn prune(points: &[Point], own: &OwnNames, committed: u64, keep: usize) -> Vec<PointName> {
-    let unneeded = unneeded(points, own, committed, keep).into_iter();
+    let unneeded = unneeded(points, own, committed, keep, MARKS_KEPT).into_iter();
     unneeded.filter(|point| !point.is_held()).map(|point| point.name.clone()).collect()
 }
 
+/// As many bookmarks as a run every 15 minutes makes in a day.
+const MARKS_KEPT: usize = 96;
+
 /// The snapshots that [`prune`] would name, were they not held.
 pub fn held_back(points: &[Point], own: &OwnNames, committed: u64, keep: usize) -> Vec<PointName> {
-    let unneeded = unneeded(points, own, committed, keep).into_iter();
+    let unneeded = unneeded(points, own, committed, keep, MARKS_KEPT).into_iter();
     unneeded.filter(|point| point.is_held()).map(|point| point.name.clone()).collect()
 }
 
@@ -62,6 +67,7 @@ fn unneeded<'a>(
     own: &OwnNames,
     committed: u64,
     keep: usize,
+    marks: usize,
 ) -> Vec<&'a Point> {
     let Some(last) = points.iter().find(|point| point.guid == committed) else {
         return Vec::new();
@@ -75,6 +81,7 @@ fn unneeded<'a>(
     older.sort_by_key(|point| (Reverse(point.createtxg), &point.name));
     let (snapshots, bookmarks): (Vec<&Point>, Vec<&Point>) =
         older.into_iter().partition(|point| point.is_snapshot());
+    let bookmarks = bookmarks.into_iter().skip(marks);
     let mut gone: Vec<&Point> = snapshots.into_iter().skip(keep).chain(bookmarks).collect();
     gone.sort_by_key(|point| (point.createtxg, &point.name));
     gone
@@ -126,7 +133,7 @@ mod tests {
         ];
         let expected = names(&points[..2]);
         let gone = |committed, keep| {
-            let gone = prune(&points, &ours, committed, keep);
+            let gone = prune_to(&points, &ours, committed, keep, 0);
             gone.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(gone(20, 0), expected);
@@ -184,8 +191,24 @@ mod tests {
         assert_eq!(gone, [points[0].name.clone(), points[1].name.clone()]);
     }
 
+    #[test]
+    fn a_day_of_bookmarks_stays() {
+        let ours = own(1);
+        let marks: Vec<Point> = (1..=100).map(|i| bookmark(&ours, i, i)).collect();
+        let gone = prune(&marks, &ours, 100, 0);
+        // The newest is what the target holds.
+        assert_eq!(gone, marks[..3].iter().map(|mark| mark.name.clone()).collect::<Vec<_>>());
+        assert_eq!(prune(&marks[3..], &ours, 100, 0), []);
+    }
+
     /// Each point on its own: is it allowed to go, and is it beyond what is kept?
-    fn naive(points: &[Point], own: &OwnNames, committed: u64, keep: usize) -> BTreeSet<PointName> {
+    fn naive(
+        points: &[Point],
+        own: &OwnNames,
+        committed: u64,
+        keep: usize,
+        marks: usize,
+    ) -> BTreeSet<PointName> {
         let Some(last) = points.iter().find(|point| point.guid == committed) else {
             return BTreeSet::new();
         };
@@ -194,7 +217,16 @@ mod tests {
         for point in points {
             match own.parse(&point.name) {
                 Some(OwnPoint::Bookmark(guid)) if guid == point.guid && old(point) => {
-                    gone.insert(point.name.clone());
+                    let order =
+                        |point: &Point| (std::cmp::Reverse(point.createtxg), point.name.clone());
+                    let newer = points.iter().filter(|other| {
+                        matches!(own.parse(&other.name), Some(OwnPoint::Bookmark(g)) if g == other.guid)
+                            && old(other)
+                            && order(other) < order(point)
+                    });
+                    if newer.count() >= marks {
+                        gone.insert(point.name.clone());
+                    }
                 }
                 Some(OwnPoint::Snapshot(_)) if old(point) && point.user_refs == Some(0) => {
                     let newer = points.iter().filter(|other| {
@@ -238,16 +270,28 @@ mod tests {
         })
     }
 
+    fn prune_to(
+        points: &[Point],
+        own: &OwnNames,
+        committed: u64,
+        keep: usize,
+        marks: usize,
+    ) -> Vec<PointName> {
+        let unneeded = unneeded(points, own, committed, keep, marks).into_iter();
+        unneeded.filter(|point| !point.is_held()).map(|point| point.name.clone()).collect()
+    }
+
     proptest! {
         #[test]
         fn what_goes_is_what_a_naive_model_lets_go(
             points in history().prop_shuffle(),
             committed in 0u64..32,
             keep in 0..6usize,
+            marks in 0..4usize,
         ) {
             let ours = own(1);
-            let gone = prune(&points, &ours, committed, keep);
-            let expected = naive(&points, &ours, committed, keep);
+            let gone = prune_to(&points, &ours, committed, keep, marks);
+            let expected = naive(&points, &ours, committed, keep, marks);
             prop_assert_eq!(gone.len(), expected.len());
             prop_assert_eq!(gone.into_iter().collect::<BTreeSet<_>>(), expected);
         }

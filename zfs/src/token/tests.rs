@@ -96,6 +96,9 @@ fn a_minted_token_is_what_was_asked_for() {
     let toname = point("tank/v:ol 1@a b");
     let token = ResumeToken::for_volume(0x1122, toname, Some(7), 5 << 20 | 4095, block(16384));
     assert_eq!((token.object, token.offset), (1, 5 << 20));
+    // As every stream that is made, it has no embedded blocks; the recorded one had.
+    assert!(!token.embedded && token.compressed && token.large_blocks && !token.raw);
+    let token = ResumeToken { embedded: true, ..token };
     let expected = bytes(MINTED).expect("it is hexadecimal");
     assert_eq!(token.to_list().encode(ByteOrder::Little), Ok(expected));
     assert_eq!(Nvlist::decode(&packed(&token.to_string())), Ok(token.to_list()));

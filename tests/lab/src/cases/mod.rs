@@ -11,6 +11,7 @@ mod forest;
 mod live;
 mod live_faults;
 mod receive;
+mod receive_safe;
 mod receive_user;
 mod recursive;
 mod walk;
@@ -218,6 +219,24 @@ pub(crate) const CASES: &[Case] = &[
         "the same with a replica on a zvol: permissions, and a rule of udev",
         LONG,
         receive_user::zvol,
+    ),
+    case(
+        "receive-encrypted",
+        "below an encrypted data set: plain, raw, properties, a tree: all of it arrives encrypted",
+        LONG,
+        receive_safe::encrypted,
+    ),
+    case(
+        "zvol-volmode",
+        "a replica on a zvol below volmode=none; one that was renamed is told from none",
+        LONG,
+        receive_safe::volmode,
+    ),
+    case(
+        "receive-raw-key",
+        "zfs change-key of a raw replica: refused before an increment locks it, and the way out",
+        LONG,
+        receive_safe::raw_key,
     ),
     case(
         "recursive",

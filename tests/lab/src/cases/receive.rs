@@ -237,12 +237,21 @@ pub(super) fn files(lab: &mut Lab) -> Result<()> {
     copy.arrives(pair.source, "")?;
     copy.files_are_equal(&pair)?;
 
+    // An empty snapshot of its own is not in the way.
+    pair.target.sh("zfs snapshot back/files@empty")?;
+    pair.source.sh("echo again >> /tank/files/a/b/small")?;
+    copy.arrives(pair.source, "")?;
+    copy.files_are_equal(&pair)?;
     // A past of its own: refused, with what a person may do, and nothing done.
-    pair.target.sh("zfs snapshot back/files@mine")?;
+    pair.target
+        .sh("mkdir -p /run/mine; mount -t zfs -o zfsutil back/files /run/mine; touch /run/mine/x
+         umount /run/mine; zfs snapshot back/files@mine")?;
     let output = copy.push(pair.source, "")?;
     refused(&output, exit::REFUSED, "base-mismatch")?;
     ensure!(output.stderr.contains("zfs rollback -r back/files@"), "{}", output.stderr);
-    pair.target.sh("zfs list back/files@mine && zfs destroy back/files@mine")?;
+    pair.target.sh("base=$(zfs list -Hp -d 1 -t snapshot -o name -S createtxg back/files |
+             grep -v @mine | head -n 1)
+         zfs list back/files@mine && zfs rollback -r $base")?;
     copy.arrives(pair.source, "")?;
     copy.remove(lab)
 }

@@ -121,7 +121,10 @@ pub(super) fn recursive(lab: &mut Lab) -> Result<()> {
 
     // One member has a past of its own there: it is refused, and the others arrive.
     let diverged = "/home/ann";
-    target.sh(&format!("zfs snapshot back/recursive{diverged}@mine"))?;
+    target.sh(&format!(
+        "mkdir -p /run/mine; mount -t zfs -o zfsutil back/recursive{diverged} /run/mine; touch /run/mine/mine
+         umount /run/mine; zfs snapshot back/recursive{diverged}@mine"
+    ))?;
     let before = snapshots(source, diverged)?;
     source.sh("echo 3 > /tank/recursive/root; echo 3 > /tank/recursive/home/ann/x
          /lab/blocks write /dev/zvol/tank/recursive/disk 3 0..10")?;
@@ -137,7 +140,11 @@ pub(super) fn recursive(lab: &mut Lab) -> Result<()> {
     }
     let after = snapshots(source, diverged)?;
     ensure!(before == after, "a snapshot that was not sent is left: {after:?}");
-    target.sh(&format!("zfs destroy back/recursive{diverged}@mine"))?;
+    target.sh(&format!(
+        "base=$(zfs list -Hp -d 1 -t snapshot -o name -S createtxg back/recursive{diverged} |
+             grep -v @mine | head -n 1)
+         zfs rollback -r $base"
+    ))?;
     let output = push(source)?;
     ensure!(output.code == 0, "exit {}\n{}", output.code, output.stderr);
     MEMBERS.iter().try_for_each(|member| is_equal(&pair, member))?;

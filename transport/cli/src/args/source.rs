@@ -125,7 +125,8 @@ pub(crate) struct Linstor {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Receive {
     /// Into a zfs: target, leave this property of the stream out (`zfs receive -x`). May be said
-    /// again.
+    /// again. These are left out unless they are asked for: mountpoint, canmount (a first copy of a
+    /// file system has noauto), quotas, reservations, limits and shares.
     #[arg(long = "exclude-property", value_name = "NAME")]
     #[serde(rename = "exclude_properties")]
     pub(crate) exclude: Vec<String>,
@@ -134,6 +135,11 @@ pub(crate) struct Receive {
     #[arg(long = "set-property", value_name = "NAME=VALUE", value_parser = property)]
     #[serde(rename = "set_properties")]
     pub(crate) set: Vec<Property>,
+    /// Into a zfs: target, take this property of the stream over, though it is one of those that
+    /// are left out unless they are asked for. May be said again.
+    #[arg(long = "take-property", value_name = "NAME")]
+    #[serde(rename = "take_properties")]
+    pub(crate) take: Vec<String>,
 }
 
 /// A property and its value.

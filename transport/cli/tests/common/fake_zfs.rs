@@ -15,7 +15,7 @@ const SIZES: [u64; 3] = [16 << 20, 16 << 20, 24 << 20];
 /// `clones` has lines of a snapshot and its clone, `holds` of a snapshot and its tag, `refused` of a
 /// snapshot's data set and why none can be taken of it. A stream is received into whatever data set
 /// there is or not, and makes a snapshot of it with the guid in `arrives`; with a file `deaf` none
-/// is received. With a file `old` it is one from before bookmarks, `receive -s` and `send -Lce`.
+/// is received. With a file `old` it is one from before bookmarks, `receive -s` and `send -Lc`.
 const FAKE: &str = r##"#!/bin/bash
 cd "$(dirname "$0")" || exit 99
 printf '%s\n' "$*" >> calls
