@@ -232,6 +232,7 @@ mod tests {
             compression: None,
             witness: None,
             patience,
+            arrived: None,
             held: None,
         };
         let started = tokio::time::Instant::now();

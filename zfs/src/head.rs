@@ -43,10 +43,7 @@ impl Head {
     /// What `bytes`, which are the first of a stream, say. `None`: more of them are needed.
     /// What is no stream at all has an empty head: ZFS will say what is wrong with it.
     pub fn read(bytes: &[u8]) -> Option<Self> {
-        let (begin, list, rest) = match opening(bytes)? {
-            Some(found) => found,
-            None => return Some(Self::default()),
-        };
+        let Some((begin, list, rest)) = opening(bytes)? else { return Some(Self::default()) };
         if !begin.compound {
             return Some(Self::default().of(&begin, &list));
         }

@@ -127,7 +127,7 @@ mod tests {
     fn pushed(source: &str, target: &str, last_ms: u64) -> Pushed {
         let generation = Some(Generation::Zfs(last_ms));
         let (source, target) = (source.into(), target.into());
-        Pushed { source, target, last_ms, generation, as_stream: last_ms % 2 == 0 }
+        Pushed { source, target, last_ms, generation, as_stream: last_ms.is_multiple_of(2) }
     }
 
     #[test]
