@@ -34,7 +34,11 @@ fn get(pair: &Pair, code: i32, verb: &str, from: &str, to: &str) -> Value {
     let _ = fs::remove_file(pair.path().join(to));
     let _ = fs::remove_dir_all(pair.path().join(format!("{to}.driftline")));
     let to = format!("file:{to}");
-    json(pair.path(), code, &[verb, from, &to, "--key", "client.key", "--peer", &pair.server])
+    // What arrived there before is forgotten as well: it is a new target each time.
+    let fresh = tempfile::tempdir().unwrap();
+    let trust_dir = fresh.path().to_str().unwrap();
+    let peer = ["--key", "client.key", "--peer", &pair.server, "--trust-dir", trust_dir];
+    json(pair.path(), code, &[&[verb, from, &to][..], &peer].concat())
 }
 
 /// Where the image has its last byte that is not zero.
