@@ -50,7 +50,7 @@ impl<D: Disk> Replica<D> {
     /// must be fresh random bytes at each call; everything random is drawn from it.
     ///
     /// Disks without a state are no replica yet. Nothing is written to them before
-    /// [`begin`](Target::begin) accepted an offer.
+    /// [`begin`](driftline_extent::Target::begin) accepted an offer.
     pub fn open(name: &str, disks: Disks<D>, seed: [u8; 32]) -> Result<Self, TargetError> {
         Self::recover(name, disks, None, seed).map_err(|problem| problem.of(name))
     }

@@ -9,7 +9,7 @@ use crate::{listing::Point, name::PointName};
 ///
 /// `committed` is the guid of the generation that the target holds. What is older than that
 /// goes, but for the newest `keep` snapshots, of which held ones stay and count, and the newest
-/// [`MARKS_KEPT`] bookmarks: a target that goes back to an older time, or comes back under another
+/// `MARKS_KEPT` bookmarks: a target that goes back to an older time, or comes back under another
 /// name, is gone on with from one of them, and they take no space. What is not named
 /// exactly as ours stays, as do all points of the committed guid, whatever is newer, which may
 /// belong to another run, and everything if nothing of that guid is among the points: then
