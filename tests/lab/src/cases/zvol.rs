@@ -107,8 +107,12 @@ pub(super) fn discard(lab: &mut Lab) -> Result<()> {
     let allocated: u64 =
         pair.target.sh(&format!("du -m {} | cut -f1", replication.replica))?.parse()?;
     ensure!(allocated <= 24, "{allocated} MiB are allocated: holes were filled with zeros");
+    // A volume that was emptied is not copied before a person agrees.
     pair.source.sh(&format!("blkdiscard {device}"))?;
-    replication.generation(&pair)?;
+    replication.take_snapshot(pair.source)?;
+    refused(&replication.push(pair.source)?, 3, "source-emptied")?;
+    pair.target.sh(&format!("driftline allow-loss file:{}", replication.replica))?;
+    replication.arrives(&pair)?;
     replication.remove(lab)
 }
 
