@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p driftline-tests --example sim -- --histories 100000 [--seed N]
-//!     [--threads N] [--bug NAME] [--no-audit] [--whole]
+//!     [--threads N] [--bug NAME] [--no-audit] [--narrow] [--whole]
 //! ```
 //! Without `--seed` it draws one and prints it. `--histories 1 --seed N` tells one again. What
 //! fails is told with as few steps as it takes, or as it was with `--whole`.
@@ -40,7 +40,8 @@ fn main() -> ExitCode {
         found.unwrap_or_else(|| panic!("there is no such bug: {:?}", Bug::ALL))
     });
     let audit = !arguments.iter().any(|argument| argument == "--no-audit");
-    let options = Options { bug, audit, links: sim_support::links };
+    let wide = !arguments.iter().any(|argument| argument == "--narrow");
+    let options = Options { bug, audit, wide, links: sim_support::links };
     println!("seeds from {first} on");
     let started = Instant::now();
     let next = AtomicU64::new(0);

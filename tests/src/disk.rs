@@ -20,6 +20,9 @@
 //!   it, while the cache still shows it. That is what Linux does.
 //! * [`World::drop_cache`] and [`Disk::drop_cache`]: reads show the durable image with the
 //!   pending operations on top.
+//! * [`World::fill_up`]: from the n-th operation on, the disks take only so many pages more. A
+//!   write that needs more fails, each time, until [`World::make_room`]; nothing else does. What
+//!   is made a hole, or cut off, gives its pages back.
 //! * [`World::flip`]: one bit changes at rest.
 //! * [`World::spoil_at`]: a write is lost or changed on its way: the cache has it right, and
 //!   what is read past the cache has not.
@@ -45,6 +48,7 @@ use driftline_extent::Extent;
 use driftline_target::Disk;
 
 mod keeper;
+mod space;
 mod spoil;
 
 pub use keeper::{FakeKeeper, Flaw, KeptDevice};
@@ -230,6 +234,8 @@ struct DiskState {
     durable: Image,
     pending: Vec<Operation>,
     lies: bool,
+    /// Pages that were set aside; those that were written since are no other.
+    aside: std::collections::BTreeSet<u64>,
     keeping: Option<Keeping>,
 }
 
@@ -240,6 +246,7 @@ impl DiskState {
     }
 
     fn perform(&mut self, operation: Operation, spoil: Option<Spoil>) {
+        self.give_back(&operation);
         operation.apply(&mut self.cache);
         self.pending.extend(spoil::arrives(operation, spoil));
         if let Some(keeping) = &mut self.keeping {
@@ -255,6 +262,7 @@ struct Inner {
     stop_at: Option<u64>,
     stopped: bool,
     fail_at: Option<(u64, io::ErrorKind)>,
+    space: space::Space,
     spoil_at: Option<(u64, Spoil)>,
     spoilt: Option<&'static str>,
     faults: u64,
@@ -433,7 +441,7 @@ impl FakeDisk {
 
     fn operate(&self, operation: Operation) -> io::Result<()> {
         let mut inner = self.world.lock();
-        let begun = inner.begin();
+        let begun = inner.begin().and_then(|()| inner.room_for(self.name, &operation));
         let mut rng = inner.rng();
         let spoil = if begun.is_ok() { inner.spoil_of(self.name, &operation) } else { None };
         let Some(disk) = inner.disks.get_mut(self.name) else { return Err(stopped()) };
@@ -502,6 +510,10 @@ impl Disk for FakeDisk {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.operate(Operation::SetLen(len))
+    }
+
+    fn allocate(&self, ranges: &[Extent]) -> io::Result<()> {
+        self.set_aside(ranges)
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {

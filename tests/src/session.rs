@@ -6,7 +6,9 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use driftline_extent::{Begin, Committed, Offer, Plan, Source, Target, TargetState, Volume};
+use driftline_extent::{
+    Begin, Committed, Generation, Offer, Plan, Source, Target, TargetState, Volume,
+};
 use driftline_manifest::ChunkKey;
 use driftline_transport::{
     Failure, Progress, TransportError,
@@ -32,6 +34,8 @@ pub struct Script {
     pub compression: Option<i32>,
     /// The user agreed to overwrite.
     pub overwrite: bool,
+    /// What the source remembers of the target.
+    pub held: Option<Generation>,
     /// How bytes arrive, in both directions.
     pub delivery: Delivery,
     /// What happens to a frame towards the target.
@@ -40,6 +44,11 @@ pub struct Script {
     pub to_source: Option<Fault>,
     /// After so many steps the clock jumps forward by so many milliseconds.
     pub jump: Option<(u64, u64)>,
+    /// For so many milliseconds the listening side gets ready before it accepts a request, as while
+    /// it waits for a lock or compares a large replica.
+    pub busy_ms: u64,
+    /// Whether it hears nothing meanwhile: a bug.
+    pub deaf: bool,
 }
 
 impl Default for Script {
@@ -49,10 +58,13 @@ impl Default for Script {
             batch_items: 3,
             compression: Some(1),
             overwrite: false,
+            held: None,
             delivery: Delivery::Whole,
             to_target: None,
             to_source: None,
             jump: None,
+            busy_ms: 0,
+            deaf: false,
         }
     }
 }
@@ -116,7 +128,7 @@ pub fn run_witnessed<S: Source, T: Target>(
     while !session.is_over() {
         match session.work.take() {
             None => session.step(),
-            Some(Work::Plan(state)) => match session.plan(source, &state, script.overwrite) {
+            Some(Work::Plan(state)) => match session.plan(source, &state, script) {
                 Ok(offer) => {
                     session.offered.push(offer.plan.clone());
                     session.plan = Some(offer.plan.clone());
@@ -187,6 +199,10 @@ struct Session<'a, T> {
     now_ms: u64,
     waited_ms: u64,
     jump: Option<(u64, u64)>,
+    busy_ms: u64,
+    deaf: bool,
+    /// When the listening side, which was asked, is ready.
+    ready_ms: Option<u64>,
 }
 
 impl<'a, T: Target> Session<'a, T> {
@@ -228,6 +244,9 @@ impl<'a, T: Target> Session<'a, T> {
             now_ms: 0,
             waited_ms: 0,
             jump: script.jump,
+            busy_ms: script.busy_ms,
+            deaf: script.deaf,
+            ready_ms: None,
         }
     }
 
@@ -264,11 +283,14 @@ impl<'a, T: Target> Session<'a, T> {
         &mut self,
         source: &mut S,
         state: &TargetState,
-        overwrite: bool,
+        script: &Script,
     ) -> Result<Offer, Failure> {
+        // What was offered last may have arrived without a word.
+        let held = script.held.filter(|_| !script.overwrite && self.offered.is_empty());
+        deliver::recognise(state, held)?;
         let record = self.witness.as_mut().and_then(|witness| witness.recall(state));
         source.recall(record.as_deref());
-        let mut offer = deliver::plan(source, state, overwrite)?;
+        let mut offer = deliver::plan(source, state, script.overwrite)?;
         if let Some(witness) = &mut self.witness {
             deliver::prepare(source, None, state, &mut offer, witness, &self.progress)?;
         }
@@ -336,18 +358,41 @@ impl<'a, T: Target> Session<'a, T> {
         let sent = self.transmit();
         let arrived = self.to_target.deliver(&mut self.target.received)
             + self.to_source.deliver(&mut self.source.received);
-        while let Some(event) = next_event(&mut self.source, self.now_ms) {
+        self.accept_in_time();
+        let is_deaf =
+            |session: &Self, listens| session.deaf && session.ready_ms.is_some() && listens;
+        while !is_deaf(self, self.verb != Verb::Push)
+            && let Some(event) = next_event(&mut self.source, self.now_ms)
+        {
             if let Err(error) = self.source_event(event) {
                 self.source.note(Err(error));
             }
         }
-        while let Some(event) = next_event(&mut self.target, self.now_ms) {
+        while !is_deaf(self, self.verb == Verb::Push)
+            && let Some(event) = next_event(&mut self.target, self.now_ms)
+        {
             if let Err(error) = self.target_event(event) {
                 self.target.note(Err(error));
             }
         }
         if !sent && arrived == 0 && self.work.is_none() {
             self.wait();
+        }
+    }
+
+    /// Lets the listening side accept what it was asked, once it is ready.
+    fn accept_in_time(&mut self) {
+        if self.ready_ms.take_if(|ready_ms| *ready_ms <= self.now_ms).is_none() {
+            return;
+        }
+        let end = if self.verb == Verb::Push { &mut self.target } else { &mut self.source };
+        if end.is_over() {
+            return;
+        }
+        if let Err(error) = end.link.send(&Message::Accept, self.now_ms) {
+            end.note(Err(error.into()));
+        } else if self.verb == Verb::Push {
+            self.receiver = Some(Receiver::new(self.state.clone()));
         }
     }
 
@@ -371,7 +416,7 @@ impl<'a, T: Target> Session<'a, T> {
     fn wait(&mut self) {
         self.now_ms += 1000;
         self.waited_ms += 1000;
-        assert!(self.waited_ms < 600_000, "the session hangs");
+        assert!(self.waited_ms < 600_000 + self.busy_ms, "the session hangs");
         for (end, pipe) in
             [(&mut self.source, &self.to_source), (&mut self.target, &self.to_target)]
         {
@@ -397,7 +442,8 @@ impl<'a, T: Target> Session<'a, T> {
             }
             LinkEvent::Message(Message::Accept) if self.verb == Verb::Push => {}
             LinkEvent::Message(Message::Request { .. }) if self.verb != Verb::Push => {
-                self.source.link.send(&Message::Accept, now)?;
+                self.ready_ms = Some(now + self.busy_ms);
+                self.accept_in_time();
             }
             LinkEvent::Message(message) => {
                 if let Message::State(state) = &message {
@@ -477,8 +523,8 @@ impl<'a, T: Target> Session<'a, T> {
                 self.receiver = Some(Receiver::new(self.state.clone()));
             }
             (LinkEvent::Message(Message::Request { .. }), None) if self.verb == Verb::Push => {
-                self.target.link.send(&Message::Accept, now)?;
-                self.receiver = Some(Receiver::new(self.state.clone()));
+                self.ready_ms = Some(now + self.busy_ms);
+                self.accept_in_time();
             }
             (LinkEvent::Message(message), Some(receiver)) => receiver.handle_message(message)?,
             (LinkEvent::Data(part), Some(receiver)) => receiver.handle_data(part)?,

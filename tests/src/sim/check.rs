@@ -103,6 +103,12 @@ impl History<'_> {
             return self.check_nothing(&run, &content);
         };
         self.check_truth(&run, advanced, &stand)?;
+        if advanced > 0 {
+            if self.vanished && !self.agreed && !run.consent && self.held.is_none() {
+                return Err("was copied anew, though something had arrived at this target".into());
+            }
+            (self.vanished, self.agreed) = (false, false);
+        }
         self.check_missed(&run)?;
         let arrived = self.holds(&content, &stand.content);
         let claimed = self.holds(&content, &stand.held.claim);
@@ -278,6 +284,24 @@ impl History<'_> {
         Ok(())
     }
 
+    /// That a disk which is full keeps nobody from the replica, at N or N + 1; then it has room.
+    pub(super) fn check_full(&mut self) -> Result<(), String> {
+        let lacked = self.world.lacked_room();
+        let opened = disks::open(&self.world, self.kept, self.options.bug).map(drop);
+        let full = self.world.lacked_room();
+        self.world.make_room();
+        self.world.restart();
+        match opened {
+            Err(error) if full && !self.is_latent() => {
+                Err(format!("does not open while the disk is full: {error}"))
+            }
+            _ => {
+                self.say(format!("  room was lacking: {lacked}"));
+                Ok(())
+            }
+        }
+    }
+
     /// Whether the newest snapshot of the keeper, where there is one, is of this generation.
     pub(super) fn is_kept(&self, generation: Generation) -> bool {
         let device = self.world.kept("volume").filter(|_| self.kept);
@@ -286,6 +310,7 @@ impl History<'_> {
 
     /// That the run ended as it should, and said so.
     fn check_end(&mut self, run: &Run, advanced: usize, latent: bool) -> Result<(), String> {
+        self.agreed |= run.consent && self.vanished && !run.planned.is_empty();
         let newest = self.storage.newest();
         match &run.ended {
             Ended::Well => {
@@ -308,6 +333,7 @@ impl History<'_> {
                     Reason::BaseMismatch
                         | Reason::TargetForeign
                         | Reason::TargetModified
+                        | Reason::TargetGone
                         | Reason::SourceMismatch
                         | Reason::Denied
                 );
@@ -332,6 +358,7 @@ impl History<'_> {
     fn may_refuse(&self, reason: Reason, consent: bool) -> bool {
         match reason {
             Reason::TargetForeign => !consent && self.foreign,
+            Reason::TargetGone => !consent && (self.vanished || self.foreign),
             Reason::BaseMismatch if self.foreign => !consent,
             Reason::BaseMismatch => {
                 !consent
@@ -346,7 +373,8 @@ impl History<'_> {
             // So it is under a name that two instants have.
             Reason::StreamDamaged | Reason::RootMismatch if self.was_cut && self.lied => true,
             // The next run compares all.
-            Reason::AuditMismatch | Reason::RootMismatch => self.options.audit && self.lied,
+            Reason::AuditMismatch => self.options.audit && self.lied,
+            Reason::RootMismatch => self.lied,
             _ => false,
         }
     }

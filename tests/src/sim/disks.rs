@@ -47,6 +47,14 @@ impl Disk for SimDisk {
         self.disk.set_len(len)
     }
 
+    fn allocate(&self, ranges: &[Extent]) -> io::Result<()> {
+        if self.bug == Some(Bug::FullDiskWhileApplying) {
+            Ok(())
+        } else {
+            self.disk.allocate(ranges)
+        }
+    }
+
     fn next_data(&self, from: u64) -> io::Result<Option<Extent>> {
         self.disk.next_data(from)
     }

@@ -65,6 +65,16 @@ pub enum Fault {
     StaleMap,
     /// Two instants of a DRBD device have one UUID, or two devices do.
     SameName,
+    /// A snapshot of a DRBD device after which its UUID stays as it is.
+    PlainSnapshot,
+    /// The source is the other node of a pair from now on.
+    OtherNode,
+    /// The target is destroyed, or has another name for a while.
+    TargetVanished,
+    /// One side is busy for minutes before a session.
+    PeerBusy,
+    /// The target's disk is full from some moment on.
+    DiskFilled,
 }
 
 /// Every fault with the rung that catches it and how it is named.
@@ -89,6 +99,11 @@ const TABLE: &[(Fault, Rung, &str)] = &[
     (Fault::TornApart, Rung::Scrub, "volume or books rolled back alone"),
     (Fault::StaleMap, Rung::Audit, "stale map"),
     (Fault::SameName, Rung::Audit, "two instants of one name"),
+    (Fault::PlainSnapshot, Rung::Continuity, "snapshot whose name another will have"),
+    (Fault::OtherNode, Rung::Continuity, "other node of a pair"),
+    (Fault::TargetVanished, Rung::Continuity, "target vanished"),
+    (Fault::PeerBusy, Rung::Link, "peer busy for minutes"),
+    (Fault::DiskFilled, Rung::Journal, "disk full and stays so"),
 ];
 
 impl Fault {

@@ -6,7 +6,7 @@ use driftline_extent::{BLOCK_LEN, CHUNK_LEN, Extent, Generation, Reason};
 use tempfile::TempDir;
 
 use super::{
-    Fault, Finding, Options, Rung, Stats,
+    Bug, Fault, Finding, Options, Rung, Stats,
     disks::BOOKS,
     replicate::Mishap,
     scrub::Listed,
@@ -66,8 +66,16 @@ pub(super) struct History<'a> {
     /// Whether the replica does not open any more.
     pub(super) broken: bool,
     backup: Option<Backup>,
-    /// Where the source's manifest and incidents are, if its maps are checked.
-    pub(super) trust: Option<TempDir>,
+    /// The target under another name.
+    renamed: Option<Backup>,
+    /// Whether the source knows that something had arrived at a target that is gone.
+    pub(super) vanished: bool,
+    /// Whether somebody has agreed to a copy anew since then.
+    pub(super) agreed: bool,
+    /// What goes wrong in the next run in which nothing else does.
+    pub(super) next: Option<Mishap>,
+    /// Where the source's manifest and incidents are.
+    pub(super) trust: TempDir,
     pub(super) stats: Stats,
     trace: Vec<String>,
 }
@@ -104,7 +112,11 @@ pub(super) fn tell(
     for step in steps {
         taken.push(*step);
         history.stats.steps += 1;
-        told = history.step(&mut rng_of(seed, *step)).map_err(|e| format!("step {step}: {e}"));
+        told = history.step(&mut rng_of(seed, *step));
+        if options.wide && told.is_ok() {
+            told = history.befall(&mut rng_of(seed, step | 1 << 32));
+        }
+        told = told.map_err(|e| format!("step {step}: {e}"));
         if told.is_err() {
             break;
         }
@@ -157,10 +169,15 @@ impl<'a> History<'a> {
             was_cut: false,
             broken: false,
             backup: None,
-            trust: options.audit.then(memory_dir),
+            renamed: None,
+            vanished: false,
+            agreed: false,
+            next: None,
+            trust: memory_dir(),
             stats: Stats::default(),
             trace: Vec::new(),
         };
+        history.storage.believes = options.bug == Some(Bug::BelievesAName);
         let kept = history.kept;
         history.say(format!("{kind:?}, {size} bytes in blocks of {block_len}, kept: {kept}"));
         if !kept && rng.below(12) == 0 {
@@ -244,6 +261,34 @@ impl<'a> History<'a> {
         self.check_idle()
     }
 
+    /// What was assumed away at first.
+    fn befall(&mut self, rng: &mut Rng) -> Result<(), String> {
+        match rng.below(24) {
+            0 if self.storage.kind == Kind::Drbd => self.replicate_plainly(rng)?,
+            1 | 6..9 if self.storage.may_be_a_pair() => {
+                self.write(rng, true);
+                let cleared = rng.below(3) > 0;
+                self.befalls(Fault::OtherNode);
+                self.say(format!("its bitmap was cleared: {cleared}"));
+                self.storage.switch_node(cleared);
+            }
+            2..5 => self.next = Some(Mishap::draw_wide(rng)),
+            5 if !self.kept && !self.broken => self.rename_target(rng),
+            _ => return Ok(()),
+        }
+        self.check_idle()
+    }
+
+    /// A plain snapshot is replicated, and later another has the same name.
+    fn replicate_plainly(&mut self, rng: &mut Rng) -> Result<(), String> {
+        self.befalls(Fault::PlainSnapshot);
+        self.storage.snapshot(false, false);
+        self.replicate(false, &Mishap::None, rng)?;
+        self.write(rng, true);
+        self.snapshot(rng);
+        Ok(())
+    }
+
     fn scrub_perhaps(&mut self, rng: &mut Rng) -> Result<(), String> {
         if rng.below(2) == 0 { self.scrub(rng) } else { Ok(()) }
     }
@@ -306,7 +351,7 @@ impl<'a> History<'a> {
         let rotated = self.storage.kind != Kind::Drbd || rng.below(40) > 0;
         let cumulative = rng.below(6) == 0;
         if !rotated {
-            self.befalls(Fault::SameName);
+            self.befalls(Fault::PlainSnapshot);
         }
         self.storage.snapshot(rotated, cumulative);
         let name = self.storage.newest().and_then(|newest| newest.generation);
@@ -356,8 +401,13 @@ impl<'a> History<'a> {
             return;
         }
         self.say("the target is backed up".to_owned());
+        self.backup = Some(self.target());
+    }
+
+    /// The target as it stands.
+    fn target(&self) -> Backup {
         let names: Vec<_> = std::iter::once("volume").chain(BOOKS).collect();
-        self.backup = Some(Backup {
+        Backup {
             disks: self.world.save(&names),
             held: self.held.clone(),
             foreign: self.foreign,
@@ -365,7 +415,39 @@ impl<'a> History<'a> {
             was_cut: self.was_cut,
             listed: self.listed.clone(),
             unlocked: self.unlocked,
-        });
+        }
+    }
+
+    /// All of the target is what it was.
+    fn put_back(&mut self, backup: Backup) {
+        self.unlocked = backup.unlocked;
+        self.world.put_back(&backup.disks, |_| true);
+        self.held = backup.held;
+        self.foreign = backup.foreign;
+        self.pending = backup.pending;
+        // So is what was cut off then.
+        self.was_cut = backup.was_cut;
+        (self.listed, self.told) = (backup.listed, false);
+    }
+
+    /// The target is renamed, or destroyed, and later perhaps has its name back.
+    fn rename_target(&mut self, rng: &mut Rng) {
+        if let Some(renamed) = self.renamed.take() {
+            self.befalls(Fault::TargetVanished);
+            self.say("it has its name back".to_owned());
+            self.put_back(renamed);
+            (self.vanished, self.agreed) = (false, false);
+        } else if self.held.is_some() {
+            self.befalls(Fault::TargetVanished);
+            if rng.below(2) == 0 {
+                self.renamed = Some(self.target());
+            }
+            std::iter::once("volume").chain(BOOKS).for_each(|name| self.world.remove(name));
+            (self.held, self.foreign, self.listed) = (None, false, None);
+            (self.was_cut, self.told) = (false, false);
+            self.pending.clear();
+            (self.vanished, self.agreed) = (self.remembers().is_some(), false);
+        }
     }
 
     /// All of the target is put back to when it was backed up, or only a part of it.
@@ -373,15 +455,9 @@ impl<'a> History<'a> {
         let Some(backup) = self.backup.take().filter(|_| !self.broken) else { return };
         match rng.below(3) {
             0 => {
-                self.unlocked = backup.unlocked;
                 self.befalls(Fault::TargetRolledBack);
-                self.world.put_back(&backup.disks, |_| true);
-                self.held = backup.held;
-                self.foreign = backup.foreign;
-                self.pending = backup.pending;
-                // So is what was cut off then.
-                self.was_cut = backup.was_cut;
-                (self.listed, self.told) = (backup.listed, false);
+                self.put_back(backup);
+                (self.vanished, self.agreed) = (false, false);
             }
             // Without a generation there is nothing that it could be torn from.
             part if self.held.is_some() && backup.held.is_some() => {

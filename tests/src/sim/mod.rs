@@ -17,6 +17,9 @@
 //! * a scrub says what is true, and writes nothing but what the books name;
 //! * a comparison of all names exactly the chunks that the map has missed;
 //! * a session that said it went well did;
+//! * a target that is gone is not copied anew, once something had arrived there and was told, unless
+//!   by consent;
+//! * a disk that is full keeps nobody from the replica;
 //! * a session that nothing disturbed went well, or was refused for lack of a base; so did one that
 //!   found nothing but what a scrub had listed.
 //!
@@ -54,11 +57,21 @@ pub enum Bug {
     NoActivityLog,
     /// What was written is read back from the cache, which proves nothing.
     CommitUnverified,
+    /// A plain snapshot of a DRBD device goes by its UUID, as if it had been rotated.
+    BelievesAName,
+    /// It is not told which node of a pair DRBD's metadata are of.
+    ForgetsTheNode,
+    /// The source does not remember that there was a target.
+    CopiesAVanishedTarget,
+    /// While one side gets ready it does not hear that the other one lives.
+    SilentAfterMinute,
+    /// Room that is set aside for an increment is not there when it is put in place.
+    FullDiskWhileApplying,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::SkipExtent,
         Self::SkipSync(Part::Volume),
         Self::SkipSync(Part::Journal),
@@ -67,6 +80,11 @@ impl Bug {
         Self::WrongBase,
         Self::NoActivityLog,
         Self::CommitUnverified,
+        Self::BelievesAName,
+        Self::ForgetsTheNode,
+        Self::CopiesAVanishedTarget,
+        Self::SilentAfterMinute,
+        Self::FullDiskWhileApplying,
     ];
 }
 
@@ -77,6 +95,10 @@ pub struct Options {
     pub bug: Option<Bug>,
     /// Whether runs audit what maps call unchanged, so that no lie of a map may survive one.
     pub audit: bool,
+    /// Whether histories may draw what was assumed away at first: two snapshots of one name, two
+    /// nodes of one device, a target that vanishes, a side that is busy for minutes, and a disk
+    /// that is full while a sealed increment is put in place. All else of a history is drawn alike.
+    pub wide: bool,
     /// Makes the two ends of a connection, with all their keys drawn from a seed.
     pub links: fn(u64, Verb) -> (Link, Link),
 }

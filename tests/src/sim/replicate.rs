@@ -2,16 +2,16 @@
 
 use std::io;
 
-use driftline_extent::{Explained, PlanKind, Reason};
+use driftline_extent::{Committed, Explained, Generation, PlanKind, Reason};
 use driftline_transport::{
     TransportError,
     witness::{self, Compare, Witness},
 };
-use driftline_trust::Incidents;
+use driftline_trust::{Incidents, Pushed, Pushes};
 use driftline_wire::{SessionError, Verb};
 
 use super::{
-    Fault,
+    Bug, Fault,
     check::{Ended, Run},
     disks,
     history::History,
@@ -24,6 +24,9 @@ use crate::{
 };
 
 const DAY_MS: u64 = 86_400_000;
+
+/// What the target is called in the source's books.
+const TARGET: &str = "the replica";
 
 /// What goes wrong in a run. At most one thing does.
 #[derive(Clone, Debug)]
@@ -42,6 +45,10 @@ pub(super) enum Mishap {
     StreamCut(u64),
     SourceFails(u64),
     Clock(u64, u64),
+    /// The listening side is busy for so many milliseconds before it accepts.
+    Busy(u64),
+    /// After so many operations of the target's disks there is room for so many pages more.
+    Fill(u64, u64),
 }
 
 impl Mishap {
@@ -88,6 +95,15 @@ impl Mishap {
         }
     }
 
+    /// A side that is busy, or a disk that fills up.
+    pub(super) fn draw_wide(rng: &mut Rng) -> Self {
+        let (scale, room) = (1 + rng.below(8), rng.below(7));
+        match rng.below(3) {
+            0 => Self::Busy([59_000, 61_000, 75_000, 600_000][rng.below(4) as usize]),
+            _ => Self::Fill(rng.below(1 << scale), rng.below(1 << room)),
+        }
+    }
+
     const fn fault(&self) -> Option<Fault> {
         Some(match self {
             Self::None => return None,
@@ -99,6 +115,8 @@ impl Mishap {
             Self::StreamFlip(_) => Fault::StreamFlipped,
             Self::StreamCut(_) | Self::SourceFails(_) => Fault::StreamCut,
             Self::Clock(..) => Fault::ClockJumped,
+            Self::Busy(_) => Fault::PeerBusy,
+            Self::Fill(..) => Fault::DiskFilled,
         })
     }
 }
@@ -139,6 +157,8 @@ impl History<'_> {
         if self.storage.newest().is_none() {
             self.snapshot(rng);
         }
+        let wide = self.next.take().filter(|_| matches!(mishap, Mishap::None));
+        let mishap = wide.as_ref().unwrap_or(mishap);
         self.stats.sessions += 1;
         self.say(format!("replicate, consent: {consent}, {mishap:?}"));
         if let Some(fault) = mishap.fault() {
@@ -151,6 +171,7 @@ impl History<'_> {
             Mishap::Stop(after, ..) => self.world.stop_after(*after),
             Mishap::Fail(after, kind) => self.world.fail_at(*after, *kind),
             Mishap::Spoil(after, spoil) => self.world.spoil_at(*after, *spoil),
+            Mishap::Fill(after, pages) => self.world.fill_up(*after, *pages),
             _ => {}
         }
         let Told { ended, planned, committed, missed } = self.session(consent, mishap, rng);
@@ -164,6 +185,7 @@ impl History<'_> {
                     self.world.crash(luck.rotate_left(9));
                 }
             }
+            Mishap::Fill(..) => self.check_full()?,
             _ => self.world.restart(),
         }
         if let (Mishap::Spoil(..), Some("state" | "ids" | "overlay")) =
@@ -172,7 +194,7 @@ impl History<'_> {
             self.befalls(Fault::BooksSpoilt);
         }
         let ok = matches!(ended, Ended::Well);
-        let undisturbed = matches!(mishap, Mishap::None);
+        let undisturbed = matches!(mishap, Mishap::None | Mishap::Busy(_));
         let run = Run {
             before,
             lasting,
@@ -188,22 +210,47 @@ impl History<'_> {
         Ok(ok)
     }
 
-    /// What checks the source's maps: in the simulation, all that they call unchanged.
-    fn witness(&self) -> Option<Witness> {
-        let dir = self.trust.as_ref()?.path();
+    /// What checks the source's maps: in the simulation, all that they call unchanged; or nothing,
+    /// and only remembers what it is told.
+    fn witness(&self) -> Witness {
+        let dir = self.trust.path();
+        let audit = self.options.audit;
+        let asked = audit && self.stats.sessions % 5 == 4;
         let terms = witness::Terms {
             dir: dir.join("manifest"),
             incidents: Incidents::new(dir.join("incidents")),
             source: "the source".to_owned(),
-            target: "the replica".to_owned(),
-            age_ms: 30 * DAY_MS,
-            sample: Some(u64::MAX),
+            target: TARGET.to_owned(),
+            age_ms: if audit { 30 * DAY_MS } else { u64::MAX },
+            sample: Some(if audit { u64::MAX } else { 0 }),
             // Now and then somebody wants to know.
-            compare: if self.stats.sessions % 5 == 4 { Compare::Now } else { Compare::Never },
-            now_ms: DAY_MS * (20_000 + self.stats.sessions),
+            compare: if asked { Compare::Now } else { Compare::Never },
+            // Nothing becomes old where nothing is audited.
+            now_ms: DAY_MS * (20_000 + if audit { self.stats.sessions } else { 0 }),
             seed: [7; 32],
         };
-        Some(Witness::new(terms))
+        Witness::new(terms)
+    }
+
+    fn pushes(&self) -> Pushes {
+        Pushes::new(self.trust.path().join("pushed"))
+    }
+
+    /// What the source knows to have arrived at the target.
+    pub(super) fn remembers(&self) -> Option<Generation> {
+        self.pushes().of(TARGET).ok()??.generation
+    }
+
+    fn remember(&self, committed: &[Committed]) {
+        let arrived = committed.last().map(|committed| committed.generation);
+        let pushed = Pushed {
+            source: "the source".to_owned(),
+            target: TARGET.to_owned(),
+            last_ms: 1,
+            generation: arrived.or_else(|| self.held.as_ref().map(|held| held.generation)),
+            as_stream: false,
+        };
+        self.pushes().keep(&pushed).unwrap_or_else(|error| panic!("{error}"));
     }
 
     fn session(&mut self, consent: bool, mishap: &Mishap, rng: &mut Rng) -> Told {
@@ -226,11 +273,14 @@ impl History<'_> {
             Ok(source) => source,
             Err(error) => return Told::refused(&error),
         };
+        let forgets = self.options.bug == Some(Bug::CopiesAVanishedTarget);
         let mut script = Script {
             verb: if rng.below(2) == 0 { Verb::Push } else { Verb::Pull },
             batch_items: [1, 3, 64][rng.below(3) as usize],
             compression: (rng.below(4) == 0).then_some(1),
             overwrite: consent,
+            held: if forgets { None } else { self.remembers() },
+            deaf: self.options.bug == Some(Bug::SilentAfterMinute),
             ..Script::default()
         };
         if rng.below(8) == 0 {
@@ -240,20 +290,24 @@ impl History<'_> {
             Mishap::Frame(true, fault) => script.to_target = Some(fault.clone()),
             Mishap::Frame(false, fault) => script.to_source = Some(fault.clone()),
             Mishap::Clock(after, ms) => script.jump = Some((*after, *ms)),
+            Mishap::Busy(ms) => script.busy_ms = *ms,
             _ => {}
         }
         let links = (self.options.links)(rng.next_u64(), script.verb);
         let volume = source.volume();
         let volume = volume.as_deref().map(|volume| volume as &dyn driftline_extent::Volume);
         let mut witness = self.witness();
-        let testimony = witness.as_ref().map(Witness::testimony);
-        let witness = witness.as_mut();
+        let testimony = witness.testimony();
+        let witness = Some(&mut witness);
         let outcome = session::run_witnessed(links, &mut source, volume, replica, &script, witness);
         drop(outcome.replica);
         let mut planned = std::mem::take(&mut source.planned);
         // What was planned as an increment may have been offered as a scan.
         let offered = outcome.offered.iter().filter(|plan| plan.kind != PlanKind::UpToDate);
         planned.iter_mut().zip(offered).for_each(|(planned, offered)| planned.kind = offered.kind);
+        if outcome.source.is_ok() {
+            self.remember(&outcome.committed);
+        }
         let ended = match (&outcome.source, &outcome.target) {
             (Ok(()), _) => Ended::Well,
             // The side that failed knows why.
@@ -261,7 +315,7 @@ impl History<'_> {
                 Ended::Refused(reason_of(error), error.to_string())
             }
         };
-        let missed = testimony.and_then(|told| told.lock().ok()?.missed);
+        let missed = testimony.lock().ok().and_then(|told| told.missed);
         Told { ended, planned, committed: outcome.committed.len(), missed }
     }
 }

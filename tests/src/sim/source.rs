@@ -99,12 +99,14 @@ impl<'a> SimSource<'a> {
             (Kind::Zfs, _) | (_, None) => Inner::Nothing,
             (Kind::Drbd, Some(newest)) => {
                 let log = manner.bug != Some(Bug::NoActivityLog);
-                let meta = Storage::metadata(newest, log);
+                let node = manner.bug != Some(Bug::ForgetsTheNode);
+                let meta = Storage::metadata(newest, log, node);
                 let data = Arc::new(newest.image.clone());
                 let volume = DrbdVolume::open(data, Some((meta, Layout::External)))?;
                 let shared = Arc::<SharedVolume>::default();
                 shared.set(Some(volume.volume()));
-                let volume = volume.allow_full(manner.consent).rotated(newest.rotated);
+                let volume =
+                    volume.allow_full(manner.consent).rotated(newest.rotated || storage.believes);
                 Inner::Drbd(Box::new(volume), shared)
             }
             (Kind::Plain, Some(newest)) => Inner::Plain(Plain {

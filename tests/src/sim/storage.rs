@@ -24,6 +24,9 @@ use crate::disk::{Image, Rng};
 /// What DRBD's bits stand for.
 const BIT_LEN: u64 = 4096;
 
+/// The ids of both nodes of a pair add up to this. Between them is the peer that never connects.
+const OTHER_NODE: i32 = 2;
+
 /// How a storage records what changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
@@ -69,9 +72,15 @@ pub(super) struct Storage {
     pub(super) named: u64,
     /// How often the record was led to miss a change.
     pub(super) lies: u64,
+    /// Whether whoever takes snapshots calls all of them rotated: a bug.
+    pub(super) believes: bool,
     births: BTreeMap<u64, u64>,
     now: u64,
     device: Device,
+    /// The metadata of the other node of a pair, whose data are the same.
+    other: Option<Device>,
+    /// Whether there ever was one.
+    paired: bool,
 }
 
 /// DRBD's metadata, on disk and in memory.
@@ -93,7 +102,22 @@ impl Storage {
         live.set_len(size);
         let device = Device { spec, bits: BTreeSet::new() };
         let (births, snapshots) = (BTreeMap::new(), Vec::new());
-        Self { kind, live, snapshots, block_len, named: 8, lies: 0, births, now: 1, device }
+        let (named, lies, now, other) = (8, 0, 1, None);
+        let (believes, paired) = (false, false);
+        Self {
+            kind,
+            live,
+            snapshots,
+            block_len,
+            named,
+            lies,
+            believes,
+            births,
+            now,
+            device,
+            other,
+            paired,
+        }
     }
 
     pub(super) fn newest(&self) -> Option<&Snapshot> {
@@ -128,10 +152,8 @@ impl Storage {
                 self.births.extend(blocks(self.block_len).map(|block| (block, now)));
             }
             Kind::Drbd => {
-                for piece in extent.pieces(AL_EXTENT_LEN) {
-                    self.device.heat((piece.offset() / AL_EXTENT_LEN) as u32);
-                    let bits = piece.offset() / BIT_LEN..piece.end().div_ceil(BIT_LEN);
-                    self.device.bits.extend(bits);
+                for device in self.other.iter_mut().chain([&mut self.device]) {
+                    device.note(extent);
                 }
             }
             Kind::Plain => {}
@@ -162,7 +184,8 @@ impl Storage {
             Kind::Drbd => {
                 let spec = self.device.on_disk(self.live.len);
                 let record = Record::Metadata(Box::new(spec));
-                (rotated.then(|| Generation::drbd(self.device.spec.current)), record)
+                let named = rotated || self.believes;
+                (named.then(|| Generation::drbd(self.device.spec.current)), record)
             }
             Kind::Plain => (None, Record::None),
         };
@@ -187,9 +210,36 @@ impl Storage {
             std::mem::replace(&mut spec.peers[0].uuid, past)
         };
         if forgotten > 1 {
-            spec.history.insert(0, forgotten);
-            spec.history.truncate(if spec.v09 { 32 } else { 2 });
+            self.device.remember(forgotten);
         }
+        // Both nodes of a pair have one current UUID; bitmaps are each node's own.
+        if let Some(other) = &mut self.other {
+            other.spec.current = fresh;
+            other.remember(past);
+        }
+    }
+
+    /// Whether there is another node, or may be one: only metadata of DRBD 9 name one, and what was
+    /// rolled back is no part of a pair any more.
+    pub(super) const fn may_be_a_pair(&self) -> bool {
+        let fits = matches!(self.kind, Kind::Drbd) && self.device.spec.v09;
+        fits && (self.other.is_some() || !self.paired)
+    }
+
+    /// The source is the other node of a pair from now on. `cleared`: where that is new, its bitmap
+    /// was cleared at another instant of the same name.
+    pub(super) fn switch_node(&mut self, cleared: bool) {
+        self.paired = true;
+        let other = self.other.take().unwrap_or_else(|| {
+            let mut other = self.device.clone();
+            other.spec.node_id = OTHER_NODE - other.spec.node_id;
+            if cleared {
+                other.bits.clear();
+                other.spec.bits[0].clear();
+            }
+            other
+        });
+        self.other = Some(std::mem::replace(&mut self.device, other));
     }
 
     /// The machine dies and comes back: DRBD sets the bits of all regions that were hot.
@@ -220,6 +270,7 @@ impl Storage {
             Record::Metadata(spec) => {
                 let bits = spec.bits[0].clone();
                 self.device = Device { spec: *spec, bits };
+                self.other = None;
                 self.snapshots.truncate(to + 1);
                 // It comes up as after a crash, from what was on disk.
                 self.crash();
@@ -356,8 +407,8 @@ impl Storage {
     }
 
     /// The device beside a snapshot that has DRBD's metadata. `log`: whether its activity log is
-    /// shown as it is, or as one that names nothing.
-    pub(super) fn metadata(snapshot: &Snapshot, log: bool) -> Arc<SparseDisk> {
+    /// shown as it is, or as one that names nothing. `node`: whether the node's id is shown as it is.
+    pub(super) fn metadata(snapshot: &Snapshot, log: bool, node: bool) -> Arc<SparseDisk> {
         let mut spec = match &snapshot.record {
             Record::Metadata(spec) => (**spec).clone(),
             _ => Spec::primary(true, 0, 0),
@@ -368,6 +419,9 @@ impl Storage {
             if is_used {
                 spec.log.write(&[]);
             }
+        }
+        if !node && spec.v09 {
+            spec.node_id = 0;
         }
         Arc::new(spec.to_disk())
     }
@@ -386,6 +440,21 @@ fn bits_of(region: u32, size: u64) -> std::ops::Range<u64> {
 }
 
 impl Device {
+    /// Notes a write in its log and its bitmap.
+    fn note(&mut self, extent: Extent) {
+        for piece in extent.pieces(AL_EXTENT_LEN) {
+            self.heat((piece.offset() / AL_EXTENT_LEN) as u32);
+            self.bits.extend(piece.offset() / BIT_LEN..piece.end().div_ceil(BIT_LEN));
+        }
+    }
+
+    /// Keeps an UUID that nothing else names any more.
+    fn remember(&mut self, past: u64) {
+        let history = &mut self.spec.history;
+        history.insert(0, past);
+        history.truncate(if self.spec.v09 { 32 } else { 2 });
+    }
+
     /// A region is about to be written: it gets a slot of the log, and the region that leaves
     /// it has its bits written out first.
     fn heat(&mut self, region: u32) {
