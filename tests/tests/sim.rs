@@ -45,6 +45,7 @@ const PAST: &[u64] = &[
     108_994,
     205_198,
     1_883_178_288_546_161,
+    706_954,
 ];
 
 /// Those of what was assumed away at first, without an audit: a snapshot whose name another had, a

@@ -349,9 +349,15 @@ impl History<'_> {
         Ok(())
     }
 
-    /// Whether runs compare all of volumes that nothing but their content names.
+    /// Whether runs compare all of volumes that nothing but their content names. A snapshot of DRBD
+    /// that was not rotated, or is the other node's, is such a volume.
     fn may_lack_a_name(&self) -> bool {
-        self.storage.kind == Kind::Plain || self.lied || self.listed.is_some()
+        let is_nameless = match self.storage.kind {
+            Kind::Plain => true,
+            Kind::Drbd => self.options.wide,
+            Kind::Zfs => false,
+        };
+        is_nameless || self.lied || self.listed.is_some()
     }
 
     /// Whether there is a good reason for this refusal of an undisturbed run.
