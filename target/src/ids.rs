@@ -140,6 +140,11 @@ impl<D: Disk> Overlay<D> {
         self.0.truncate(0)
     }
 
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> Result<bool, Problem> {
+        Ok(self.0.store.len()? == 0)
+    }
+
     /// Whether all of these chunks become zero.
     pub(crate) fn are_zeroed(&self, chunks: Range<u64>) -> Result<bool, Problem> {
         let mut missing = chunks.end - chunks.start;

@@ -343,6 +343,11 @@ impl<D: Disk> Journal<D> {
         self.store.write_at(0, &header)
     }
 
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> Result<bool, Problem> {
+        Ok(self.store.len()? == 0)
+    }
+
     /// Forgets everything.
     pub(crate) fn clear(&self) -> Result<(), Problem> {
         self.store.set_len(0)

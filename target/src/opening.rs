@@ -175,8 +175,26 @@ impl<D: Disk> Replica<D> {
         }
         if !completed && self.check_untouched(true).is_ok() {
             self.unsealed = find_unsealed(&self.journal, &self.state)?;
+            self.sweep();
         }
         Ok(())
+    }
+
+    /// Forgets what a stop has left of an increment that is committed, or that got nowhere: a run
+    /// that finds nothing to do would leave it there.
+    fn sweep(&self) {
+        if self.unsealed.is_some() || !matches!(self.state.status, Status::Complete { .. }) {
+            return;
+        }
+        let clear = || {
+            if !self.journal.is_empty()? {
+                self.journal.clear()?;
+            }
+            if self.overlay.is_empty()? { Ok(()) } else { self.overlay.clear() }
+        };
+        if let Err::<(), Problem>(problem) = clear() {
+            tracing::warn!(volume = self.name, %problem, "cannot clear the journal");
+        }
     }
 
     /// Refuses everything from now on but a copy over all that stands here.
