@@ -19,6 +19,7 @@ use driftline_target::{FileDisk, Verified, books_of};
 use driftline_zfs::{DatasetName, device_of};
 
 use crate::{
+    files::replace,
     target::{AnyTargetError, TargetPlace, TargetTerms},
     zvol,
 };
@@ -192,7 +193,5 @@ pub(crate) fn remember(remembered: &Path, volume: &Path, books: &Path) -> io::Re
         return Ok(());
     }
     fs::create_dir_all(&dir)?;
-    let new = dir.join(format!(".{}.{}", &name[..16], std::process::id()));
-    fs::write(&new, text)?;
-    fs::rename(&new, &file)
+    replace(&file, &text, 0o644)
 }
