@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use driftline_extent::{Extent, Reason, Unreadable, Volume};
+use driftline_extent::{Extent, Unreadable, Volume};
 
 use crate::Progress;
 
@@ -41,17 +41,15 @@ fn told(offset: u64, error: io::Error) -> io::Error {
     if error.get_ref().is_some() {
         return error;
     }
-    let reason = match error.kind() {
-        // Its end was further away when it was opened.
-        io::ErrorKind::UnexpectedEof => Reason::SourceChanged,
-        _ => Reason::SourceUnreadable,
-    };
+    let reason = Unreadable::explain(&error);
     let detail = format!("the source cannot be read at offset {offset}: {error}");
     Unreadable { reason, detail }.into()
 }
 
 #[cfg(test)]
 mod tests {
+    use driftline_extent::Reason;
+
     use super::*;
     use crate::Failure;
 

@@ -46,21 +46,10 @@ impl Explained for PlainError {
         match self {
             Self::Open { .. } => Reason::Failed,
             // A replica that is read from says itself what is wrong with it.
-            Self::Read { error, .. } => {
-                Unreadable::reason_of(error).unwrap_or_else(|| of_read(error))
-            }
+            Self::Read { error, .. } => Unreadable::explain(error),
             Self::Content(error) => error.reason(),
             Self::BaseMismatch { .. } => Reason::BaseMismatch,
         }
-    }
-}
-
-/// What it means that a source cannot be read.
-pub(crate) fn of_read(error: &io::Error) -> Reason {
-    match error.kind() {
-        // Its end was further away when it was opened.
-        io::ErrorKind::UnexpectedEof => Reason::SourceChanged,
-        _ => Reason::SourceUnreadable,
     }
 }
 

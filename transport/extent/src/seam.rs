@@ -191,6 +191,16 @@ impl Unreadable {
     pub fn reason_of(error: &io::Error) -> Option<Reason> {
         error.get_ref()?.downcast_ref::<Self>().map(|error| error.reason)
     }
+
+    /// What it means for a source that it cannot be read: what its volume says of that, or else the
+    /// operating system.
+    pub fn explain(error: &io::Error) -> Reason {
+        Self::reason_of(error).unwrap_or_else(|| match error.kind() {
+            // Its end was further away when it was opened.
+            io::ErrorKind::UnexpectedEof => Reason::SourceChanged,
+            _ => Reason::SourceUnreadable,
+        })
+    }
 }
 
 impl fmt::Display for Unreadable {

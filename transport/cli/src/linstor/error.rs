@@ -3,11 +3,11 @@
 use std::{io, path::PathBuf};
 
 use driftline_drbd::DrbdError;
-use driftline_extent::{Explained, Reason};
+use driftline_extent::{Explained, Reason, Unreadable};
 use driftline_linstor::{LinstorError, PlaceError};
 use driftline_zfs::{LiveError, host::ZfsError};
 
-use crate::plain::{PlainError, of_read};
+use crate::plain::PlainError;
 
 /// Why it cannot.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +76,7 @@ impl Explained for LinstorSourceError {
             Self::Plain(error) => error.reason(),
             Self::NotUpToDate { .. } => Reason::NotConsistent,
             Self::NoMap => Reason::Unsupported,
-            Self::Read { error, .. } => of_read(error),
+            Self::Read { error, .. } => Unreadable::explain(error),
             Self::Elsewhere { .. } | Self::Open { .. } | Self::Unplanned => Reason::Failed,
         }
     }
