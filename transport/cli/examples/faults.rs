@@ -8,32 +8,20 @@
 //! `--seed` it draws one and prints it. Folders are made where `TMPDIR` says; the one in which
 //! something is wrong stays.
 
+#[path = "../tests/harness/arguments.rs"]
+mod arguments;
 #[path = "../tests/faults_support/mod.rs"]
 mod faults_support;
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{process::ExitCode, time::Instant};
+
+use arguments::{Arguments, data};
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().collect();
-    let value = |name: &str| {
-        let at = arguments.iter().position(|argument| argument == name)?;
-        arguments.get(at + 1).cloned()
-    };
-    let number = |name| value(name).map(|text| text.parse().expect("a number is wanted"));
-    let fresh = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_secs() << 20);
-    let (each, seed) = (number("--each").unwrap_or(75), number("--seed").unwrap_or_else(fresh));
-    let beside = || Some(env::current_exe().ok()?.parent()?.parent()?.join("driftline"));
-    let program = value("--program").map(PathBuf::from).or_else(beside);
-    let program = program.expect("the program is beside the examples");
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
-    println!("{}: {each} runs for each fault and place, seed {seed}", program.display());
+    let Arguments { program, count, seed } = Arguments::read("--each", 75);
+    println!("{}: {count} runs for each fault and place, seed {seed}", program.display());
     let started = Instant::now();
-    match faults_support::run(&program, &data, each, seed) {
+    match faults_support::run(&program, &data(), count, seed) {
         Ok(table) => {
             let runs: u64 = table.0.values().map(|row| row.runs).sum();
             println!("{table}\n{runs} runs in {:.0} s", started.elapsed().as_secs_f64());

@@ -9,7 +9,9 @@
 //!   does, and makes it the source;
 //! * then it verifies as clean, and nothing is left behind.
 
-#[path = "../kills_support/random.rs"]
+#[path = "../harness/files.rs"]
+mod files;
+#[path = "../harness/random.rs"]
 mod random;
 mod world;
 

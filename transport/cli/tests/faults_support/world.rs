@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Fault, Place, random::Random};
+use super::{Fault, Place, files::list, random::Random};
 
 /// How a run that a fault befell ended, all told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,12 +90,12 @@ impl World {
         }
         let path = self.path("source.img");
         let content = if number == 0 {
-            let mut content = noise(random, 3 << 20);
+            let mut content = random.noise(3 << 20);
             content[1 << 20..(1 << 20) + 200_000].fill(0);
             content
         } else {
             let mut content = fs::read(&path).map_err(|error| error.to_string())?;
-            let changed = noise(random, 700_000);
+            let changed = random.noise(700_000);
             content[300_000..1_000_000].copy_from_slice(&changed);
             content[2 << 20..(2 << 20) + 100_000].fill(0);
             content
@@ -339,20 +339,4 @@ fn unpack(packed: &Path, to: &Path) -> Result<(), String> {
     let packed = File::open(packed).map_err(|error| format!("{}: {error}", packed.display()))?;
     let image = zstd::decode_all(packed).map_err(|error| error.to_string())?;
     fs::write(to, image).map_err(|error| error.to_string())
-}
-
-fn noise(random: &mut Random, len: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        bytes.extend_from_slice(&random.next().to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-fn list(dir: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() { list(&path, files) } else { files.push(path) }
-    }
 }

@@ -15,4 +15,14 @@ impl Random {
     pub(crate) const fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
+
+    /// Bytes without order.
+    pub(crate) fn noise(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&self.next().to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
 }

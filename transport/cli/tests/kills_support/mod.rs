@@ -8,6 +8,9 @@
 //! * the next run succeeds, and makes it the source;
 //! * nothing is left behind: no file that was not there before, no journal, no process, no lock.
 
+#[path = "../harness/files.rs"]
+mod files;
+#[path = "../harness/random.rs"]
 mod random;
 mod world;
 

@@ -12,7 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Found, Outcome, Random, Victim, Way};
+use super::{Found, Outcome, Random, Victim, Way, files::list};
 
 const CHUNK: u64 = 65_536;
 /// What is in a replica's folder beside it.
@@ -78,7 +78,7 @@ impl World {
             Way::Streams => world.streams = world.recorded(streams)?,
             _ => {
                 let len = (8 << 20) + random.below(16 << 20);
-                world.now = noise(random, len as usize);
+                world.now = random.noise(len as usize);
                 world.write_source();
             }
         }
@@ -278,7 +278,7 @@ impl World {
     fn kill_restore(&mut self, moment: Moment, random: &mut Random) -> Result<Outcome, String> {
         let held = self.held.clone().unwrap_or_default();
         if random.below(2) == 0 {
-            let before = noise(random, held.len() / 2 + 1);
+            let before = random.noise(held.len() / 2 + 1);
             fs::write(self.path("restored.img"), before).map_err(|error| error.to_string())?;
         }
         let restore = ["restore", "file:replica.img", "file:restored.img", "--overwrite"];
@@ -362,7 +362,7 @@ impl World {
             if part.len() < 1 << 18 && random.below(4) == 0 {
                 part.fill(0);
             } else {
-                part.copy_from_slice(&noise(random, part.len()));
+                part.copy_from_slice(&random.noise(part.len()));
             }
         }
         self.write_source();
@@ -500,22 +500,6 @@ fn wait(child: &mut Child) -> Result<ExitStatus, String> {
             Ok(None) => sleep(Duration::from_millis(2)),
             Err(error) => return Err(error.to_string()),
         }
-    }
-}
-
-fn noise(random: &mut Random, len: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        bytes.extend_from_slice(&random.next().to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-fn list(dir: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() { list(&path, files) } else { files.push(path) }
     }
 }
 
