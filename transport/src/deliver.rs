@@ -75,7 +75,7 @@ pub fn ask<S: Source>(source: &mut S, state: &TargetState) -> Result<Option<Ask>
 }
 
 /// Whether the target holds nothing, and nothing is on its way to it.
-pub fn holds_nothing(state: &TargetState) -> bool {
+fn holds_nothing(state: &TargetState) -> bool {
     let is_cut = matches!(&state.takes, Takes::Stream { token: Some(_), .. });
     state.generation.is_none() && state.resume.is_none() && !is_cut
 }

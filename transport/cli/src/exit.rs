@@ -8,8 +8,8 @@ use driftline_target::TargetError;
 use driftline_transport::{Failure, Summary, TransportError};
 
 use crate::{
-    content::ContentError, linstor::LinstorSourceError, plain::PlainError, remembered::Gone,
-    source::SourceError, target::AnyTargetError,
+    content::ContentError, linstor::LinstorSourceError, plain::PlainError, source::SourceError,
+    target::AnyTargetError,
 };
 
 /// The exit codes, an interface: see the help text and the README.
@@ -73,7 +73,6 @@ pub(crate) fn reason(error: &anyhow::Error) -> Option<Reason> {
             .or_else(|| cause.downcast_ref::<TargetError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<SourceError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<LinstorSourceError>().map(Explained::reason))
-            .or_else(|| cause.downcast_ref::<Gone>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<TrackerError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<PlainError>().map(Explained::reason))
             .or_else(|| cause.downcast_ref::<driftline_zfs::StreamError>().map(Explained::reason))

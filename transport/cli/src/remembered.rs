@@ -5,8 +5,8 @@
 
 use std::path::Path;
 
-use driftline_extent::{Explained, Generation, Reason, Takes, TargetState};
-use driftline_transport::{Summary, deliver::holds_nothing};
+use driftline_extent::{Generation, Takes};
+use driftline_transport::Summary;
 use driftline_trust::{Pushed, Pushes};
 
 use crate::{clock::now_ms, place::Place};
@@ -59,35 +59,4 @@ pub(crate) fn held(dir: &Path, source: &Place, target: &Place) -> Option<Generat
     });
     let same = pushed.filter(|pushed| is_remembered(source) && pushed.source == words(source));
     same.and_then(|pushed| pushed.generation)
-}
-
-/// A target of ours that holds nothing, though something had arrived there.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{target} holds nothing, though {held} had arrived there: it was destroyed, renamed or moved, or \
-     what it is on is not mounted or imported. Nothing was done; to have it copied anew, run again \
-     with --full"
-)]
-pub(crate) struct Gone {
-    target: String,
-    held: Generation,
-}
-
-impl Explained for Gone {
-    fn reason(&self) -> Reason {
-        Reason::TargetGone
-    }
-}
-
-/// Refuses a local target that is gone, which is pulled to.
-pub(crate) fn check(
-    dir: &Path,
-    source: &Place,
-    target: &Place,
-    state: &TargetState,
-) -> Result<(), Gone> {
-    match held(dir, source, target) {
-        Some(held) if holds_nothing(state) => Err(Gone { target: target.to_string(), held }),
-        _ => Ok(()),
-    }
 }

@@ -12,8 +12,8 @@ use driftline_extent::{CHUNK_LEN, Reason, Target as _, TargetState};
 use driftline_target::is_one_volume;
 use driftline_transport::{
     Connection, Failure, Progress, SOURCE_PATIENCE, SharedLimit, SourceJob, Summary,
-    TransportError, answer, chain, dial, receive_request, receive_state, request, serve_source,
-    serve_target,
+    TransportError, answer, chain, deliver::recognise, dial, receive_request, receive_state,
+    request, serve_source, serve_target,
 };
 use driftline_trust::{EXTENTS_MAX, Incident};
 use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
@@ -335,7 +335,7 @@ impl Job {
                 }
                 let opened = self.open(TargetPlace::of(target)?, None).await?;
                 if !self.overwrite {
-                    remembered::check(&self.trust_dir, source, target, &opened.state())?;
+                    recognise(&opened.state(), held).with_context(|| target.to_string())?;
                 }
                 self.pull(volume, address, opened, progress).await
             }
