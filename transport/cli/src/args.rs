@@ -43,7 +43,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done, or there was nothing to do
   1  failed
-  2  the command line makes no sense
+  2  the command line or the configuration makes no sense
   3  refused, and nothing was changed (base-mismatch, source-mismatch, target-foreign,
      target-busy, unsupported, denied, just-created, not-consistent, source-emptied,
      not-encrypted, key-mismatch, target-gone)

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use crate::{
     args,
+    exit::Usage,
     place::Place,
     serve::limits::{self, Limits},
     target::{TargetPlace, TargetTerms, loss_max},
@@ -152,6 +153,7 @@ impl Config {
         let text = fs::read_to_string(path).with_context(context)?;
         Self::parse(&text)
             .and_then(|config| places::check_apart(&config, Some(path)).map(|()| config))
+            .map_err(|error| Usage(format!("{error:#}")))
             .with_context(context)
     }
 

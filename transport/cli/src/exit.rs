@@ -28,7 +28,10 @@ pub(crate) mod code {
     pub(crate) const GONE: u8 = 11;
 }
 
-/// The command line makes no sense, as far as the parser of it cannot tell.
+/// What a run that was stopped by a signal says in place of a reason.
+pub(crate) const STOPPED: &str = "stopped";
+
+/// The command line or the configuration makes no sense, as far as the parser of it cannot tell.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);

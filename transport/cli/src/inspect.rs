@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::{
     args,
-    exit::{classify, code},
+    exit::{classify, code, misused},
     foreign,
     place::Place,
     plain::PlainVolume,
@@ -128,6 +128,6 @@ fn compare(
 fn local(text: &str) -> anyhow::Result<std::path::PathBuf> {
     match text.parse()? {
         Place::File(path) => Ok(path),
-        other => bail!("{other} is not local: write file:PATH"),
+        other => misused!("{other} is not local: write file:PATH"),
     }
 }

@@ -116,7 +116,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         done = carry_out(&arguments) => return done,
         signal = signals.next() => signal,
     };
-    Ok(stopped(signal, signals, &arguments.command).await)
+    Ok(stopped(signal, signals, &arguments).await)
 }
 
 async fn carry_out(arguments: &Arc<Arguments>) -> anyhow::Result<u8> {

@@ -7,6 +7,8 @@ use driftline_linstor::ResourceName;
 use driftline_wire::limits::NAME_LEN_MAX;
 use driftline_zfs::{DatasetName, device_of};
 
+use crate::exit::Usage;
+
 /// Somewhere a volume comes from or goes to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Place {
@@ -57,9 +59,15 @@ const FORMS: &str = "zfs:POOL/NAME, zvol:POOL/NAME, zstream:FILE, zstream:-, fil
                      NAME@HOST:PORT";
 
 impl FromStr for Place {
-    type Err = anyhow::Error;
+    type Err = Usage;
 
-    fn from_str(text: &str) -> anyhow::Result<Self> {
+    fn from_str(text: &str) -> Result<Self, Usage> {
+        Self::read(text).map_err(|error| Usage(format!("{error:#}")))
+    }
+}
+
+impl Place {
+    fn read(text: &str) -> anyhow::Result<Self> {
         if let Some(file) = text.strip_prefix("zstream:") {
             return match file {
                 "" => bail!(

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use driftline_drbd::{CrossChecked, CrossChecks};
 use driftline_extent::{CHUNK_LEN, Reason, Target as _, TargetState};
 use driftline_target::is_one_volume;
@@ -30,7 +30,7 @@ use crate::{
     },
     clock::now_ms,
     done::Done,
-    exit::{degraded, reason},
+    exit::{Usage, degraded, misused, reason},
     index, keyfile, likeness, metrics,
     place::Place,
     progress::{Show, watch},
@@ -308,7 +308,7 @@ impl Job {
         };
         match (source, target, self.direction) {
             (Place::Remote { .. }, Place::Remote { .. }, _) => {
-                bail!("one of {source} and {target} must be local")
+                misused!("one of {source} and {target} must be local")
             }
             (_, Place::Remote { volume, address }, Direction::Push) => {
                 let job = open().await?;
@@ -317,19 +317,19 @@ impl Job {
                 Ok(serve_source(connection, job).await?)
             }
             (_, Place::Remote { .. }, Direction::Pull) => {
-                bail!("{target} is remote: push to it")
+                misused!("{target} is remote: push to it")
             }
             (Place::Remote { .. }, _, Direction::Push) => {
-                bail!("{source} is remote: pull from it")
+                misused!("{source} is remote: pull from it")
             }
             (Place::Remote { volume, address }, _, Direction::Pull) => {
                 // It is about this side's target, and only where that is gone.
                 let held = remembered::held(&self.trust_dir, source, target);
                 if self.overwrite && held.is_none() {
-                    bail!("whether {source} may overwrite is decided where it is pushed from");
+                    misused!("whether {source} may overwrite is decided where it is pushed from");
                 }
                 if self.audit != args::Audit::default() {
-                    bail!(
+                    misused!(
                         "how the maps of {source} are checked is said in the configuration there"
                     );
                 }
@@ -392,7 +392,7 @@ impl Job {
     async fn open(&self, place: TargetPlace, found: Option<String>) -> anyhow::Result<AnyTarget> {
         let mut terms = self.target.clone();
         let index = self.index.clone();
-        let parse = |like: &str| like.parse().and_then(|place| TargetPlace::of(&place));
+        let parse = |like: &str| TargetPlace::of(&like.parse()?);
         let like = self.like.as_deref().map(parse).transpose().context("--like")?;
         let found = found.as_deref().map(parse).transpose()?;
         let open = move || {
@@ -520,9 +520,9 @@ async fn connect(
     progress: Arc<Progress>,
 ) -> anyhow::Result<Connection<TcpStream>> {
     let Some(key) = &peer.peer else {
-        bail!("{address} is remote: say with --peer which public key it has");
+        misused!("{address} is remote: say with --peer which public key it has");
     };
-    let key: PublicKey = key.parse().context("--peer")?;
+    let key: PublicKey = key.parse().map_err(|why| Usage(format!("--peer: {why}")))?;
     let local = keyfile::read(peer.key.as_deref().unwrap_or_else(|| Path::new(KEY)))?;
     let connection = dial(address, local, key, progress).await;
     connection.with_context(|| format!("cannot reach {address}"))

@@ -299,8 +299,12 @@ pub(crate) fn tree_json(outcomes: &[Outcome], took: Duration) -> Value {
 
 /// A failure.
 pub(crate) fn error_json(error: &anyhow::Error) -> Value {
-    let detail = format!("{error:#}");
-    json!({ "result": "failed", "error": { "reason": classify(error).0, "detail": detail } })
+    failed_json(classify(error).0, &format!("{error:#}"))
+}
+
+/// A failure of this name.
+pub(crate) fn failed_json(reason: &str, detail: &str) -> Value {
+    json!({ "result": "failed", "error": { "reason": reason, "detail": detail } })
 }
 
 /// A change map, one extent after the other: it may have a million of them.

@@ -20,6 +20,7 @@ use driftline_transport::{Failure, Progress, SourceJob};
 use crate::{
     args, content,
     done::Restored,
+    exit::misused,
     foreign,
     place::Place,
     plain::{PlainVolume, volume_id},
@@ -118,7 +119,7 @@ fn open_source(job: &Job, from: &Place, to: &Place, terms: &TargetTerms) -> anyh
     }
     let place = match from {
         Place::File(_) | Place::Zvol(_) => TargetPlace::of(from)?,
-        _ => bail!(
+        _ => misused!(
             "{from} is nothing to restore from: write file:PATH, zvol:POOL/NAME, drbdmeta:PATH or \
              NAME@HOST:PORT, or push it"
         ),
@@ -156,7 +157,7 @@ fn open_target(
     let path = match to {
         Place::File(path) => path.clone(),
         Place::DrbdVolume { resource, volume } => drbd_device(resource, *volume)?,
-        _ => bail!("{to} is nothing to restore to: write file:PATH or drbd:RESOURCE/VOLUME"),
+        _ => misused!("{to} is nothing to restore to: write file:PATH or drbd:RESOURCE/VOLUME"),
     };
     if from.bytes().is_some_and(|from| is_one_volume(&from, &path)) {
         let detail = format!("{from} and {to} are the same");

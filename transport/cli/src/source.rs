@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use driftline_drbd::{
     CrossChecks, DrbdError, DrbdVolume, Layout, LiveError as DrbdLiveError, LiveVolume,
 };
@@ -19,6 +19,7 @@ use driftline_zfs::{DatasetName, LiveError, LiveSource, Pick, SendStream, Stream
 
 use crate::{
     args, content,
+    exit::misused,
     linstor::{LinstorSource, LinstorSourceError},
     place::Place,
     plain::{PlainError, PlainVolume},
@@ -117,7 +118,7 @@ pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource>
     match place {
         Place::Zfs(name) => Ok(AnySource::Live(Box::new(live(name, terms)?))),
         Place::Zvol(name) => {
-            bail!("{place} is a replica: to replicate it further, write zfs:{name}")
+            misused!("{place} is a replica: to replicate it further, write zfs:{name}")
         }
         Place::Stream(path) => {
             let file = File::open(path).with_context(|| format!("cannot open {place}"))?;
@@ -152,7 +153,7 @@ pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource>
         Place::Linstor { .. } => {
             Ok(AnySource::Linstor(Box::new(LinstorSource::open(place, terms)?)))
         }
-        Place::Remote { .. } => bail!("{place} is remote: pull from it to a local target"),
+        Place::Remote { .. } => misused!("{place} is remote: pull from it to a local target"),
     }
 }
 
@@ -262,8 +263,8 @@ impl AnySource {
         each: &mut dyn FnMut(Told) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         match self {
-            Self::Live(_) => bail!(
-                "the map of a volume of ZFS is in its stream: `zfs send -Lce … | driftline map \
+            Self::Live(_) => misused!(
+                "the map of a volume of ZFS is in its stream: `zfs send -Lc … | driftline map \
                  zstream:-`"
             ),
             Self::Stream { name, stream, .. } => {

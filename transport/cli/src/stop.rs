@@ -8,7 +8,12 @@ use tokio::{
 };
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-use crate::{args::Command, print::complain};
+use crate::{
+    args::{Arguments, Command},
+    exit::STOPPED,
+    print::{complain, say},
+    report,
+};
 
 /// How long what a run has taken in its storage (holds, snapshots, suspended I/O) may take to be
 /// given back.
@@ -92,11 +97,16 @@ impl Signals {
 
 /// Puts in order what a command that was stopped has left, and says how it goes on. The command
 /// itself was dropped before.
-pub(crate) async fn stopped(signal: Signal, signals: Signals, command: &Command) -> u8 {
+pub(crate) async fn stopped(signal: Signal, signals: Signals, arguments: &Arguments) -> u8 {
     signals.end_at_next();
     let settled = settle().await;
     let name = signal.name();
-    complain(format_args!("driftline: stopped by {name}: {}", what_is_left(command)));
+    let detail = format!("stopped by {name}: {}", what_is_left(&arguments.command));
+    // A map may be in the middle of its own objects.
+    if arguments.json && !matches!(arguments.command, Command::Map(_)) {
+        say(report::failed_json(STOPPED, &detail));
+    }
+    complain(format_args!("driftline: {detail}"));
     if !settled {
         complain(format_args!(
             "driftline: not all snapshots and holds of this run could be removed within {} s; the \

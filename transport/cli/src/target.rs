@@ -23,6 +23,7 @@ use driftline_zfs::{
 use crate::{
     args::{self, units::parse_share},
     content,
+    exit::misused,
     place::Place,
     receive::{ReceiveError, ReceiveSink},
     zvol::{ZvolKeeper, state_dir_of},
@@ -183,7 +184,7 @@ impl TargetPlace {
             Place::File(path) => Ok(Self::File(path.clone())),
             Place::Zvol(name) => Ok(Self::Zvol(name.clone())),
             Place::Zfs(name) => Ok(Self::Zfs(name.clone())),
-            _ => anyhow::bail!(
+            _ => misused!(
                 "{place} is no target: write file:PATH, zvol:POOL/NAME, zfs:POOL/NAME or \
                  NAME@HOST:PORT"
             ),

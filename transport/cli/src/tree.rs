@@ -65,7 +65,7 @@ pub(crate) async fn run(
     show: Show,
 ) -> anyhow::Result<u8> {
     let Place::Zfs(root) = source else {
-        bail!(
+        misused!(
             "-r is said of a zfs: source, and {source} is none: a tree is pushed from where it \
              is, or pulled as one stream (--with tree where it is configured)"
         );
@@ -185,7 +185,7 @@ fn members(
 fn place_of(target: &Place, path: &str) -> anyhow::Result<Place> {
     match target {
         _ if path.is_empty() => Ok(target.clone()),
-        Place::Remote { volume, address } => format!("{volume}/{path}@{address}").parse(),
+        Place::Remote { volume, address } => Ok(format!("{volume}/{path}@{address}").parse()?),
         local => Ok(TargetPlace::of(local)?.below(path)?.into()),
     }
 }

@@ -60,6 +60,22 @@ fn options_that_make_no_sense_or_do_nothing_are_named() {
         &["restore", "vm@host:1", "file:out.img", "--state-dir", "x"],
         &["map", "file:a.img", "--linstor-ca", "x"],
         &["scrub", "file:out.img", "--limit-rate", "1"],
+        &["push", "disk.img", "file:out.img"],
+        &["push", "file:a.img", "zfs:tank//vm"],
+        &["push", "file:a.img", "zstream:out.zs"],
+        &["push", "file:a.img", "file:out.img", "--like", "drbd:r0/0"],
+        &["push", "zvol:tank/vm", "file:out.img"],
+        &["push", "vm@host:1", "file:out.img"],
+        &["push", "vm@host:1", "vm@other:1"],
+        &["push", "file:a.img", "vm@host:1"],
+        &["push", "file:a.img", "vm@host:1", "--peer", "x"],
+        &["push", "-r", "file:a.img", "file:out.img"],
+        &["pull", "file:a.img", "vm@host:1"],
+        &["restore", "zfs:tank/vm", "file:out.img"],
+        &["restore", "file:a.img", "zvol:tank/vm"],
+        &["verify", "drbd:r0"],
+        &["status", "vm@host"],
+        &["scrub", "linstor:web/0"],
     ] {
         let refused = json(dir, 2, line);
         assert_eq!(refused["error"]["reason"], "usage", "{line:?}: {refused}");

@@ -263,10 +263,10 @@ fn bad_keys_and_configurations_are_named() {
     says(&["keygen", "--public", "open.key"], 1, &["open.key", "chmod 600"]);
     fs::write(dir.join("serve.toml"), "version = 1\nlisten = \"x\"\nkey = \"k\"\nkey2 = 1\n")
         .unwrap();
-    says(&check, 1, &["serve.toml", "key2"]);
-    says(&["push", "nonsense", "file:x"], 1, &["nonsense", "zstream:FILE"]);
+    says(&check, 2, &["serve.toml", "key2"]);
+    says(&["push", "nonsense", "file:x"], 2, &["nonsense", "zstream:FILE"]);
     says(&["push", "zstream:missing", "file:x"], 1, &["missing"]);
-    says(&["push", "file:client.key", "vm@127.0.0.1:9"], 1, &["--peer"]);
+    says(&["push", "file:client.key", "vm@127.0.0.1:9"], 2, &["--peer"]);
     says(&["push"], 2, &["Usage"]);
 }
 

@@ -109,9 +109,11 @@ fn every_command_ends_soon_and_says_how_it_goes_on() {
         (dialled(&["restore", "file:e.img"], 1), "--overwrite"),
     ];
     for (arguments, says) in commands {
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let arguments: Vec<&str> =
+            ["--json"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
         for (signal, code, name) in SIGNALS {
-            let child = start(dir, &arguments);
+            let mut child = start(dir, &arguments);
+            let stdout = child.stdout.take().unwrap();
             wait_for("taking signals", || takes_signals(&child));
             // In the middle of what it does.
             thread::sleep(Duration::from_millis(200));
@@ -122,6 +124,14 @@ fn every_command_ends_soon_and_says_how_it_goes_on() {
                 said.lines().filter(|line| line.starts_with("driftline")).collect();
             assert!(told.len() == 1 && told[0].starts_with(&line), "{arguments:?}: {said}");
             assert!(told[0].contains(says), "{arguments:?}: {said}");
+            let object = std::io::read_to_string(stdout).unwrap();
+            if arguments[1] == "map" {
+                assert_eq!(object, "", "what a map is cut off by could be in the middle of it");
+                continue;
+            }
+            let object: serde_json::Value = serde_json::from_str(&object).unwrap();
+            assert_eq!(object["error"]["reason"], "stopped", "{arguments:?}: {object}");
+            assert!(object["error"]["detail"].as_str().unwrap().contains(says), "{object}");
         }
     }
     assert_eq!(json(dir, 0, &["status", "file:r.img"]), committed);
