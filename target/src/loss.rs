@@ -22,9 +22,6 @@ use crate::{
     state::{Slots, State, Status},
 };
 
-/// Less than this may always go, unless nothing is left: a share of a small volume says little.
-const FLOOR: u64 = 16 << 20;
-
 /// The file with the agreement.
 const AGREED: &str = "loss-agreed";
 
@@ -58,7 +55,7 @@ impl<D: Disk> Replica<D> {
             return Ok(gone * CHUNK_LEN);
         };
         let is_much = u128::from(gone) * 100 > u128::from(before) * u128::from(percent);
-        if left == 0 || (is_much && gone * CHUNK_LEN >= FLOOR) {
+        if left == 0 || is_much {
             let [gone, before] = [gone, before].map(|chunks| chunks * CHUNK_LEN);
             return Err(Problem::Emptied { gone, before, left: left * CHUNK_LEN });
         }

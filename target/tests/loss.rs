@@ -32,24 +32,29 @@ fn a_volume_is_not_emptied_by_any_plan() {
     }
 }
 
-/// A part of a small volume may go, and an increment that brings as much as it takes.
+/// The share counts, however small the volume is, and what comes makes up for nothing that goes.
 #[test]
-fn less_than_all_of_a_small_volume_may_go() {
-    let base = pattern(3, 3 * CHUNK);
+fn no_more_than_the_share_may_go() {
+    let base = pattern(3, 4 * CHUNK);
     let size = base.len() as u64;
     let place = Place::holding(&base);
+    let zero = |chunks: u64| Change::Zero(Extent::new(0, chunks * CHUNK as u64).unwrap());
     let mut replica = place.open();
-    replica.limit_loss(0);
-    let most = [Change::Zero(Extent::new(0, 2 * CHUNK as u64).unwrap())];
-    deliver(&mut replica, plan(PlanKind::Incremental, Some(1), 2), &most, size).unwrap();
+    replica.limit_loss(50);
+    deliver(&mut replica, plan(PlanKind::Incremental, Some(1), 2), &[zero(2)], size).unwrap();
     assert_eq!(replica.zeroed(), Some(2 * CHUNK as u64));
-    // The last of it goes, and something else comes.
+    drop(replica);
+    // Both chunks that are left, and one that is new.
     let moved = [
         Change::Data { offset: 0, bytes: pattern(9, CHUNK) },
-        Change::Zero(Extent::new(2 * CHUNK as u64, CHUNK as u64).unwrap()),
+        Change::Zero(Extent::new(2 * CHUNK as u64, 2 * CHUNK as u64).unwrap()),
     ];
-    deliver(&mut replica, plan(PlanKind::Incremental, Some(2), 3), &moved, size).unwrap();
-    assert_eq!(replica.zeroed(), Some(3 * CHUNK as u64));
+    for (limit, done) in [(99, false), (100, true)] {
+        let mut replica = place.open();
+        replica.limit_loss(limit);
+        let moved = deliver(&mut replica, plan(PlanKind::Incremental, Some(2), 3), &moved, size);
+        assert_eq!(moved.is_ok(), done, "{limit}: {moved:?}");
+    }
 }
 
 /// What was refused is still there to be gone on with, and is refused again.

@@ -33,9 +33,11 @@ pub(crate) fn check(
         refuse(&said, source, "a source that has maps and can be read at any offset")?;
     }
     if !matches!(target, Place::Zfs(_)) {
+        let args::Receive { exclude, set, take } = receive;
         let said = [
-            ("--exclude-property", !receive.exclude.is_empty()),
-            ("--set-property", !receive.set.is_empty()),
+            ("--exclude-property", !exclude.is_empty()),
+            ("--set-property", !set.is_empty()),
+            ("--take-property", !take.is_empty()),
         ];
         refuse(&said, target, "a zfs: target here")?;
     }

@@ -112,13 +112,15 @@ fn the_share_is_configurable_and_what_is_ordinary_passes() {
     let text = driftline(dir, &["push", "file:source.img", "file:vm.img", "--loss-max", "100%"]);
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains(" of the data became zero or were cut off\n"), "{text}");
-    // Most of a small volume is a small loss; all of it is not.
+    // However small it is.
     noise(&dir.join("small.img"), 8 * MIB, 4);
     let small = |code| json(dir, code, &["push", "file:small.img", "file:other.img"]);
     small(0);
     let file = File::options().write(true).open(dir.join("small.img")).unwrap();
-    file.set_len(MIB as u64).unwrap();
-    assert_eq!(small(0)["bytes"]["zeroed"], 7 * MIB);
+    file.set_len(3 * MIB as u64).unwrap();
+    assert_eq!(small(3)["error"]["reason"], "source-emptied");
+    file.set_len(8 * MIB as u64).unwrap();
+    assert_eq!(small(3)["error"]["reason"], "source-emptied");
     file.set_len(0).unwrap();
     assert_eq!(small(3)["error"]["reason"], "source-emptied");
 }

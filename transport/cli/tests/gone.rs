@@ -73,7 +73,7 @@ fn a_target_that_is_pulled_to_is_remembered_where_it_is() {
     let pull = ["pull", &source, "file:copy.img", "--key", "client.key", "--peer", &pair.server];
     let full = [&pull[..], &["--full"]].concat();
     // There is nothing to agree to yet.
-    assert!(json(dir, 1, &full)["error"]["detail"].as_str().unwrap().contains("pushed from"));
+    assert!(json(dir, 2, &full)["error"]["detail"].as_str().unwrap().contains("pushed from"));
     json(dir, 0, &pull);
     let copy = dir.join("copy.img");
     lose(&copy);

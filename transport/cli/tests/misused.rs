@@ -44,6 +44,7 @@ fn options_that_make_no_sense_or_do_nothing_are_named() {
         &["--audit-age", "30d"],
         &["--exclude-property", "x"],
         &["--set-property", "x=y"],
+        &["--take-property", "x"],
     ] {
         let push = [&["push", "file:a.img", "file:out.img"][..], option].concat();
         let refused = json(dir, 2, &push);

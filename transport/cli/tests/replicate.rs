@@ -225,7 +225,8 @@ fn over_loopback_nothing_is_in_clear_and_nothing_new_moves_little() {
     let dir = pair.path().display();
     let server = pair.serve(&format!(
         "push = [\"payroll\"]\n[[volume]]\nname = \"payroll\"\n\
-         target = \"file:{dir}/vm.img\"\noverwrite = true\n"
+         target = \"file:{dir}/vm.img\"\noverwrite = true\n\
+         loss_max = \"100%\"\n"
     ));
     let proxy = Proxy::capture(server.address);
     let target = format!("payroll@{}", proxy.address);

@@ -64,7 +64,7 @@ fn a_clean_replica_is_told_dated_and_measured() {
     // What makes no sense.
     json(dir, 2, &["scrub", "file:out.img", "--limit-rate", "7"]);
     json(dir, 1, &["scrub", "file:none.img"]);
-    json(dir, 1, &["scrub", "vm@host:1"]);
+    json(dir, 2, &["scrub", "vm@host:1"]);
     assert_eq!(driftline(dir, &["scrub", "file:out.img", "--index", "i"]).status.code(), Some(2));
     assert_eq!(incidents(dir), [] as [Value; 0]);
 }

@@ -222,7 +222,7 @@ fn a_pull_hears_of_it_as_well() {
     // What checks it is at its side, and is not told what to do from here.
     let output = driftline(dir, &[&pull[..], &["--compare"]].concat());
     let log = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(1) && log.contains("configuration there"), "{log}");
+    assert!(output.status.code() == Some(2) && log.contains("configuration there"), "{log}");
     fs::rename(dir.join("next.img"), dir.join("s1.img")).unwrap();
     write_unseen(dir);
     let done = json(dir, 8, &pull);
