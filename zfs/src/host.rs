@@ -33,7 +33,7 @@ pub use destroy::Stays;
 pub use error::{Cause, Errno, ZfsError};
 pub use hold::Hold;
 use library::Engine;
-use patience::{Limits, Watch, given_up, pool_of, zpool_beside};
+use patience::{Limits, STATES, Watch, given_up, pool_of, zpool_beside};
 pub use receive::{ReceiveRequest, Receiving};
 pub use send::{Package, SendRequest, Sending};
 
@@ -84,6 +84,8 @@ pub struct Zfs {
     abilities: Arc<OnceLock<Abilities>>,
     /// How long it is waited for.
     limits: Limits,
+    /// Where the kernel has the state of each pool.
+    states: PathBuf,
 }
 
 impl Zfs {
@@ -99,7 +101,7 @@ impl Zfs {
         }
         let command = search(env::var_os("PATH").as_deref());
         let library = Engine::open();
-        let found = Self { command, library, abilities: Arc::default(), limits: Limits::USUAL };
+        let found = Self::of(command, library);
         match (&found.command, &found.library) {
             (Err(command), Err(library)) => Err(ZfsError::Unavailable {
                 command: command.clone(),
@@ -113,8 +115,12 @@ impl Zfs {
     /// can be run shows when it is.
     pub fn with_command(path: impl Into<PathBuf>) -> Self {
         let library = Err("the library is not used beside a command that was named".to_owned());
-        let command = Ok(path.into());
-        Self { command, library, abilities: Arc::default(), limits: Limits::USUAL }
+        Self::of(Ok(path.into()), library)
+    }
+
+    fn of(command: Result<PathBuf, String>, library: Result<Engine, String>) -> Self {
+        let (limits, states) = (Limits::USUAL, STATES.into());
+        Self { command, library, abilities: Arc::default(), limits, states }
     }
 
     /// Whether the library is used.
@@ -264,14 +270,16 @@ impl Zfs {
         let look = || watch.look();
         let Limits { command, quiet, .. } = self.limits;
         let patience = Patience { within: Some(command), every: quiet, look: &look };
-        let done = driftline_command::apart("libzfs_core", patience, act);
+        let done =
+            watch.begin().and_then(|()| driftline_command::apart("libzfs_core", patience, act));
         done.map_err(|error| given_up(format!("libzfs_core, to {task} of {dataset},"), error))?
     }
 
     /// What asks how a pool is.
     fn watch(&self, pool: &str) -> Watch {
         let zpool = self.command.as_ref().ok().and_then(|zfs| zpool_beside(zfs));
-        Watch { zpool, pool: Some(pool.to_owned()), limits: self.limits }
+        let (pool, states) = (Some(pool.to_owned()), self.states.clone());
+        Watch { zpool, pool, states, limits: self.limits }
     }
 
     /// A call of the command, not started.

@@ -67,7 +67,8 @@ impl Call {
         let look = || watch.look();
         let patience = Patience { within: Some(limits.command), every: limits.quiet, look: &look };
         let read = |pipe: &mut dyn Read| whole(pipe, OUTPUT_MAX);
-        let ended = call(&program, &args, &[ENVIRONMENT], patience, read);
+        let begun = watch.begin();
+        let ended = begun.and_then(|()| call(&program, &args, &[ENVIRONMENT], patience, read));
         let ended = ended.map_err(|error| match error {
             GivenUp::System(error) => ZfsError::Start { command: command.clone(), program, error },
             other => given_up(command.clone(), other),
@@ -103,6 +104,7 @@ impl Call {
 
     fn start(self, stdin: Stdio, stdout: Stdio) -> Result<Running, ZfsError> {
         let text = self.text();
+        self.watch.begin().map_err(|error| given_up(text.clone(), error))?;
         let mut child = Command::new(&self.program)
             .args(&self.args)
             .envs([ENVIRONMENT])
@@ -257,7 +259,8 @@ mod tests {
     #[test]
     fn a_call_reads_as_it_would_be_typed() {
         let args = ["send", "-i", "tank/vm 1#a:b", "it's", "", "tank/a@b"].map(str::to_owned);
-        let watch = Watch { zpool: None, pool: None, limits: Limits::USUAL };
+        let states = "/none".into();
+        let watch = Watch { zpool: None, pool: None, states, limits: Limits::USUAL };
         let call = Call::new(Path::new("/usr/sbin/zfs"), args.to_vec(), watch);
         assert_eq!(call.text(), r"zfs send -i 'tank/vm 1#a:b' 'it'\''s' '' tank/a@b");
     }

@@ -38,13 +38,35 @@ pub(super) struct Watch {
     pub(super) zpool: Option<PathBuf>,
     /// The pool; `None` if what waits is of none.
     pub(super) pool: Option<String>,
+    /// Where the kernel has a folder for each pool, with its state.
+    pub(super) states: PathBuf,
     pub(super) limits: Limits,
 }
 
 impl Watch {
+    /// Whether to begin at all. Who waits in the kernel for a pool that is suspended cannot be ended,
+    /// not even by a kill, and if that is a thread of ours this process cannot end either.
+    pub(super) fn begin(&self) -> Result<(), GivenUp> {
+        match &self.pool {
+            Some(pool) if self.is_suspended(pool) => Err(GivenUp::Senseless(suspended(pool))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the kernel says so, which waits for nothing. A ZFS that is none of the kernel's says
+    /// nothing there.
+    fn is_suspended(&self, pool: &str) -> bool {
+        let state = std::fs::read(self.states.join(pool).join("state"));
+        state.is_ok_and(|state| state.trim_ascii() == SUSPENDED.as_bytes())
+    }
+
     /// Whether to wait on, or why not.
     pub(super) fn look(&self) -> Result<(), String> {
-        let (Some(zpool), Some(pool)) = (&self.zpool, &self.pool) else { return Ok(()) };
+        let Some(pool) = &self.pool else { return Ok(()) };
+        if self.is_suspended(pool) {
+            return Err(suspended(pool));
+        }
+        let Some(zpool) = &self.zpool else { return Ok(()) };
         let args = ["list", "-H", "-o", "health", pool];
         let patience = Patience::of(self.limits.answer);
         let asked =
@@ -54,10 +76,7 @@ impl Watch {
                 let health = ended.stdout.map(|(bytes, _)| bytes).unwrap_or_default();
                 let health = String::from_utf8_lossy(&health);
                 match health.trim() {
-                    "SUSPENDED" => Err(format!(
-                        "the pool {pool} is suspended, as a device of it is gone: see `zpool \
-                         status {pool}`, and run `zpool clear {pool}` when the device is back"
-                    )),
+                    SUSPENDED => Err(suspended(pool)),
                     _ => Ok(()),
                 }
             }
@@ -69,6 +88,19 @@ impl Watch {
             Err(_) => Ok(()),
         }
     }
+}
+
+/// The state of a pool that does nothing before its devices are back.
+const SUSPENDED: &str = "SUSPENDED";
+
+/// Where the kernel has the state of each pool.
+pub(super) const STATES: &str = "/proc/spl/kstat/zfs";
+
+fn suspended(pool: &str) -> String {
+    format!(
+        "the pool {pool} is suspended, as a device of it is gone: see `zpool status {pool}`, and \
+         run `zpool clear {pool}` when the device is back"
+    )
 }
 
 /// More than any health is long.

@@ -181,6 +181,7 @@ impl Sending {
             task: "send".to_owned(),
             why: format!("no pipe or thread: {error}"),
         };
+        watch.begin().map_err(|error| given_up("zfs send".to_owned(), error))?;
         let (output, input) = io::pipe().map_err(failed)?;
         widen(&output);
         without_waiting(&output);
@@ -237,7 +238,8 @@ mod tests {
     use crate::host::{Cause, Errno};
 
     fn watch() -> Watch {
-        Watch { zpool: None, pool: None, limits: crate::host::patience::Limits::USUAL }
+        let limits = crate::host::patience::Limits::USUAL;
+        Watch { zpool: None, pool: None, states: "/none".into(), limits }
     }
 
     fn request() -> SendRequest {

@@ -362,6 +362,32 @@ fn a_command_on_a_suspended_pool_is_given_up_with_its_name() {
     assert!(matches!(late, ZfsError::Late { .. }), "{late}");
 }
 
+/// Who waits for it in the kernel could not be ended any more.
+#[test]
+fn nothing_begins_on_a_pool_that_the_kernel_calls_suspended() {
+    let mut fake = Fake::new("touch begun");
+    let states = fake.folder.path().join("kstat");
+    fs::create_dir_all(states.join("tank")).unwrap();
+    let state = states.join("tank/state");
+    fake.zfs.states = states;
+    let name: DatasetName = "tank/a".parse().unwrap();
+    let stuck = |error: ZfsError| {
+        assert!(matches!(error, ZfsError::Stuck { .. }), "{error}");
+        assert!(error.to_string().contains("the pool tank is suspended"), "{error}");
+    };
+    fs::write(&state, "SUSPENDED\n").unwrap();
+    stuck(fake.zfs.property(name.clone(), "guid").unwrap_err());
+    stuck(fake.zfs.send(&request()).map(drop).unwrap_err());
+    stuck(fake.zfs.receive(&ReceiveRequest::new(point("tank/a@b"))).map(drop).unwrap_err());
+    stuck(fake.zfs.apart::<()>(&name, "try", || panic!("it began")).unwrap_err());
+    assert!(!fake.folder.path().join("begun").exists(), "it began");
+    // One that is well, and another than the one that is not.
+    fake.zfs.property("back/a".parse::<DatasetName>().unwrap(), "guid").unwrap();
+    fs::write(&state, "ONLINE\n").unwrap();
+    fake.zfs.property(name.clone(), "guid").unwrap();
+    assert_eq!(fake.zfs.apart(&name, "try", || Ok(7)).unwrap(), 7);
+}
+
 #[test]
 fn a_stream_out_of_or_into_a_suspended_pool_ends_with_its_name() {
     let request = SendRequest::full(point("tank/a@b"));
