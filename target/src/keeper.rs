@@ -41,6 +41,9 @@ pub trait Keeper: Send {
     /// Makes the device read-only for everyone.
     fn lock(&mut self) -> io::Result<()>;
 
+    /// Whether the device is read-only. Changes nothing.
+    fn is_locked(&self) -> io::Result<bool>;
+
     /// Keeps what stands on the device now as a snapshot of `committed`. Does nothing if the
     /// newest snapshot is of that generation and the device was not written since: an older
     /// snapshot of the same generation is not enough.

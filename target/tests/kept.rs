@@ -54,8 +54,8 @@ impl FileKeeper {
         file.set_len(size.max(1).next_multiple_of(UNIT))
     }
 
-    fn is_locked(&self) -> bool {
-        self.storage.lock().unwrap().locked
+    fn is_writable(&self) -> bool {
+        !self.storage.lock().unwrap().locked
     }
 }
 
@@ -66,7 +66,7 @@ impl Keeper for FileKeeper {
     }
 
     fn resize(&mut self, size: u64) -> io::Result<()> {
-        assert!(!self.is_locked() && !is_open_for_writing(&self.path));
+        assert!(self.is_writable() && !is_open_for_writing(&self.path));
         self.resized(size, false)
     }
 
@@ -79,6 +79,10 @@ impl Keeper for FileKeeper {
         assert!(!is_open_for_writing(&self.path));
         self.storage.lock().unwrap().locked = true;
         Ok(())
+    }
+
+    fn is_locked(&self) -> io::Result<bool> {
+        Ok(!self.is_writable())
     }
 
     fn keep(&mut self, committed: &Committed) -> io::Result<()> {
@@ -180,13 +184,13 @@ fn a_first_copy_that_is_cut_leaves_a_locked_device() {
     let place = Place::new();
     let mut replica = place.open();
     replica.begin(&offer(plan(PlanKind::Full, None, 1))).unwrap();
-    assert!(!place.keeper.is_locked());
+    assert!(place.keeper.is_writable());
     drop(replica);
-    assert!(place.keeper.is_locked() && !is_open_for_writing(&place.keeper.path));
+    assert!(!place.keeper.is_writable() && !is_open_for_writing(&place.keeper.path));
     // A process that was killed leaves it writable: the next one locks it.
     place.keeper.storage.lock().unwrap().locked = false;
     drop(place.open());
-    assert!(place.keeper.is_locked());
+    assert!(!place.keeper.is_writable());
     // The device was not made yet when another one was killed.
     fs::remove_file(&place.keeper.path).unwrap();
     let volume = pattern(3, 2 * CHUNK);

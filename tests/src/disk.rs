@@ -530,6 +530,9 @@ impl Disk for FakeDisk {
         let begun = inner.begin();
         let mut rng = inner.rng();
         let Some(disk) = inner.disks.get_mut(self.name) else { return Err(stopped()) };
+        if let (Some(_), Ok(())) = (self.opened, &begun) {
+            disk.check_flush()?;
+        }
         match begun {
             Ok(()) if disk.lies => Ok(()),
             Ok(()) => {

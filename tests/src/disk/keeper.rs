@@ -7,6 +7,9 @@ use driftline_target::{Keeper, Kept};
 
 use super::{DiskState, FakeDisk, Image, World, stopped};
 
+/// What Linux answers where a device fails.
+const EIO: i32 = 5;
+
 /// What the storage knows of a device.
 #[derive(Clone, Debug)]
 pub(super) struct Keeping {
@@ -73,6 +76,11 @@ impl DiskState {
         }
         keeping.violations.push("nothing is written to what is locked or open for reading");
         Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    /// ZFS fails the flush of a zvol that is read-only.
+    pub(super) fn check_flush(&mut self) -> io::Result<()> {
+        if self.keeping()?.locked { Err(io::Error::from_raw_os_error(EIO)) } else { Ok(()) }
     }
 
     fn set_device_len(&mut self, len: u64) {
@@ -284,6 +292,15 @@ impl Keeper for FakeKeeper {
             keeping.locked = keeping.flaw != Some(Flaw::LocksNothing);
             Ok(())
         })
+    }
+
+    fn is_locked(&self) -> io::Result<bool> {
+        let mut inner = self.world.lock();
+        if inner.stopped {
+            return Err(stopped());
+        }
+        let disk = inner.disks.get_mut(self.name).ok_or_else(stopped)?;
+        Ok(disk.keeping()?.locked)
     }
 
     fn keep(&mut self, committed: &Committed) -> io::Result<()> {

@@ -269,6 +269,11 @@ impl Keeper for ZvolKeeper {
         self.set("readonly=on")
     }
 
+    fn is_locked(&self) -> io::Result<bool> {
+        let property = self.zfs.property(self.name.clone(), "readonly").map_err(in_zfs)?;
+        Ok(property == "on")
+    }
+
     fn keep(&mut self, committed: &Committed) -> io::Result<()> {
         let newest = self.newest()?;
         if let Some(kept) = &newest
