@@ -260,8 +260,9 @@ impl LiveSource {
         if let Some(point) = cut {
             return Ok(point.clone());
         }
-        if let Some(round) = self.round.as_ref().filter(|_| self.name != self.root) {
-            let wanted = self.name.snapshot(&round.short)?;
+        let round = self.round.as_ref().filter(|_| self.name != self.root);
+        if let Some(short) = round.and_then(|round| round.short.as_ref()) {
+            let wanted = self.name.snapshot(short)?;
             return Ok(choose_tip(points, Request::Named(&wanted))?.clone());
         }
         match &self.options.pick {

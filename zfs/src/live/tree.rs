@@ -19,8 +19,10 @@ use crate::{DatasetName, PointKind, ResumeToken, host::Package, select::Base};
 pub(super) struct Round {
     /// The guid of that snapshot.
     pub(super) held: u64,
-    /// Its name after the `@`, which is that of the others of its instant.
-    pub(super) short: String,
+    /// Its name after the `@`, which is that of the others of its instant; `None` if it was destroyed
+    /// here. Then there is nothing to bring a data set to, but a part that was cut off stands in the
+    /// way of the next stream all the same.
+    pub(super) short: Option<String>,
     /// The data sets that were not looked at yet, parents before their children.
     waiting: VecDeque<DatasetName>,
 }
@@ -47,8 +49,10 @@ impl LiveSource {
             if self.round.as_ref().is_some_and(|round| round.held == held) {
                 return Ok(None);
             }
-            self.round = self.begin_round(held)?;
-            if self.round.as_ref().is_none_or(|round| round.waiting.is_empty()) {
+            let round = self.begin_round(held)?;
+            let is_empty = round.waiting.is_empty();
+            self.round = Some(round);
+            if is_empty {
                 return Ok(None);
             }
         } else if token.is_some() || !self.is_there()? {
@@ -64,34 +68,37 @@ impl LiveSource {
         self.name.below(&self.root).unwrap_or_default().to_owned()
     }
 
-    /// The data sets below the root that were there at the snapshot which the root holds; `None`
-    /// if nothing is left of that here.
-    fn begin_round(&self, held: u64) -> Result<Option<Round>, LiveError> {
+    /// The data sets below the root that were there at the snapshot which the root holds, or all of
+    /// them if nothing is left of that here.
+    fn begin_round(&self, held: u64) -> Result<Round, LiveError> {
         let points = self.zfs.points(&self.root)?;
         let at = points.iter().find(|point| point.is_snapshot() && point.guid == held);
-        let Some(at) = at else { return Ok(None) };
-        let short = at.name.short().to_owned();
+        let short = at.map(|at| at.name.short().to_owned());
         let mut waiting = VecDeque::new();
         for member in self.zfs.tree(&self.root)? {
             if member.name == self.root {
                 continue;
             }
             // What was made later comes with the next stream of the tree.
-            if let Ok(snapshot) = member.name.snapshot(&short)
-                && self.zfs.exists(snapshot)?
-            {
+            let snapshot = short.as_ref().and_then(|short| member.name.snapshot(short).ok());
+            let is_due = match snapshot {
+                Some(snapshot) => self.zfs.exists(snapshot)?,
+                None => short.is_none(),
+            };
+            if is_due {
                 waiting.push_back(member.name);
             }
         }
-        Ok(Some(Round { held, short, waiting }))
+        Ok(Round { held, short, waiting })
     }
 
     /// Whether the target's data set has the snapshot of this round.
     fn is_there(&self) -> Result<bool, LiveError> {
-        let Some(round) = &self.round else { return Ok(true) };
+        let short = self.round.as_ref().and_then(|round| round.short.as_ref());
+        let Some(short) = short else { return Ok(true) };
         let Takes::Stream { points: theirs, .. } = &self.takes else { return Ok(true) };
         let points = self.zfs.points(&self.name)?;
-        let wanted = self.name.snapshot(&round.short)?;
+        let wanted = self.name.snapshot(short)?;
         let Some(wanted) = points.iter().find(|point| point.name == wanted) else {
             // It was destroyed here meanwhile.
             return Ok(true);
