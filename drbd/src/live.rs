@@ -244,7 +244,7 @@ impl LiveVolume {
                 tracing::warn!(
                     volume,
                     snapshot = name,
-                    "it ran out of space before it arrived: what changed until it is not known"
+                    "the snapshot ran out of space before it arrived: what changed until then is unknown"
                 );
             }
             self.stores.remove(&name)?;
@@ -317,7 +317,7 @@ impl LiveVolume {
             remove(&self.stores, &name);
         } else {
             let volume = self.found.name();
-            tracing::info!(volume, snapshot = name, "it is kept for the next run");
+            tracing::info!(volume, snapshot = name, "keeping this snapshot for the next run");
         }
     }
 
@@ -424,7 +424,7 @@ fn choose_mode(found: &Found, wanted: Option<Mode>) -> Result<Mode, LiveError> {
         (_, Ok(())) => Ok(Mode::Rotate),
         (Some(Mode::Rotate), Err(why)) => Err(LiveError::NoRotation { name, why }),
         (None, Err(why)) => {
-            tracing::info!(volume = name, "not rotated, so everything is compared: {why}");
+            tracing::info!(volume = name, "not rotated, so comparing everything: {why}");
             Ok(Mode::Cumulative)
         }
     }
@@ -444,7 +444,7 @@ fn lock(found: &Found) -> Result<File, LiveError> {
 /// Removes a snapshot; one that stays is removed by the next run.
 fn remove(stores: &Stores, name: &str) {
     if let Err(error) = stores.remove(name) {
-        tracing::warn!(snapshot = name, %error, "it stays until the next run");
+        tracing::warn!(snapshot = name, %error, "cannot remove this snapshot; the next run removes it");
     }
 }
 
@@ -497,7 +497,7 @@ impl Steps for Real<'_> {
             Ok(identity) => identity.map(|identity| identity.now),
             Err(error) => {
                 let snapshot = self.name;
-                tracing::warn!(snapshot, %error, "the next one cannot be compared with it");
+                tracing::warn!(snapshot, %error, "cannot keep this snapshot to cross-check the next one");
                 None
             }
         };
@@ -559,7 +559,7 @@ impl Source for LiveVolume {
                     let (volume, snapshot) = (self.found.name(), &kept.name);
                     tracing::warn!(
                         volume, snapshot, %error,
-                        "it did not arrive, and cannot be read: what changed until it is not known"
+                        "this snapshot did not arrive and cannot be read: what changed until then is unknown"
                     );
                     self.stores.remove(&kept.name)?;
                 }

@@ -58,12 +58,13 @@ pub enum Problem {
         source: io::Error,
     },
     /// Nothing stands at the path.
-    #[error("there is no such file; allow it to be created, or correct the path")]
+    #[error("there is no such file: correct the path")]
     NotFound,
     /// The books are there, the volume is not.
     #[error(
-        "the replica's file is gone, but its state in {} is not; put the file back, or remove \
-         that directory and copy anew", state_dir.display()
+        "the replica's file is gone, but its books in {} are not: put the file back, or remove \
+         that folder and push a first copy",
+        state_dir.display()
     )]
     Gone {
         /// Where the books are.
@@ -71,8 +72,9 @@ pub enum Problem {
     },
     /// A link leads to where nothing is.
     #[error(
-        "{} is a symbolic link to {}, which is not there: mount the disk that it is on, or remove \
-         the link; nothing is made through a link", link.display(), to.display()
+        "{} is a symbolic link to {}, which does not exist: mount the disk that the link leads \
+         to, or remove the link. Driftline creates nothing through a link",
+        link.display(), to.display()
     )]
     Dangling {
         /// The link.
@@ -82,7 +84,7 @@ pub enum Problem {
     },
     /// A link stands where one of the program's own files belongs.
     #[error(
-        "{} is a symbolic link, which Driftline does not follow to its own files: remove it",
+        "{} is a symbolic link, and Driftline does not follow links to its own files: remove it",
         path.display()
     )]
     Linked {
@@ -91,8 +93,9 @@ pub enum Problem {
     },
     /// One of the program's own files was put there by somebody else.
     #[error(
-        "{} belongs to user {owner} or has a second name, so that somebody else may have put it \
-         there: remove it, or run as the owner of that folder", path.display()
+        "{} belongs to user {owner} or has a second name, so somebody else may have put it \
+         there: remove it, or run as the owner of that folder",
+        path.display()
     )]
     NotOurs {
         /// Which file.
@@ -102,8 +105,8 @@ pub enum Problem {
     },
     /// A file or its books were removed or replaced while they were open.
     #[error(
-        "the {part} was removed or replaced while the replica was open: what was received is in a \
-         file that has no name any more; put it back if it was moved, then run again"
+        "somebody removed or replaced the {part} while the replica was open, so what arrived is \
+         in a file without a name: put the file back if it was moved, then run again"
     )]
     Replaced {
         /// Which of the replica's files.
@@ -111,13 +114,13 @@ pub enum Problem {
     },
     /// The replica was opened where nothing can be written.
     #[error(
-        "the replica is open for reading only, as its storage cannot be written; make it writable, \
-         or free some space, then open the replica again"
+        "the replica is open read-only, because its storage cannot be written: make it \
+         writable, or free space, then run again"
     )]
     ReadOnly,
     /// A file with several names stands where a volume is to be restored to.
     #[error(
-        "this file has {names} names (hard links), and under another one it may be a replica: \
+        "this file has {names} names (hard links), and may be a replica under another one: \
          restore to another place, or remove the other names"
     )]
     HardLinked {
@@ -125,21 +128,27 @@ pub enum Problem {
         names: u64,
     },
     /// A loop device is on the file that a volume is to be restored to.
-    #[error("{} is on this file: release it first (losetup -d)", device.display())]
+    #[error(
+        "{} uses this file: release the loop device first (losetup -d)",
+        device.display()
+    )]
     UnderLoop {
         /// The loop device.
         device: PathBuf,
     },
     /// The path is neither a regular file nor a block device.
-    #[error("this is neither a regular file nor a block device; a replica can be nothing else")]
+    #[error("this is neither a regular file nor a block device")]
     NotAVolume,
     /// A block device has no place beside it for the books.
-    #[error("a block device needs a state directory of its own; name one")]
+    #[error(
+        "a block device needs a folder for the replica's books: name one with --state-dir (in a \
+         configuration or job file, state_dir)"
+    )]
     NoStateDir,
     /// A replica that is to be read holds no generation.
     #[error(
-        "it is not complete: a first copy, or one over something else, has not ended; push to it \
-         again, or read another replica"
+        "the replica is not complete, because a first copy or an overwrite has not ended: push \
+         to it again, or read another replica"
     )]
     Incomplete,
     /// Another process has the replica open.
@@ -149,16 +158,17 @@ pub enum Problem {
         pid: Option<u32>,
     },
     /// The kernel refuses a device that is in use.
-    #[error("the device is mounted or otherwise in use; release it first")]
+    #[error("the device is mounted or otherwise in use: release it first")]
     InUse,
     /// The state file cannot be believed.
     #[error(
-        "both records in the replica's state file are damaged, so nothing says what stands here; \
-         restore the state directory from a backup, or remove it and copy anew over the volume"
+        "both records in the replica's state file are damaged, so Driftline does not know what \
+         the volume holds: restore the folder of its books from a backup, or remove that folder \
+         and run push --full"
     )]
     StateDamaged,
     /// The state or the journal has a version that this program does not know.
-    #[error("the {part} has format version {version}, which a newer Driftline wrote; use that one")]
+    #[error("a newer Driftline wrote the {part} (format version {version}): use that version")]
     Newer {
         /// Which file.
         part: Part,
@@ -168,8 +178,9 @@ pub enum Problem {
     /// A sealed journal lost records, so an increment that may be half applied cannot be
     /// completed.
     #[error(
-        "the journal of an increment that was being applied is damaged at byte {at}, so the volume \
-         may be between two generations; copy anew with overwriting allowed (--full)"
+        "the journal of an increment that was being applied is damaged at byte {at}, so the \
+         volume may be between two generations: run again with `--full`; over the network the \
+         target also needs `overwrite = true`"
     )]
     JournalDamaged {
         /// Where in the journal.
@@ -177,14 +188,16 @@ pub enum Problem {
     },
     /// The list of chunk ids does not lead to the committed root.
     #[error(
-        "the list of chunk ids does not lead to the root that was committed: it or the state \
-         file was changed or damaged; copy anew with overwriting allowed (--full)"
+        "the list of chunk ids does not lead to the committed root: something changed or \
+         damaged the list or the state file. To copy everything, run again with `--full`; over \
+         the network the target also needs `overwrite = true`"
     )]
     ListDamaged,
     /// A chunk holds something other than what was committed.
     #[error(
-        "the chunk at byte {offset} is not what was committed: something else wrote to this volume, \
-         or it is damaged; nothing was changed; copy anew with overwriting allowed"
+        "the chunk at byte {offset} is not what was committed: something else wrote to this \
+         volume, or it is damaged. Nothing was changed. To replace it, run again with `--full`; \
+         over the network the target also needs `overwrite = true`"
     )]
     Modified {
         /// The first byte of the chunk.
@@ -192,8 +205,8 @@ pub enum Problem {
     },
     /// The volume's size is not what was committed.
     #[error(
-        "the volume has {found} bytes, but {expected} were committed: something else changed it; \
-         restore its size, or remove the state directory and copy anew over the volume"
+        "the volume has {found} bytes, but {expected} were committed: something else resized \
+         it. Restore its size, or remove the folder of its books and run push --full"
     )]
     SizeModified {
         /// What it has.
@@ -203,9 +216,9 @@ pub enum Problem {
     },
     /// The device was written after its generation was kept.
     #[error(
-        "something else wrote to this volume after {generation} was committed and kept as a \
-         snapshot; nothing was changed; save what was written if it is wanted, then copy anew \
-         with overwriting allowed"
+        "something else wrote to this volume after {generation} was committed and snapshotted. \
+         Nothing was changed. Save what was written if you want it; then run again with \
+         `--full`; over the network the target also needs `overwrite = true`"
     )]
     Written {
         /// The generation that was committed.
@@ -213,9 +226,10 @@ pub enum Problem {
     },
     /// The newest snapshot is not of the generation that was committed.
     #[error(
-        "the newest snapshot kept of this volume is of {}, but {expected} was committed and kept: \
-         something else destroyed that snapshot or rolled the volume back; nothing was changed; \
-         copy anew with overwriting allowed",
+        "the newest snapshot of this volume is of {}, but {expected} was committed and \
+         snapshotted: something else destroyed that snapshot or rolled the volume back. Nothing \
+         was changed. To replace it, run again with `--full`; over the network the target also \
+         needs `overwrite = true`",
         generation(found)
     )]
     NotKept {
@@ -226,17 +240,18 @@ pub enum Problem {
     },
     /// What stands here is no replica.
     #[error(
-        "what stands here is no complete replica of Driftline's, and it is not empty; choose another \
-         place, or allow overwriting it"
+        "this is no complete replica, and it is not empty: choose another place, or run again \
+         with `--full`; over the network the target also needs `overwrite = true`"
     )]
     Foreign,
     /// Something stands where a volume is to be restored to.
-    #[error("it is not empty: restore to another place, or agree to overwriting it (--overwrite)")]
+    #[error("it is not empty: restore to another place, or overwrite it with --overwrite")]
     HoldsData,
     /// A replica stands where a volume is to be restored to.
     #[error(
-        "this is a replica with its books in {}, which would not be what they say any more: restore \
-         to another place, or push to it", state_dir.display()
+        "this is a replica with its books in {}, and a restore would make them wrong: restore \
+         to another place, or push to it",
+        state_dir.display()
     )]
     IsReplica {
         /// Where its books are.
@@ -244,8 +259,8 @@ pub enum Problem {
     },
     /// A chunk of a replica that is restored from is not what was committed.
     #[error(
-        "the chunk at byte {offset} is not what was committed: something else wrote to this volume, \
-         or it is damaged; `driftline verify` tells what else is"
+        "the chunk at byte {offset} is not what was committed: something else wrote to this \
+         volume, or it is damaged. `driftline verify` names every such chunk"
     )]
     Damaged {
         /// The first byte of the chunk.
@@ -253,8 +268,8 @@ pub enum Problem {
     },
     /// What was restored reads back as something else.
     #[error(
-        "what stands there now has root {found}, and not {expected} as the volume: the storage is \
-         not reliable, or something else writes to it; run it again"
+        "the restored volume has root {found} instead of {expected}: the storage is not \
+         reliable, or something else writes to it. Run the restore again"
     )]
     Restored {
         /// What the source has.
@@ -263,15 +278,18 @@ pub enum Problem {
         found: Root,
     },
     /// A copy over what stands here was agreed to by the source's side, but not by this one.
-    #[error("{because}; and this target does not allow copies over what it holds")]
+    #[error(
+        "{because}. This target does not allow an overwrite: set `overwrite = true` in its \
+         configuration for that one run"
+    )]
     OverwriteForbidden {
         /// What the copy would be over.
         because: Box<Self>,
     },
     /// An increment from another generation than the replica's.
     #[error(
-        "the increment starts at {}, but the replica holds {}; offer what follows that, or a whole \
-         copy with overwriting allowed",
+        "the increment starts at {}, but the replica holds {}: send an increment from that, or \
+         run again with `--full`; over the network the target also needs `overwrite = true`",
         generation(offered),
         generation(holds)
     )]
@@ -283,8 +301,9 @@ pub enum Problem {
     },
     /// A whole copy onto a replica that holds a generation.
     #[error(
-        "a whole copy is offered, but the replica holds {}, from which no increment leads to what \
-         the source has; allow overwriting to copy anew",
+        "the source offers a full copy, but the replica holds {}, and no increment leads from \
+         it to what the source has. To replace it, run again with `--full`; over the network \
+         the target also needs `overwrite = true`",
         generation(holds)
     )]
     WouldOverwrite {
@@ -293,8 +312,9 @@ pub enum Problem {
     },
     /// The replica is of another source.
     #[error(
-        "this is the replica of volume {recorded}, not of {offered}; choose another place, or allow \
-         overwriting it"
+        "this is a replica of volume {recorded}, and the source is volume {offered}: choose \
+         another place, or run again with `--full`; over the network the target also needs \
+         `overwrite = true`"
     )]
     OtherSource {
         /// Which volume it is a replica of.
@@ -304,12 +324,12 @@ pub enum Problem {
     },
     /// An opaque stream was offered.
     #[error(
-        "a file system or a raw encrypted stream can only be received by ZFS: push it to \
+        "only ZFS can receive a file system or a raw encrypted stream: push it to \
          zfs:POOL/DATASET"
     )]
     Opaque,
     /// The device cannot hold the volume.
-    #[error("the volume needs {needed} bytes, the device has {available}; use a larger one")]
+    #[error("the volume needs {needed} bytes, and the device has {available}: use a larger device")]
     TooSmall {
         /// Bytes of the volume.
         needed: u64,
@@ -317,15 +337,15 @@ pub enum Problem {
         available: u64,
     },
     /// Data is not what its id names.
-    #[error("the data for the chunk at byte {offset} is not what was announced; send it again")]
+    #[error("the data for the chunk at byte {offset} is not what the source announced: run again")]
     WrongData {
         /// The first byte of the chunk.
         offset: u64,
     },
     /// The result would not be what the source has.
     #[error(
-        "the increment leads to root {found}, but the source has {expected}; nothing was committed; \
-         run again, and if it happens again copy anew with overwriting allowed"
+        "the increment leads to root {found}, but the source has {expected}. Nothing was \
+         committed. Run again; if it happens again, run with `--full`"
     )]
     WrongRoot {
         /// What the source has.
@@ -336,7 +356,7 @@ pub enum Problem {
     /// What was written reads back as something else.
     #[error(
         "the chunk at byte {offset} does not read back as it was written: the storage is not \
-         reliable; check it, then open the replica again"
+         reliable. Check it, then run again"
     )]
     ReadBack {
         /// The first byte of the chunk.
@@ -344,8 +364,8 @@ pub enum Problem {
     },
     /// The journal is not what was written to it; the volume was not touched.
     #[error(
-        "the journal does not read back as it was written, from byte {at} on: the storage is not \
-         reliable; nothing was committed; check it, then open the replica again"
+        "the journal does not read back as it was written, from byte {at} on: the storage is \
+         not reliable. Nothing was committed. Check it, then run again"
     )]
     JournalReadBack {
         /// Where in the journal.
@@ -353,42 +373,43 @@ pub enum Problem {
     },
     /// The state is not what was written to it.
     #[error(
-        "the state file does not read back as it was written: the storage is not reliable, and the \
-         replica is where it was or one generation further; check it, then open the replica again"
+        "the state file does not read back as it was written: the storage is not reliable, and \
+         the replica is at its last generation or at the new one. Check it, then run again"
     )]
     StateReadBack,
     /// The list of chunk ids is not what was written to it.
     #[error(
-        "the list of chunk ids does not read back as it was written: the storage is not reliable; \
-         nothing was committed; check it, then open the replica again"
+        "the list of chunk ids does not read back as it was written: the storage is not \
+         reliable. Nothing was committed. Check it, then run again"
     )]
     ListReadBack,
     /// The list of damage is not what was written to it.
     #[error(
-        "the list of damage does not read back as it was written: the storage is not reliable; \
-         nothing of it may be replaced; check it, then scrub again"
+        "the list of damage does not read back as it was written: the storage is not reliable. \
+         The next push may replace nothing of it. Check the storage, then scrub again"
     )]
     RepairReadBack,
     /// A whole copy ended without the root over it.
-    #[error("a whole copy or scan must end with the root over the volume, and this one did not")]
+    #[error("a full copy or a scan must end with the root over the volume, and this one did not")]
     MissingRoot,
     /// A whole copy left something out.
-    #[error("the whole copy says nothing about the chunk at byte {offset}; nothing was committed")]
+    #[error("the full copy says nothing about the chunk at byte {offset}. Nothing was committed")]
     Uncovered {
         /// The first byte of the chunk.
         offset: u64,
     },
     /// Data lies beyond the end of the volume.
-    #[error("data was sent beyond the end of the volume, which has {size} bytes")]
+    #[error("the source sent data beyond the end of the volume, which has {size} bytes")]
     BeyondEnd {
         /// The size of the volume.
         size: u64,
     },
     /// Most of the data, or all of it, would be gone.
     #[error(
-        "{gone} of {before} bytes of data would become zero or be cut off, and {left} be left; nothing \
-         was changed. If the source was not emptied by mistake, agree to it once where the replica \
-         is: `driftline allow-loss TARGET`"
+        "{gone} of {before} bytes of data would become zero or be cut off, and {left} would be \
+         left. The volume was not changed. If the source is right, agree once, where the \
+         replica is: \
+         `driftline allow-loss TARGET`"
     )]
     Emptied {
         /// Bytes that would be gone.
@@ -402,7 +423,7 @@ pub enum Problem {
     #[error("this is no replica, or its books are elsewhere (--state-dir)")]
     NoReplica,
     /// Two items of an increment lead the same chunk to different content.
-    #[error("two items change the chunk at byte {offset}; nothing was committed")]
+    #[error("two items change the chunk at byte {offset}. Nothing was committed")]
     Conflict {
         /// The first byte of the chunk.
         offset: u64,
@@ -410,8 +431,8 @@ pub enum Problem {
     /// An increment or first copy of a volume without snapshots that went on where an earlier
     /// session was cut off, and came to something that cannot be.
     #[error(
-        "the source has changed since an earlier session was cut off, whose part does not go with \
-         what came now ({because}); that part is forgotten: run again"
+        "the source changed after an earlier session was cut off, so what that session sent \
+         does not fit ({because}). The target discarded it: run again"
     )]
     Outdated {
         /// What it came to.
@@ -421,19 +442,18 @@ pub enum Problem {
     #[error("the increment is malformed: {0}")]
     Malformed(&'static str),
     /// A generation of a kind that this version cannot record.
-    #[error("a generation of this kind ({0}) cannot be recorded; use a newer Driftline here")]
+    #[error(
+        "this version cannot record a generation of this kind ({0}): use a newer Driftline here"
+    )]
     UnknownGeneration(Generation),
     /// A call that needs a session came outside of one.
-    #[error("no increment was begun")]
+    #[error("there is no session: no increment was begun")]
     NoSession,
-    /// There is nothing to verify against.
-    #[error("the replica holds no complete generation yet; complete the first copy")]
-    NoGeneration,
     /// An earlier call failed, so what is in memory may not be what is on disk.
-    #[error("an earlier operation on this replica failed; open it again to recover")]
+    #[error("an earlier operation on this replica failed: open it again to recover")]
     Poisoned,
     /// The operating system has no random numbers.
-    #[error("no random numbers can be had from the operating system: {0}")]
+    #[error("the operating system yields no random numbers: {0}")]
     Entropy(String),
 }
 
@@ -461,6 +481,12 @@ impl Problem {
             {
                 Reason::TargetFull
             }
+            // Of the volume, nobody but us may change its length.
+            Self::Io { part: Part::Volume, source }
+                if source.kind() == io::ErrorKind::UnexpectedEof =>
+            {
+                Reason::TargetModified
+            }
             Self::Io { .. }
             | Self::Keeper { .. }
             | Self::Open { .. }
@@ -472,7 +498,6 @@ impl Problem {
             | Self::ReadOnly
             | Self::NoStateDir
             | Self::NoSession
-            | Self::NoGeneration
             | Self::Poisoned
             | Self::Entropy(_) => Reason::Failed,
             Self::Gone { .. }
@@ -522,7 +547,11 @@ fn is_full(error: &io::Error) -> bool {
 }
 
 fn io_hint(error: &io::Error) -> &'static str {
-    if is_full(error) { "; free some space, then open the replica again" } else { "" }
+    match error.kind() {
+        _ if is_full(error) => "; free some space, then run again",
+        io::ErrorKind::UnexpectedEof => "; something else cut it short",
+        _ => "",
+    }
 }
 
 fn generation(generation: &Option<Generation>) -> String {

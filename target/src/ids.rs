@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn what_cannot_be_known_is_not_set() {
         let list = IdList::new(Part::Ids, Memory::default());
-        let entries = [Ok((1, ChunkId([1; 32]))), Err(Problem::NoGeneration)];
+        let entries = [Ok((1, ChunkId([1; 32]))), Err(Problem::NoSession)];
         assert!(list.set_all(entries.into_iter()).is_err());
         assert!(list.get(1).unwrap().is_zero());
     }

@@ -140,7 +140,7 @@ impl Index {
             Err(IndexError::Database { source, .. }) => {
                 tracing::error!(
                     path = %path.display(), error = %source,
-                    "the index is damaged: it is put aside and made anew"
+                    "the index is damaged: putting it aside and making it again"
                 );
                 put_aside(path)?;
                 Self::rebuild(path, replicas)
@@ -183,7 +183,7 @@ impl Index {
         }
         tracing::info!(
             path = %path.display(), replicas = listed, others = books.len() - listed,
-            "the index was made from what the replicas hold"
+            "made the index from the replicas"
         );
         fs::rename(&fresh, path).map_err(failed)?;
         Ok(Self { path: path.to_owned(), ..index })
@@ -274,11 +274,11 @@ impl Index {
                 self.broken.store(true, Relaxed);
                 tracing::error!(
                     path = %self.path.display(), %error,
-                    "the index failed and is put aside: nothing is looked for in it any more; it \
-                     is made anew with the next start, or by driftline index rebuild"
+                    "the index failed, so it is put aside and no longer used: the next start or \
+                     `driftline index rebuild` makes it again"
                 );
                 if let Err(error) = put_aside(&self.path) {
-                    tracing::error!(%error, "the index cannot be put aside: remove it");
+                    tracing::error!(%error, "cannot put the index aside: remove it");
                 }
                 None
             }
@@ -350,7 +350,7 @@ impl Index {
             Ok(updated)
         });
         if let Some(Err(problem)) = done {
-            tracing::warn!(%problem, "what was committed is not in the index");
+            tracing::warn!(%problem, "cannot add the commit to the index");
         }
     }
 

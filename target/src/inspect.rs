@@ -7,6 +7,7 @@ use std::{
 };
 
 use driftline_extent::TargetState;
+use driftline_manifest::ChunkKey;
 
 use rustix::{
     fs::{FlockOperation, flock},
@@ -14,11 +15,13 @@ use rustix::{
 };
 
 use crate::{
-    Disk, FileDisk, Problem, TargetError,
+    Disk, FileDisk, Part, Problem, TargetError,
+    ids::IdList,
     journal::Journal,
     journaled::{Unsealed, find_unsealed},
     open_path::{LOCK, is_gone, state_dir_of},
     own::resolved,
+    read_path::has_books,
     repair::Repairs,
     state::{Slots, State, Status},
 };
@@ -62,8 +65,12 @@ pub fn inspect(path: &Path, state_dir: Option<&Path>) -> Result<Option<Inspectio
 }
 
 fn inspect_dir(path: &Path, dir: &Path) -> Result<Option<Inspection>, Problem> {
-    let Some(state) = open_book(dir, "state")? else { return Ok(None) };
-    let Some(mut state) = Slots::peek(state)? else { return Ok(None) };
+    let state = open_book(dir, "state")?.map(Slots::peek).transpose()?.flatten();
+    let Some(mut state) = state else {
+        let lost =
+            has_books(dir).map_err(|source| Problem::Open { path: dir.to_owned(), source })?;
+        return if lost { Err(Problem::StateDamaged) } else { Ok(None) };
+    };
     let (mut unsealed, mut applying) = (None, false);
     if let Some(journal) = open_book(dir, "journal")? {
         let journal = Journal::new(journal);
@@ -88,6 +95,28 @@ fn inspect_dir(path: &Path, dir: &Path) -> Result<Option<Inspection>, Problem> {
         is_written: is_written(dir),
         volume: find_volume(path, dir, &state, applying)?,
     }))
+}
+
+/// Whether the list of chunk ids of a complete replica leads to the committed root. It is read whole,
+/// so that this takes a second for some TiB. Nothing is said of one that is being written.
+///
+/// # Errors
+///
+/// What is no replica, or cannot be read.
+pub fn is_listed(path: &Path, state_dir: Option<&Path>) -> Result<bool, TargetError> {
+    let dir = state_dir.map_or_else(|| state_dir_of(&resolved(path)), Path::to_owned);
+    let leads = || {
+        let Some(found) = inspect_dir(path, &dir)? else { return Err(Problem::NoReplica) };
+        let state = open_book(&dir, "state")?.map(Slots::peek).transpose()?.flatten();
+        let state = state.ok_or(Problem::NoReplica)?;
+        let Some(root) = state.root().filter(|_| !found.applying) else { return Ok(true) };
+        let ids = open_book(&dir, "ids")?.map(|disk| IdList::new(Part::Ids, disk));
+        let ids = ids.ok_or(Problem::ListDamaged)?;
+        let leads = ids.root(&ChunkKey::new(&state.chunk_key), state.size)? == root;
+        // A commit may have come in between.
+        Ok(leads || found.is_written || is_written(&dir))
+    };
+    leads().map_err(|problem: Problem| problem.of(&path.display().to_string()))
 }
 
 /// Whether somebody has the lock that a writer has alone.

@@ -183,7 +183,7 @@ impl<D: Disk> Replica<D> {
         // What stands here is what is listed now. Not before: until the generation is given up, its
         // damage may still be replaced without consent.
         self.repairs.forget()?;
-        tracing::info!(volume = self.name, size, "took stock of what stands here");
+        tracing::info!(volume = self.name, size, "hashed what the target holds now");
         Ok(())
     }
 

@@ -80,7 +80,7 @@ pub use elsewhere::{Elsewhere, Entry, Take, Update};
 pub use error::{Problem, TargetError};
 pub use in_place::InPlace;
 pub use index::{Index, IndexError, Listed};
-pub use inspect::{Found, Inspection, inspect};
+pub use inspect::{Found, Inspection, inspect, is_listed};
 pub use keeper::{Keeper, Kept};
 pub use loss::agree_to_loss;
 pub use open_path::{

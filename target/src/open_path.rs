@@ -101,7 +101,7 @@ fn look(
     let name = path.display().to_string();
     let (disks, guard) =
         open_disks_to_read(path, options, kept).map_err(|problem| problem.of(&name))?;
-    tracing::warn!(volume = name, "it cannot be written ({error}): it is opened for reading only");
+    tracing::warn!(volume = name, "the replica cannot be written ({error}): opening it read-only");
     Ok(Replica::open_to_read(&name, disks, random(&name)?)?.guarded_by(guard))
 }
 
@@ -136,7 +136,9 @@ fn open_any(
         let path = if kept { Ok(path.to_owned()) } else { std::path::absolute(resolved(path)) };
         match path {
             Ok(path) => replica.list_in(index, path),
-            Err(error) => tracing::warn!(volume = name, %error, "it is not in the index"),
+            Err(error) => {
+                tracing::warn!(volume = name, %error, "cannot add the replica to the index")
+            }
         }
     }
     Ok(if options.forbid_overwrite { replica.forbid_overwrite() } else { replica })

@@ -112,7 +112,7 @@ impl<D: Disk> Replica<D> {
     fn open_looking(name: &str, disks: Disks<D>, seed: [u8; 32]) -> Result<Self, Problem> {
         let Disks { volume, state, journal, ids, overlay, repair } = disks;
         let (slots, state) = Slots::look(state)?;
-        let state = state.ok_or(Problem::NoGeneration)?;
+        let state = state.ok_or(Problem::NoReplica)?;
         let repairs = Repairs::look(repair, &state)?;
         let volume = VolumeStore::new(volume, None);
         let books = Books { slots, journal, ids, overlay, repairs };
@@ -202,6 +202,24 @@ impl<D: Disk> Replica<D> {
         tracing::error!(volume = self.name, problem = %stuck.problem(), "the replica is stuck");
         self.stuck = Some(stuck);
         self.volume.lock()
+    }
+
+    /// Whether what stands here can be told and read.
+    ///
+    /// # Errors
+    ///
+    /// A sealed increment that cannot be completed: all but a whole copy by agreement is refused.
+    pub fn check_not_stuck(&self) -> Result<(), TargetError> {
+        self.check_usable().map_err(|problem| problem.of(&self.name))
+    }
+
+    /// Why there is nothing to read here.
+    pub(crate) const fn holds_nothing(&self) -> Problem {
+        match self.state.status {
+            // No state was ever written for what stands here.
+            Status::Adopted if self.state.epoch == 0 => Problem::NoReplica,
+            _ => Problem::Incomplete,
+        }
     }
 
     pub(crate) fn check_usable(&self) -> Result<(), Problem> {

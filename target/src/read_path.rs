@@ -68,7 +68,7 @@ pub fn books_of(path: &Path) -> io::Result<Option<PathBuf>> {
 
 /// Whether anything was ever begun by these books. A state that is missing beside a list of chunk
 /// ids was lost, which is not the same as no replica.
-fn has_books(dir: &Path) -> io::Result<bool> {
+pub(crate) fn has_books(dir: &Path) -> io::Result<bool> {
     for name in ["state", "ids", "journal"] {
         match fs::metadata(dir.join(name)) {
             Ok(book) if book.len() > 0 => return Ok(true),
@@ -136,8 +136,8 @@ fn open_held(name: &str, path: &Path, dir: &Path, through: bool) -> Result<Readi
             }
             tracing::warn!(
                 volume = name,
-                "an increment was being applied and its storage cannot be written: it is read \
-                 through its journal"
+                "an increment was being applied, and the storage cannot be written: reading \
+                 through the journal"
             );
             let after = seal.state_after(&state);
             let key = ChunkKey::new(&state.chunk_key);

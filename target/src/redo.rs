@@ -39,7 +39,7 @@ impl<D: Disk> Replica<D> {
         if records.position() != seal.end {
             return Err(Problem::JournalDamaged { at: records.position().at });
         }
-        tracing::info!(volume = self.name, tip = %seal.tip, "completes an increment after a stop");
+        tracing::info!(volume = self.name, tip = %seal.tip, "completing an increment that was being applied");
         match self.put_and_prove(&seal) {
             // The damage is still there, and can be found again: it is no half of anything.
             Err(problem @ Problem::ReadBack { .. }) if self.is_repair(&seal) => {
@@ -60,7 +60,7 @@ impl<D: Disk> Replica<D> {
         }
         tracing::warn!(
             volume = self.name,
-            "the list of chunk ids is damaged: the whole volume is read to make it anew"
+            "the list of chunk ids is damaged: reading the whole volume to make it again"
         );
         self.list_anew(seal.size, seal.root)
     }
@@ -78,8 +78,8 @@ impl<D: Disk> Replica<D> {
         self.ids.read_through(through);
         tracing::warn!(
             volume = self.name,
-            "an increment was being applied and its storage cannot be written: it is read \
-             through its journal"
+            "an increment was being applied, and the storage cannot be written: reading through \
+             the journal"
         );
         Ok(())
     }
@@ -151,7 +151,7 @@ impl<D: Disk> Replica<D> {
             _ => self.repairs.forget(),
         };
         if let Err(problem) = &noted {
-            tracing::warn!(volume = self.name, %problem, "it is not noted which damage is left");
+            tracing::warn!(volume = self.name, %problem, "cannot note which damage is left");
         }
         self.tell_elsewhere(base, |this, chunks| Box::new(this.overlay.entries(chunks)));
         // It is committed. What is left behind is known by its epoch to be a leftover.

@@ -228,7 +228,7 @@ impl<D: Disk> Replica<D> {
         match like.read_at(offset, &mut chunk[..len]) {
             Ok(()) => (len > 0).then_some(chunk),
             Err(error) => {
-                tracing::warn!(volume = self.name, %error, "what it is like cannot be read");
+                tracing::warn!(volume = self.name, %error, "cannot read the seed");
                 self.like = None;
                 None
             }

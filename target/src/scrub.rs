@@ -130,7 +130,7 @@ impl<D: Disk> Replica<D> {
             return Err(Problem::ReadOnly);
         }
         let (Some(generation), Some(root)) = (self.state.generation(), self.state.root()) else {
-            return Err(Problem::NoGeneration);
+            return Err(self.holds_nothing());
         };
         let size_found = self.volume.len()?;
         let size_matches = self.check_size().is_ok();

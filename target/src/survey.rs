@@ -54,7 +54,7 @@ fn survey_steps(
     };
     let mut volume = open()?;
     volume.drop_cache()?;
-    let ids = IdList::new(Part::Ids, open_book(dir, "ids")?.ok_or(Problem::NoGeneration)?);
+    let ids = IdList::new(Part::Ids, open_book(dir, "ids")?.ok_or(Problem::NoReplica)?);
     let first = holds(dir)?.replica;
     let (mut doubtful, mut next) = (BTreeSet::new(), 0);
     loop {
@@ -82,8 +82,11 @@ fn survey_steps(
 /// What the replica holds now.
 fn holds(dir: &Path) -> Result<State, Problem> {
     let state = open_book(dir, "state")?.map(Slots::peek).transpose()?.flatten();
-    let complete = |state: &State| matches!(state.status, Status::Complete { .. });
-    state.filter(complete).ok_or(Problem::NoGeneration)
+    let state = state.ok_or(Problem::NoReplica)?;
+    match state.status {
+        Status::Complete { .. } => Ok(state),
+        Status::Direct { .. } | Status::Adopted => Err(Problem::Incomplete),
+    }
 }
 
 fn step_over<D: Disk>(

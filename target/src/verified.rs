@@ -80,7 +80,7 @@ impl<D: Disk> Verified<D> {
 
     fn check(&self) -> Result<(), Problem> {
         let (size, found) = (self.state.size, self.volume.len()?);
-        let Some(root) = self.state.root() else { return Err(Problem::NoGeneration) };
+        let Some(root) = self.state.root() else { return Err(Problem::Incomplete) };
         if found < size || (found > size && !self.volume.is_fixed()) {
             return Err(Problem::SizeModified { found, expected: size });
         }

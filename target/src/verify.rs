@@ -72,7 +72,7 @@ impl<D: Disk> Replica<D> {
         is_damaged: IsDamaged<'_>,
     ) -> Result<VerifyReport, Problem> {
         let (Some(generation), Some(root)) = (self.state.generation(), self.state.root()) else {
-            return Err(Problem::NoGeneration);
+            return Err(self.holds_nothing());
         };
         let (size, size_found) = (self.state.size, self.volume.len()?);
         let fixed = self.volume.is_fixed();

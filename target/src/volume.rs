@@ -151,7 +151,7 @@ impl<D: Disk> Drop for VolumeStore<D> {
         let locked = self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.lock());
         let locked = told("made read-only", locked);
         for problem in [synced, closed, locked].into_iter().filter_map(Result::err) {
-            tracing::warn!(%problem, "a volume may have stayed writable");
+            tracing::warn!(%problem, "a volume may still be writable");
         }
     }
 }

@@ -542,3 +542,17 @@ fn grains_that_do_not_make_an_item_are_no_harm() {
         assert_eq!(error.reason(), Reason::StreamDamaged);
     }
 }
+
+/// It is the volume that something else has changed, and no disk that fails.
+#[test]
+fn a_volume_that_is_cut_short_while_it_is_open_is_modified() {
+    let base = pattern(3, 4 * CHUNK);
+    let place = Place::holding(&base);
+    let mut replica = place.open();
+    let volume = std::fs::File::options().write(true).open(&place.path).unwrap();
+    volume.set_len(CHUNK as u64 / 2).unwrap();
+    let changes = [Change::Data { offset: 2 * CHUNK as u64, bytes: pattern(9, CHUNK) }];
+    let plan = plan(PlanKind::Incremental, Some(1), 2);
+    let error = deliver(&mut replica, plan, &changes, base.len() as u64).unwrap_err();
+    assert_eq!(error.reason(), Reason::TargetModified, "{error}");
+}

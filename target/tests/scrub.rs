@@ -72,7 +72,8 @@ fn a_clean_replica_is_told_and_dated() {
 #[test]
 fn a_replica_that_is_not_complete_has_nothing_to_be_compared_with() {
     let place = common::place();
-    assert_eq!(place.open().scrub(true, NOW, &mut |_| {}).unwrap_err().reason(), Reason::Failed);
+    let error = place.open().scrub(true, NOW, &mut |_| {}).unwrap_err();
+    assert_eq!(error.reason(), Reason::NotConsistent, "{error}");
 }
 
 #[test]

@@ -452,6 +452,7 @@ fn a_damaged_sealed_journal_is_left_by_a_copy_over_it() {
     let mut replica = Replica::open("r", sealed.fork().disks(), [3; 32]).unwrap();
     assert!(replica.state().damaged, "the source has to plan a whole copy");
     let damaged = |problem: &Problem| matches!(problem, Problem::JournalDamaged { .. });
+    assert!(damaged(&replica.check_not_stuck().unwrap_err().problem));
     assert!(damaged(&replica.verify(&mut |_| {}).unwrap_err().problem));
     let refused = replica.begin(&offer(plan(PlanKind::Incremental, Some(1), 2))).unwrap_err();
     assert!(damaged(&refused.problem) && refused.to_string().contains("--full"), "{refused}");

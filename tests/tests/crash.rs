@@ -254,7 +254,7 @@ fn another_size_behind_a_sealed_journal_is_refused() {
         match scenario.open(&world) {
             Ok(_) => assert!(fits && world.content("volume") == scenario.tip, "length {len}"),
             Err(error) => {
-                assert!(!fits && error.contains("something else changed it"), "{len}: {error}");
+                assert!(!fits && error.contains("something else resized it"), "{len}: {error}");
                 assert!(world.content("volume") == before);
             }
         }

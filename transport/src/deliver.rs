@@ -143,12 +143,12 @@ pub fn cover<S: Source>(
                     return Err(Failure::new(Reason::Unsupported, detail));
                 }
                 None => tracing::warn!(
-                    "the target has damage to be replaced, and this source shows only what changed"
+                    "the target has damage to replace, and this source shows only what changed"
                 ),
             }
         }
         PlanKind::Stream if compare => {
-            let detail = "what a zfs: target holds is compared by its ZFS alone: `zpool scrub`";
+            let detail = "only ZFS can compare what a zfs: target holds: use `zpool scrub`";
             return Err(Failure::new(Reason::Unsupported, detail));
         }
         PlanKind::Full | PlanKind::Stream => {}

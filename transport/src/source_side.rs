@@ -347,7 +347,7 @@ impl<S: Source> SourceWorker<S> {
                     let noted = witness.map_or(Ok(()), |w| w.refused(reason, &detail));
                     // The session is over: nobody else hears of it.
                     if let Err(failure) = noted {
-                        tracing::error!(%failure, "what was found cannot be kept");
+                        tracing::error!(%failure, "cannot keep the incident");
                     }
                     return;
                 }

@@ -172,8 +172,8 @@ impl Witness {
             if let (Compare::After(_), PlanKind::Incremental) = (self.terms.compare, plan.kind) {
                 tracing::warn!(
                     source = self.terms.source,
-                    "when all was last compared is not known, as the source's snapshots cannot be \
-                     read: only what changed is sent"
+                    "cannot read the source's snapshots, so the time of the last comparison is \
+                     unknown: sending only what changed"
                 );
             }
             return Ok(());
@@ -186,7 +186,7 @@ impl Witness {
                 tracing::warn!(
                     dir,
                     error = crate::chain(&error),
-                    "the manifest cannot be used: what the map calls unchanged is not checked"
+                    "cannot use the manifest: this run does not check what the map calls unchanged"
                 );
                 return Ok(());
             }
@@ -220,7 +220,7 @@ impl Witness {
             tracing::warn!(
                 source = self.terms.source,
                 reason = reason.as_str(),
-                "this increment is not enough: all is compared"
+                "this increment is not enough: comparing everything"
             );
         }
         let is_held = matches!(base, Base::Held(_));
@@ -259,17 +259,17 @@ impl Witness {
         match (compare, compared_ms) {
             (Compare::Never, _) => false,
             (Compare::Now, _) => {
-                tracing::info!(source, target, "all is compared, as was asked for");
+                tracing::info!(source, target, "comparing everything, as requested");
                 true
             }
             (Compare::After(_), None) => {
-                tracing::info!(source, target, "all is compared, as it never was");
+                tracing::info!(source, target, "comparing everything for the first time");
                 true
             }
             (Compare::After(age_ms), Some(last_ms)) => {
                 let due = is_due(last_ms, *now_ms, *age_ms);
                 if due {
-                    tracing::info!(source, target, "all is compared, as that is due");
+                    tracing::info!(source, target, "comparing everything, because it is due");
                 }
                 due
             }
@@ -282,7 +282,7 @@ impl Witness {
             source = self.terms.source,
             target = self.terms.target,
             reason = reason.as_str(),
-            "there is no manifest to check this increment by: all of the source is read once"
+            "no manifest fits this increment: reading all of the source once"
         );
         self.tell(|told| told.rebuilt = Some(reason));
     }
@@ -415,7 +415,7 @@ impl Witness {
             tracing::warn!(
                 source = self.terms.source,
                 error = crate::chain(&error),
-                "the manifest cannot follow: the next run makes it again from data"
+                "cannot update the manifest: the next run makes it again from the data"
             );
             if let ManifestError::Damaged(what) = error {
                 self.tell(|told| told.rebuilt = Some(Reason::ManifestDamaged));
@@ -429,7 +429,7 @@ impl Witness {
         let Terms { incidents, source, target, now_ms, .. } = &self.terms;
         if trusted && let Err(error) = incidents.mend(source, target, *now_ms, committed.generation)
         {
-            tracing::warn!(error = crate::chain(&error), "that it is mended cannot be noted");
+            tracing::warn!(error = crate::chain(&error), "cannot mark the incident as mended");
         }
     }
 
@@ -465,7 +465,7 @@ impl Witness {
                 tracing::warn!(
                     source = self.terms.source,
                     error = crate::chain(&error),
-                    "the manifest cannot be used: what the map calls unchanged is not checked"
+                    "cannot use the manifest: this run does not check what the map calls unchanged"
                 );
                 self.tell(|told| told.witnessed = false);
             }

@@ -158,7 +158,7 @@ impl Fault {
                 "send the snapshot as a whole first, without -i or -I"
             }
             Self::BaseMismatch { .. } => {
-                "send an increment that starts from what the target holds, or agree to a full copy"
+                "send an increment that starts from what the target holds, or run again with `--full`"
             }
             Self::Resumed { .. } => "resume at or below that, or send the whole increment again",
             Self::NotResumed => {

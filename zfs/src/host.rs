@@ -298,7 +298,7 @@ impl Zfs {
 /// Warns of what the command said of this data set though it succeeded, mostly nothing.
 pub fn warn_of(dataset: &DatasetName, said: &str) {
     if !said.is_empty() {
-        tracing::warn!(%dataset, said, "zfs succeeded, and said this");
+        tracing::warn!(%dataset, said, "zfs succeeded with a message");
     }
 }
 

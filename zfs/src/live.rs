@@ -388,8 +388,8 @@ impl LiveSource {
         if !is_encrypted && !std::mem::replace(&mut self.plain, true) {
             tracing::warn!(
                 dataset = %self.name,
-                "it is not encrypted, so raw makes no difference: it crosses as it is, and is \
-                 encrypted at the target only where the target is below an encrypted data set"
+                "the source is not encrypted, so --raw has no effect: its replica is encrypted only \
+                 below an encrypted data set of the target"
             );
         }
         Ok(is_encrypted)
@@ -615,8 +615,8 @@ impl Source for LiveSource {
                     let dataset = &self.name;
                     tracing::info!(
                         %dataset, why,
-                        "what ZFS calls unchanged is not checked: after `zfs set \
-                         snapdev=visible {dataset}`, and with read access to its devices, it is"
+                        "Driftline cannot audit what ZFS calls unchanged: run `zfs set snapdev=visible \
+                         {dataset}`, and give this user read access to the devices"
                     );
                 }
                 Ok(None)

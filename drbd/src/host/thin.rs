@@ -75,7 +75,7 @@ fn while_reserved<T>(
 ) -> Result<T, HostError> {
     let release = || {
         if let Err(error) = message("release_metadata_snap") {
-            tracing::warn!(%error, "the snapshot of the pool's metadata stays reserved");
+            tracing::warn!(%error, "cannot release the reserved snapshot of the pool's metadata");
         }
     };
     match message("reserve_metadata_snap") {

@@ -123,7 +123,7 @@ impl Freezer {
             let left = patience.saturating_sub(started.elapsed());
             match self.answers.recv_timeout(left.min(RELEASE_TELL)) {
                 Err(RecvTimeoutError::Timeout) if started.elapsed() < patience => {
-                    tracing::warn!(minor, "it is not known yet that its I/O goes on: waiting");
+                    tracing::warn!(minor, "waiting until it is certain that I/O has resumed");
                 }
                 other => break other,
             }
@@ -154,7 +154,7 @@ impl Freezer {
                 Ok(Answer::Stuck(why)) => return Err(self.stuck(why)),
                 Ok(Answer::Ready | Answer::Suspended | Answer::Cleared) => self.frozen = true,
                 Err(RecvTimeoutError::Timeout) if started.elapsed() < RELEASE_FOR => {
-                    tracing::warn!(minor, "it is not known yet that its I/O goes on: waiting");
+                    tracing::warn!(minor, "waiting until it is certain that I/O has resumed");
                     self.frozen = true;
                 }
                 // It was killed: there is nobody else now, but what it has started.

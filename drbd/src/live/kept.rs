@@ -89,7 +89,7 @@ impl NotChecked {
         match self {
             // As it is of a first run, and of one that did not arrive at once.
             Self::NotKept => tracing::info!(volume, "not cross-checked: {self}"),
-            _ => tracing::warn!(volume, "not cross-checked, DRBD's map stands alone: {self}"),
+            _ => tracing::warn!(volume, "not cross-checked, using DRBD's map alone: {self}"),
         }
     }
 }
@@ -160,7 +160,12 @@ pub(super) fn tell(found: &Found, [base, tip]: [&str; 2], check: &CrossCheck) {
     let volume = found.name();
     let CrossCheck { missed, pool_bytes, map_bytes, .. } = check;
     if missed.is_empty() {
-        tracing::info!(volume, pool_bytes, map_bytes, "DRBD's map has all that the pool names");
+        tracing::info!(
+            volume,
+            pool_bytes,
+            map_bytes,
+            "DRBD's map includes everything that differs in the pool"
+        );
         return;
     }
     let (missed_bytes, at) = (missed.byte_count(), offsets(missed));

@@ -227,6 +227,14 @@ impl Config {
         self.volumes.values().any(is_linstor)
     }
 
+    /// Every target.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = (&TargetPlace, &TargetTerms)> {
+        self.volumes.values().filter_map(|volume| match volume {
+            Volume::Target { place, terms } => Some((place, terms)),
+            Volume::Source { .. } => None,
+        })
+    }
+
     /// Every volume, by name.
     pub(crate) fn volumes(&self) -> impl Iterator<Item = (&str, &Volume)> {
         self.volumes.iter().map(|(name, volume)| (name.as_str(), volume))

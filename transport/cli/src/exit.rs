@@ -12,7 +12,7 @@ use crate::{
     target::AnyTargetError,
 };
 
-/// The exit codes, an interface: see the help text and the README.
+/// The exit codes, an interface: see the help text and INTERFACES.md.
 pub(crate) mod code {
     pub(crate) const DONE: u8 = 0;
     pub(crate) const FAILED: u8 = 1;

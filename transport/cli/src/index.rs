@@ -37,7 +37,9 @@ pub(crate) fn open(path: &Path, replicas: &[Listed]) -> Option<Arc<Index>> {
     match Index::open(path, replicas) {
         Ok(index) => Some(Arc::new(index)),
         Err(error) => {
-            tracing::error!("{error}; what other replicas have is sent again meanwhile");
+            tracing::error!(
+                "{error}; until then the source sends chunks again that other replicas have"
+            );
             None
         }
     }
@@ -49,12 +51,12 @@ pub(crate) fn open_to_look(path: &Path, replicas: &[Listed]) -> Option<Arc<Index
         Err(IndexError::Busy { .. }) => match Index::open_copy(path) {
             Ok(index) => Some(Arc::new(index)),
             Err(error) => {
-                tracing::error!("{error}; what other replicas have is not looked for");
+                tracing::error!("{error}; chunks of other replicas are not looked up");
                 None
             }
         },
         Err(error) => {
-            tracing::error!("{error}; what other replicas have is not looked for");
+            tracing::error!("{error}; chunks of other replicas are not looked up");
             None
         }
         Ok(index) => Some(Arc::new(index)),

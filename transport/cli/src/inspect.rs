@@ -68,7 +68,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Reads a replica again, and prints what was found. Returns the exit code.
 pub(crate) fn verify(arguments: &args::Verify, trust_dir: &Path, json: bool) -> anyhow::Result<u8> {
     let place = TargetPlace::of(&arguments.target.parse()?)?;
-    let mut replica = place.open_to_read(&TargetTerms::looking(&arguments.state))?;
+    let mut replica =
+        place.open_to_read(&TargetTerms::looking(&place, &arguments.state, trust_dir)?)?;
     let report = replica.verify(&mut |_| {})?;
     let against = arguments.against.as_deref().map(local).transpose()?;
     let found = match against {
@@ -100,9 +101,13 @@ pub(crate) fn verify(arguments: &args::Verify, trust_dir: &Path, json: bool) -> 
 }
 
 /// Agrees that the next increment of a replica may lose most of its data.
-pub(crate) fn allow_loss(arguments: &args::AllowLoss, json: bool) -> anyhow::Result<()> {
+pub(crate) fn allow_loss(
+    arguments: &args::AllowLoss,
+    trust_dir: &Path,
+    json: bool,
+) -> anyhow::Result<()> {
     let place = TargetPlace::of(&arguments.target.parse()?)?;
-    place.agree_to_loss(&TargetTerms::looking(&arguments.state))?;
+    place.agree_to_loss(&TargetTerms::looking(&place, &arguments.state, trust_dir)?)?;
     match json {
         true => say(json!({ "result": "agreed", "target": arguments.target })),
         false => say(format_args!("the next increment of {place} may lose any of its data")),

@@ -25,7 +25,7 @@ pub(crate) async fn find(dir: PathBuf, source: DatasetName, target: Place) -> Op
     let work = move || look(&dir, &source, &target).map_err(|error| format!("{error:#}"));
     let found = tokio::task::spawn_blocking(work).await;
     found.unwrap_or_else(|error| Err(error.to_string())).unwrap_or_else(|error| {
-        tracing::info!(source = name, error, "what it is a clone of was not found out");
+        tracing::info!(source = name, error, "cannot find out what it is a clone of");
         None
     })
 }
@@ -45,8 +45,8 @@ fn look(dir: &Path, source: &DatasetName, target: &Place) -> anyhow::Result<Opti
     let Some((origin, like)) = choose(&there, &origins) else { return Ok(None) };
     tracing::info!(
         %source, like,
-        "a first copy is compared with that at the target: it is a clone of zfs:{origin}, which \
-         was pushed there"
+        "the first copy uses this volume of the target as its seed: the source is a clone of \
+         zfs:{origin}, which was pushed there"
     );
     Ok(Some(like.to_owned()))
 }

@@ -252,7 +252,7 @@ impl LinstorSource {
     /// Deletes a snapshot; one that stays is deleted by the next run.
     fn delete(&self, own: &OwnSnapshot) {
         if let Err(error) = self.client.delete_snapshot(&self.resource, own) {
-            tracing::warn!(snapshot = %own, %error, "it stays until the next run");
+            tracing::warn!(snapshot = %own, %error, "cannot remove this snapshot; the next run removes it");
         }
     }
 
@@ -268,7 +268,7 @@ impl LinstorSource {
             Ok(gone) => gone.iter().for_each(|own| self.delete(own)),
             Err(error) => {
                 let volume = &self.name;
-                tracing::warn!(volume, %error, "what is not needed any more stays");
+                tracing::warn!(volume, %error, "cannot remove snapshots that are no longer needed");
             }
         }
     }

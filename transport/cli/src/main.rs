@@ -146,7 +146,7 @@ fn block(arguments: &Arguments) -> anyhow::Result<u8> {
         Command::Keygen(keygen) => make_key(keygen),
         Command::Map(map) => inspect::map(map, trust_dir, json),
         Command::Verify(verify) => return inspect::verify(verify, trust_dir, json),
-        Command::AllowLoss(arguments) => inspect::allow_loss(arguments, json),
+        Command::AllowLoss(arguments) => inspect::allow_loss(arguments, trust_dir, json),
         Command::Incidents(command) => incidents::run(command, trust_dir, json),
         Command::Drbd(DrbdCommand::InitTracker(tracker)) => drbd::init_tracker(tracker),
         Command::Index(args::Index { command: args::IndexCommand::Rebuild(arguments) }) => {

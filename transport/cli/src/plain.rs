@@ -35,8 +35,9 @@ pub(crate) enum PlainError {
     Content(#[from] ContentError),
     /// The target's generation is not named by its content.
     #[error(
-        "{name} has no identity but its content, and the target holds {base}, which has another: \
-         push from the source it came from, or agree to a full copy with --full"
+        "{name} is identified by its content alone, and the target holds {base}, which came from \
+         another kind of source: push from that source, or run again with `--full`; over the \
+         network the target also needs `overwrite = true`"
     )]
     BaseMismatch { name: String, base: Generation },
 }

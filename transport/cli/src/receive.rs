@@ -227,15 +227,15 @@ impl ReceiveSink {
             let properties = decision.left_out.join(", ");
             tracing::info!(
                 %dataset, properties,
-                "properties of the stream that are not taken over: --take-property NAME, in a \
-                 configuration take_properties, asks for one (encryption=off is to be set)"
+                "these properties of the stream are left out: --take-property NAME (in a configuration \
+                 take_properties) takes one over; encryption=off must be set"
             );
         }
         if decision.key_changes {
             tracing::warn!(
                 %dataset,
-                "from this increment on the passphrase of the source opens it, and not one that \
-                 was set here (`zfs change-key`), nor the one that the source had before"
+                "from this increment on the source's passphrase opens it; a passphrase that was \
+                 set here (`zfs change-key`) or that the source had before does not"
             );
         }
     }
@@ -348,7 +348,7 @@ impl Sink for ReceiveSink {
         {
             tracing::warn!(
                 dataset = %self.name,
-                "what was kept of a stream that nobody can go on with is thrown away"
+                "discarded a partial stream that nobody can resume"
             );
         }
         self.state().map(Some)

@@ -45,8 +45,8 @@ pub(crate) fn remember(dir: &Path, source: &Place, target: &Place, summary: &Sum
         let target = pushed.target;
         tracing::info!(
             target, %error,
-            "that it was pushed there cannot be kept: a target that is gone will look like a new \
-             one, and first copies of clones need --like"
+            "cannot remember this push: a target that is gone will look like a new one, and the \
+             first copy of a clone needs --like"
         );
     }
 }
@@ -54,7 +54,7 @@ pub(crate) fn remember(dir: &Path, source: &Place, target: &Place, summary: &Sum
 /// The generation of this source that the target held when it was last seen.
 pub(crate) fn held(dir: &Path, source: &Place, target: &Place) -> Option<Generation> {
     let pushed = pushes(dir).of(&words(target)).unwrap_or_else(|error| {
-        tracing::info!(%target, %error, "what was pushed there is not known");
+        tracing::info!(%target, %error, "cannot read what was pushed there");
         None
     });
     let same = pushed.filter(|pushed| is_remembered(source) && pushed.source == words(source));

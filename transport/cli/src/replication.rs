@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use driftline_drbd::{CrossChecked, CrossChecks};
-use driftline_extent::{CHUNK_LEN, Reason, Target as _, TargetState};
+use driftline_extent::{CHUNK_LEN, Plan, PlanKind, Reason, Target as _, TargetState};
 use driftline_target::is_one_volume;
 use driftline_transport::{
     Connection, Failure, Progress, SOURCE_PATIENCE, SharedLimit, SourceJob, Summary,
@@ -31,7 +31,8 @@ use crate::{
     clock::now_ms,
     done::Done,
     exit::{Usage, degraded, misused, reason},
-    index, keyfile, likeness, metrics,
+    index, keyfile, likeness,
+    metrics::{self, SCRUB},
     place::Place,
     progress::{Show, watch},
     remembered,
@@ -177,13 +178,15 @@ impl Job {
             self.keep(&incident);
         }
         // What failed names itself; this says in which replication.
-        let of_source = done.as_ref().err().and_then(reason);
-        let of_source = matches!(of_source, Some(Reason::SourceUnreadable | Reason::SourceChanged));
-        let done = done.with_context(|| match self.direction {
-            Direction::Push if !of_source => target.to_string(),
-            Direction::Push | Direction::Pull => source.to_string(),
+        let failed = done.as_ref().err().and_then(reason);
+        let done = done.with_context(|| match (failed, self.direction) {
+            (Some(reason), _) if is_of_source(reason) => source.to_string(),
+            (Some(reason), _) if is_of_target(reason) => target.to_string(),
+            (_, Direction::Push) => target.to_string(),
+            (_, Direction::Pull) => source.to_string(),
         })?;
         self.remember(source, target, &done.summary);
+        self.mend(source, target, &done.summary);
         // What the user has asked for is nothing to point at; what was found always is.
         let degraded = if self.overwrite { None } else { degraded(&done.summary) };
         let found = cross_checks.iter().any(|check| !check.missed.is_empty());
@@ -247,7 +250,7 @@ impl Job {
                 tracing::warn!(
                     reason = reason.as_str(),
                     error = format!("{error:#}"),
-                    "nothing was committed; all is compared now"
+                    "nothing was committed; the run starts again and compares everything"
                 );
                 self.replicate(source, target, progress.clone(), checks).await
             }
@@ -277,9 +280,28 @@ impl Job {
         }
     }
 
+    /// Notes on incidents of damage that a copy over all of the target has ended them.
+    fn mend(&self, source: &Place, target: &Place, summary: &Summary) {
+        let overwrites = |plan: &Plan| match plan.kind {
+            PlanKind::Full => true,
+            PlanKind::Scan => self.overwrite,
+            _ => false,
+        };
+        let copied = summary.increments.iter().rev().find(|(plan, _)| overwrites(plan));
+        let Some((_, committed)) = copied else { return };
+        let incidents = incidents(&self.trust_dir);
+        let (tip, now, target) = (committed.generation, now_ms(), target.to_string());
+        let noted = incidents
+            .mend(&source.to_string(), &target, now, tip)
+            .and_then(|()| incidents.mend(SCRUB, &target, now, tip));
+        if let Err(error) = noted {
+            tracing::warn!(error = chain(&error), "cannot mark the incident as mended");
+        }
+    }
+
     fn keep(&self, incident: &Incident) {
         if let Err(error) = incidents(&self.trust_dir).keep(incident) {
-            tracing::warn!(error = chain(&error), "what was found cannot be kept");
+            tracing::warn!(error = chain(&error), "cannot keep the incident");
         }
     }
 
@@ -287,7 +309,7 @@ impl Job {
     pub(crate) fn tell_metrics(&self, runs: &[metrics::Run<'_>]) {
         let Some(path) = &self.metrics else { return };
         if let Err(error) = metrics::write(path, runs, &incidents(&self.trust_dir), now_ms()) {
-            tracing::warn!(file = %path.display(), "metrics cannot be written: {error:#}");
+            tracing::warn!(file = %path.display(), "cannot write metrics: {error:#}");
         }
     }
 
@@ -326,12 +348,12 @@ impl Job {
                 // It is about this side's target, and only where that is gone.
                 let held = remembered::held(&self.trust_dir, source, target);
                 if self.overwrite && held.is_none() {
-                    misused!("whether {source} may overwrite is decided where it is pushed from");
+                    misused!(
+                        "--full applies to a pull only if its target is gone: to replace what a target holds, push to it"
+                    );
                 }
                 if self.audit != args::Audit::default() {
-                    misused!(
-                        "how the maps of {source} are checked is said in the configuration there"
-                    );
+                    misused!("audits of {source} are configured at the peer that serves it");
                 }
                 let opened = self.open(TargetPlace::of(target)?, None).await?;
                 if !self.overwrite {
@@ -362,7 +384,7 @@ impl Job {
         match (request(&mut connection, Verb::Push, volume, like).await, found) {
             (Ok(()), _) => Ok(connection),
             (Err(error), Some(like)) if error.reason() == Some(Reason::Denied) => {
-                tracing::info!(volume, like, "refused with that likeness: asked again without it");
+                tracing::info!(volume, like, "the peer refused this seed: asking again without it");
                 let mut connection = self.dial(address, progress).await?;
                 request(&mut connection, Verb::Push, volume, None).await?;
                 Ok(connection)
@@ -402,7 +424,7 @@ impl Job {
             if let Some(like) = like {
                 target.resemble(&like)?;
             } else if let Some(Err(error)) = found.map(|found| target.resemble(&found)) {
-                tracing::info!("pushed without that likeness: {error}");
+                tracing::info!("pushing without a seed: {error}");
             }
             Ok::<_, AnyTargetError>(target)
         };
@@ -467,6 +489,26 @@ impl Job {
 /// Something that was found now.
 fn incident(source: &Place, target: &Place, reason: Reason, detail: String) -> Incident {
     Incident::found(reason, detail, [&source.to_string(), &target.to_string()], now_ms())
+}
+
+/// Whether a failure for this reason is the source's, whoever reports it.
+const fn is_of_source(reason: Reason) -> bool {
+    matches!(reason, Reason::SourceUnreadable | Reason::SourceChanged)
+}
+
+/// Whether a failure for this reason is the target's, whoever reports it.
+const fn is_of_target(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::TargetGone
+            | Reason::TargetModified
+            | Reason::TargetForeign
+            | Reason::TargetFull
+            | Reason::TargetDamaged
+            | Reason::SourceEmptied
+            | Reason::NotEncrypted
+            | Reason::KeyMismatch
+    )
 }
 
 /// What a map of DRBD's did not name, and was sent nevertheless.

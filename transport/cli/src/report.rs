@@ -80,40 +80,43 @@ pub(crate) fn audit(summary: &Summary) -> Option<String> {
     let audit = summary.testimony.as_ref()?.audit.as_ref()?;
     let found = match audit.stale {
         0 => "all as recorded".to_owned(),
-        stale => format!("{stale} chunks are not as recorded"),
+        stale => format!("{} not as recorded", counted(stale, "chunk")),
     };
     let missed = match audit.stale_bound {
-        0 => "Nothing could have been missed".to_owned(),
-        _ if audit.sampled == 0 => {
-            "None were drawn, so only the pass finds what is stale".to_owned()
-        }
+        0 => "The sample missed nothing".to_owned(),
+        _ if audit.sampled == 0 => "Without a sample, only the pass finds stale chunks".to_owned(),
         bound => format!(
-            "Fewer than {bound} stale chunks ({}) could have been missed by the draw, with 99 % \
-             confidence",
+            "With 99 % confidence the sample missed fewer than {} ({})",
+            counted(bound, "stale chunk"),
             bytes(bound.saturating_mul(CHUNK_LEN))
         ),
     };
     let of_changes = match audit.changed / 100 {
         0 => String::new(),
         _ => format!(
-            "; a map without 1 % of these changes would have been found with a chance of {:.1} %",
+            "; it finds a map that lacks 1 % of these changes with a chance of {:.1} %",
             audit.find_chance * 100.0
         ),
     };
     Some(format!(
-        "audit: {} of {} chunks drawn (seed {}) and the next {} of the rolling pass, {} read: \
-         {found}. {missed}{of_changes}. Nothing was last read longer ago than {} (limit {}), \
-         and what goes stale is found after {} on average",
+        "audit: read {} again, a sample of {} of {} chunks (seed {}) and the next {} of the rolling \
+         pass: {found}. {missed}{of_changes}. Oldest check: {} ago (limit {}). Stale data is found \
+         after {} on average",
+        bytes(audit.bytes_read),
         audit.sampled,
         audit.chunks,
         Root(audit.seed),
         audit.rolled,
-        bytes(audit.bytes_read),
         days(audit.oldest_ms),
         days(audit.age_ms),
         // Half of a pass, which takes half of the limit.
         days(audit.age_ms / 4),
     ))
+}
+
+/// A number of things, in words that agree with it.
+fn counted(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 fn days(ms: u64) -> String {
@@ -265,8 +268,8 @@ pub(crate) fn tree(outcomes: &[Outcome], took: Duration) -> String {
     let done = || outcomes.iter().filter_map(|(_, result)| result.as_ref().ok());
     let committed = done().filter(|done| !done.summary.increments.is_empty()).count();
     format!(
-        "{} data sets: {committed} committed, {} up to date, {} failed; {} sent, {:.2} s",
-        outcomes.len(),
+        "{}: {committed} committed, {} up to date, {} failed; {} sent, {:.2} s",
+        counted(outcomes.len() as u64, "data set"),
         done().count() - committed,
         outcomes.len() - done().count(),
         bytes(done().map(|done| done.moved.sent).sum()),
@@ -484,7 +487,7 @@ pub(crate) fn verify(report: &VerifyReport) -> String {
     for extent in &report.damaged {
         text += &format!("\ndamaged {} {}", extent.offset(), extent.len());
     }
-    text + &format!("\n{} damaged chunks", report.damaged_chunks)
+    text + &format!("\n{}", counted(report.damaged_chunks, "damaged chunk"))
 }
 
 /// A scrub.
@@ -517,11 +520,13 @@ pub(crate) fn scrub(report: &ScrubReport) -> String {
     }
     if report.repaired > 0 {
         let count = report.repaired;
-        text += &format!("\nrepaired: {count} chunks, from what this or another replica has");
+        let count = counted(count, "chunk");
+        text += &format!("\nrepaired: {count}, from what this or another replica has");
     }
     if report.awaited > 0 {
         let count = report.awaited;
-        text += &format!("\nleft to the source: {count} chunks, which the next push replaces");
+        let count = counted(count, "chunk");
+        text += &format!("\nleft to the source: {count}, which the next push replaces");
     }
     text
 }

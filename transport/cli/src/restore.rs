@@ -70,7 +70,8 @@ async fn restore(
         Place::Remote { .. } => None,
         _ => {
             let remembered = Some(trust_dir.to_owned());
-            let terms = TargetTerms { remembered, ..TargetTerms::looking(&arguments.state) };
+            let state_dir = arguments.state.state_dir.clone();
+            let terms = TargetTerms { remembered, state_dir, ..TargetTerms::default() };
             let (job, from, to) = (job.clone(), from.clone(), to.clone());
             let open = move || open_source(&job, &from, &to, &terms);
             Some(tokio::task::spawn_blocking(open).await??)
@@ -135,9 +136,9 @@ fn open_source(job: &Job, from: &Place, to: &Place, terms: &TargetTerms) -> anyh
     // An increment that had been received whole is in place only since it was opened.
     let of = content.replica.and_then(|state| state.generation);
     if of.is_none() {
-        tracing::warn!(%from, "it has no books, so nothing proves what it holds");
+        tracing::warn!(%from, "this image has no books, so nothing proves its content");
     } else if place.inspect(terms)?.is_some_and(|found| found.state.resume.is_some()) {
-        tracing::warn!(%from, "the increment that was cut off is not in it");
+        tracing::warn!(%from, "an increment that was cut off is not part of it");
     }
     let volume = PlainVolume::of(from.to_string(), id(from), content.disk, false);
     let source = source::job_of(AnySource::Plain(volume), false, None);

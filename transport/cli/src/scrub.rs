@@ -39,8 +39,8 @@ pub(crate) async fn run(
     trust_dir: &Path,
     json: bool,
 ) -> anyhow::Result<u8> {
-    let work = arguments.clone();
-    let done = tokio::task::spawn_blocking(move || scrub(&work)).await?;
+    let (work, trusted) = (arguments.clone(), trust_dir.to_owned());
+    let done = tokio::task::spawn_blocking(move || scrub(&work, &trusted)).await?;
     let target = &arguments.target;
     let exit = match &done {
         Ok(Done { report, .. }) if report.is_clean() => code::DONE,
@@ -58,7 +58,7 @@ pub(crate) async fn run(
             clean_ms: done.and_then(|done| done.clean_ms),
         };
         if let Err(error) = metrics::write_scrub(path, &scrubbed, &incidents(trust_dir), now_ms()) {
-            tracing::warn!(file = %path.display(), "metrics cannot be written: {error:#}");
+            tracing::warn!(file = %path.display(), "cannot write metrics: {error:#}");
         }
     }
     let Done { report, .. } = done?;
@@ -73,10 +73,10 @@ pub(crate) async fn run(
     Ok(exit)
 }
 
-fn scrub(arguments: &args::Scrub) -> anyhow::Result<Done> {
+fn scrub(arguments: &args::Scrub, trust_dir: &Path) -> anyhow::Result<Done> {
     let place = TargetPlace::of(&arguments.target.parse()?)?;
     let rate = arguments.limit_rate.as_deref().map(parse_rate).transpose()?;
-    let mut terms = TargetTerms::looking(&arguments.state);
+    let mut terms = TargetTerms::looking(&place, &arguments.state, trust_dir)?;
     let mut pace = Pace { rate, started: Instant::now(), read: 0 };
     // What fails here fails below as well, where it is said what.
     let doubtful = place.survey(&terms, &mut |_| pace.wait()).unwrap_or_else(|error| {
@@ -156,12 +156,12 @@ fn remember(trust_dir: &Path, target: &str, done: &anyhow::Result<Done>) -> Opti
     });
     let noted = mended.map_or(Ok(()), |at| incidents.mend(SCRUB, target, now_ms(), at));
     if let Err(error) = &noted {
-        tracing::warn!(error = chain(error), "that it is mended cannot be noted");
+        tracing::warn!(error = chain(error), "cannot mark the incident as mended");
     }
     match kept.transpose() {
         Ok(name) => name,
         Err(error) => {
-            tracing::error!(error = chain(&error), "what was found cannot be kept");
+            tracing::error!(error = chain(&error), "cannot keep the incident");
             None
         }
     }

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use driftline_extent::{Explained, Reason, TargetState};
-use driftline_target::Index;
+use driftline_target::{Index, is_one_volume};
 use driftline_transport::{
     Connection, Failure, Listener, Progress, SourceJob, Summary, TransportError, answer, chain,
     receive_request, send_state, serve_source, serve_target, turn_away,
@@ -38,6 +38,7 @@ use crate::{
     config::{Config, Volume},
     exit::{self, degraded},
     index, keyfile, linstor,
+    place::Place,
     print::{bytes, complain, say},
     replication::COMPRESSION,
     report,
@@ -141,13 +142,16 @@ pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::R
             _ = signals.next() => break,
         }
     }
-    tracing::info!(sessions = sessions.len(), "stopping; what was cut off goes on next time");
+    tracing::info!(
+        sessions = sessions.len(),
+        "stopping; sessions that are cut off resume with the next run"
+    );
     signals.end_at_next();
     stop.cancel();
     sessions.close();
     sessions.wait().await;
     if !settle().await {
-        tracing::warn!("not all snapshots and holds could be removed; the next session does so");
+        tracing::warn!("cannot remove all snapshots and holds; the next session removes them");
     }
     Ok(())
 }
@@ -372,7 +376,12 @@ impl Server {
                 // One volume may be pulled to several places.
                 let to = format!("{volume}@{key}");
                 let (dir, linstor) = (self.trust_dir.clone(), self.config.linstor.clone());
+                let targets = self.config.targets();
+                let targets: Vec<_> = targets.map(|(a, b)| (a.clone(), b.clone())).collect();
                 let open = move || {
+                    if let Some(failure) = lost_books(&place, &targets) {
+                        return (Err(failure.into()), seat);
+                    }
                     let drbd = &Drbd { rotated, ..Drbd::default() };
                     let (overwrite, moment) = (false, None);
                     let (zfs, linstor, to) = (&zfs, &linstor, to.as_str());
@@ -476,15 +485,31 @@ impl Server {
         }
     }
 
-    fn authorise(&self, key: &PublicKey, verb: Verb, volume: &str) -> Result<Volume, Failure> {
+    fn authorise(&self, key: &PublicKey, verb: Verb, name: &str) -> Result<Volume, Failure> {
         let peer = self.config.peer(key);
-        let volume = peer.and_then(|peer| self.config.authorise(peer, verb, volume));
-        volume.ok_or_else(|| denied("that volume"))
+        let volume = peer.and_then(|peer| self.config.authorise(peer, verb, name));
+        volume.ok_or_else(|| denied(name))
     }
 }
 
+/// Why a source is not delivered that is a target of this configuration as well, but has no books:
+/// nothing says any more what it holds.
+fn lost_books(source: &Place, targets: &[(TargetPlace, TargetTerms)]) -> Option<Failure> {
+    let is_it = |(target, _): &&(TargetPlace, TargetTerms)| match (source, target) {
+        (Place::File(path), TargetPlace::File(other)) => is_one_volume(path, other),
+        (Place::Zfs(name), TargetPlace::Zvol(other)) => name == other,
+        _ => false,
+    };
+    let (target, terms) = targets.iter().find(is_it)?;
+    let detail = format!("{target} is a replica whose books are gone: nothing proves its content");
+    // What cannot be looked at is refused with its own words when it is opened.
+    let is_lost = matches!(target.inspect(terms), Ok(None));
+    is_lost.then(|| Failure::new(Reason::NotConsistent, detail))
+}
+
 fn denied(volume: &str) -> Failure {
-    let detail = format!("there is no {volume} here that this key may do this with");
+    let detail =
+        format!("volume {volume} does not exist here, or this key may not do this with it");
     Failure::new(Reason::Denied, detail)
 }
 
@@ -502,10 +527,10 @@ fn hidden(error: anyhow::Error) -> Failure {
     tracing::warn!("{error:#}");
     let reason = exit::reason(&error).unwrap_or(Reason::Failed);
     let detail = match reason {
-        Reason::NotConsistent => "the source is not complete and holds nothing to be relied on",
-        Reason::TargetModified => "the source is a replica that is not what was committed to it",
-        Reason::TargetBusy => "the source is being written; try again later",
+        Reason::NotConsistent => "the source is an incomplete replica",
+        Reason::TargetModified => "the source is a damaged replica",
+        Reason::TargetBusy => "another process writes the source: run again later",
         _ => "the source cannot be opened",
     };
-    Failure::new(reason, format!("{detail}; its administrator finds more in the log"))
+    Failure::new(reason, format!("{detail}; the log there says more"))
 }

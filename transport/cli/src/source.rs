@@ -1,8 +1,9 @@
 //! Every kind of source behind one type.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufReader, Read},
+    os::unix::fs::FileTypeExt as _,
     path::Path,
     sync::Arc,
 };
@@ -130,6 +131,10 @@ pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource>
             let input = BufReader::with_capacity(STREAM_BUFFER_LEN, io::stdin());
             Ok(stream(Box::new(input), 0))
         }
+        // To open a pipe waits until somebody writes to it, for ever if nobody does.
+        Place::File(path) if fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) => {
+            misused!("{place} is a pipe: name a file or a block device")
+        }
         Place::File(path) => {
             Ok(AnySource::Plain(PlainVolume::open(path, overwrite, terms.trust.dir)?))
         }
@@ -192,7 +197,7 @@ fn witness(
         AnySource::Stream { name, .. } => {
             tracing::info!(
                 source = name,
-                "a stream shows nothing but what it calls changed: the rest is not checked"
+                "a recorded stream shows only what it calls changed: Driftline cannot audit the rest"
             );
             Ok(None)
         }
@@ -454,7 +459,7 @@ fn warn_of(source: &str, plan: &Plan) {
         && let Some(reason) = plan.standing.reason()
     {
         let reason = reason.as_str();
-        tracing::warn!(source, reason, "what changed is not proven: all is compared");
+        tracing::warn!(source, reason, "the map is not proven: comparing everything");
     }
 }
 

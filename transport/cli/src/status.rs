@@ -72,9 +72,13 @@ pub(crate) async fn run(
             (replication::remote_state(volume, address, &arguments.peer).await?, None)
         }
         _ => {
-            let (place, terms) = (TargetPlace::of(&place)?, TargetTerms::looking(&arguments.state));
+            let place = TargetPlace::of(&place)?;
+            let terms = TargetTerms::looking(&place, &arguments.state, trust_dir)?;
             let look = move || match place.inspect(&terms)? {
-                Some(found) => Ok((found.state.clone(), Some(found))),
+                Some(found) => {
+                    let listed = place.is_listed(&terms)?;
+                    Ok((found.state.clone(), Some((found, listed))))
+                }
                 None => {
                     if let (TargetPlace::Zvol(name), None) = (&place, &terms.state_dir) {
                         check_strayed(name)?;
@@ -88,7 +92,13 @@ pub(crate) async fn run(
     };
     let open = incidents::open_of(trust_dir, &arguments.target)?;
     let damage = open.iter().find(|(_, one)| is_only_word(one));
+    let (found, listed) = found.map_or((None, true), |(found, listed)| (Some(found), listed));
     let condition = match condition_of(&place, &state, found.as_ref()) {
+        Condition::Whole if !listed => Condition::Damaged(
+            "the list of chunk ids is not what was committed: `driftline scrub --repair` makes it \
+             again if the volume is as committed"
+                .to_owned(),
+        ),
         Condition::Whole if let Some((id, _)) = damage => {
             Condition::Damaged(format!("see incident {id}, until it is acknowledged"))
         }

@@ -22,7 +22,7 @@ use driftline_zfs::{
 
 use crate::{
     args::{self, units::parse_share},
-    content,
+    content::{self, ContentError},
     exit::misused,
     place::Place,
     receive::{ReceiveError, ReceiveSink},
@@ -98,7 +98,7 @@ pub(crate) enum AnyTargetError {
         error: std::io::Error,
     },
     /// What a volume is said to be like cannot be read.
-    #[error("{place}, which the volume is said to be like, cannot be read: {error}")]
+    #[error("cannot read the seed {place}: {error}")]
     Unlike {
         /// Where that is.
         place: TargetPlace,
@@ -148,9 +148,19 @@ impl Explained for AnyTargetError {
 }
 
 impl TargetTerms {
-    /// Those of someone who only looks.
-    pub(crate) fn looking(state: &args::StateDir) -> Self {
-        Self { state_dir: state.state_dir.clone(), ..Self::default() }
+    /// Those of someone who only looks at a replica, by the books that are named or remembered.
+    pub(crate) fn looking(
+        place: &TargetPlace,
+        state: &args::StateDir,
+        trust_dir: &Path,
+    ) -> Result<Self, ContentError> {
+        let state_dir = match (&state.state_dir, place) {
+            (None, TargetPlace::File(path)) => {
+                content::replica_at(path, trust_dir)?.map(|(_, books)| books)
+            }
+            (named, _) => named.clone(),
+        };
+        Ok(Self { state_dir, ..Self::default() })
     }
 
     fn root_dataset(&self) -> Option<DatasetName> {
@@ -184,6 +194,10 @@ impl TargetPlace {
             Place::File(path) => Ok(Self::File(path.clone())),
             Place::Zvol(name) => Ok(Self::Zvol(name.clone())),
             Place::Zfs(name) => Ok(Self::Zfs(name.clone())),
+            Place::Remote { .. } => misused!(
+                "{place} is remote: run this where the replica is, and name it as file:PATH, \
+                 zvol:POOL/NAME or zfs:POOL/NAME"
+            ),
             _ => misused!(
                 "{place} is no target: write file:PATH, zvol:POOL/NAME, zfs:POOL/NAME or \
                  NAME@HOST:PORT"
@@ -288,7 +302,7 @@ impl TargetPlace {
         let Ok(volume) = self.volume() else { return };
         if let Err(error) = content::remember(dir, &volume, books) {
             let dir = dir.display();
-            tracing::warn!(target = %self, %dir, %error, "that this is a replica is not remembered");
+            tracing::warn!(target = %self, %dir, %error, "cannot remember that this is a replica");
         }
     }
 
@@ -329,7 +343,7 @@ impl TargetPlace {
                 Reading::Unfinished => {
                     let terms = TargetTerms { state_dir: Some(books.clone()), ..terms.clone() };
                     match self.open_replica(false, &terms) {
-                        Ok(replica) => drop(replica),
+                        Ok(replica) => replica.check_not_stuck()?,
                         Err(AnyTargetError::Replica(error)) if error.is_of_writing() => {
                             return Ok(driftline_target::open_read_through(&path, &books)?);
                         }
@@ -386,6 +400,13 @@ impl TargetPlace {
         Ok(driftline_target::inspect(&path, self.state_dir(&options).as_deref())?)
     }
 
+    /// Whether the books of the replica here list what was committed.
+    pub(crate) fn is_listed(&self, terms: &TargetTerms) -> Result<bool, AnyTargetError> {
+        let options = Options { state_dir: terms.state_dir.clone(), ..Options::default() };
+        let Ok(path) = self.volume() else { return Ok(true) };
+        Ok(driftline_target::is_listed(&path, self.state_dir(&options).as_deref())?)
+    }
+
     /// The replica here, as an index lists it.
     pub(crate) fn listed(&self, terms: &TargetTerms) -> Option<Listed> {
         let (volume, usual) = match self {
@@ -427,7 +448,7 @@ impl AnyTarget {
             Self::Replica(replica) => replica.resemble(Box::new(like.read()?)),
             Self::Stream(_) => {
                 // It is about what differs, and only ZFS knows that of its own streams.
-                tracing::warn!(%like, "a data set that receives streams is like nothing");
+                tracing::warn!(%like, "a data set that receives streams cannot be a seed");
             }
             // What stands there is the old version.
             Self::InPlace(_) => {}

@@ -155,8 +155,8 @@ impl ZvolKeeper {
         if is_hidden {
             tracing::info!(
                 volume = %self.name,
-                "what it is below has volmode=none, and it gets volmode=dev: it is written through \
-                 its device"
+                "the data set above has volmode=none, so the new volume gets volmode=dev: \
+                 Driftline writes through its device"
             );
         }
         Ok(())
@@ -302,7 +302,7 @@ impl Keeper for ZvolKeeper {
         if written {
             tracing::warn!(
                 volume = %self.name, since = %kept.name,
-                "ZFS says that this replica was written since: all of it is compared"
+                "ZFS says that something wrote to this replica: comparing all of it"
             );
         }
         Ok(Kept { generation: Some(kept.generation), written })

@@ -218,7 +218,7 @@ fn a_read_only_file_system_is_read_from() {
     assert_eq!(json(dir, 0, &["verify", replica])["result"], "clean");
     assert_eq!(json(dir, 0, &["scrub", replica])["result"], "clean");
     let told = driftline(dir, &["verify", replica]);
-    assert!(String::from_utf8_lossy(&told.stderr).contains("for reading only"), "{told:?}");
+    assert!(String::from_utf8_lossy(&told.stderr).contains("opening it read-only"), "{told:?}");
     let generation = &json(dir, 0, &["status", replica])["generation"];
     let restored = json(dir, 0, &["restore", replica, "file:new.img"]);
     assert_eq!((&restored["generation"], &restored["verified"]), (generation, &true.into()));

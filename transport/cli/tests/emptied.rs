@@ -60,7 +60,7 @@ fn an_emptied_source_is_refused_until_a_person_agrees() {
         let before = sha256(&dir.join("vm.img"));
         emptying(&file);
         let says = format!(
-            "{} of {} bytes of data would become zero or be cut off, and {} be left",
+            "{} of {} bytes of data would become zero or be cut off, and {} would be left",
             gone * MIB,
             50 * MIB,
             left * MIB

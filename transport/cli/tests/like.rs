@@ -76,7 +76,7 @@ fn likeness_is_used_between_local_places_and_from_job_files() {
     json(dir, 0, &["verify", "file:copy.img"]);
     let missing = json(dir, 1, &["push", "file:clone.img", "file:b.img", "--like", "file:gone"]);
     let detail = missing["error"]["detail"].as_str().unwrap();
-    assert!(detail.contains("said to be like"), "{detail}");
+    assert!(detail.contains("cannot read the seed"), "{detail}");
 }
 
 /// A `zfs` with `tank/vm 1` and a clone of a clone of it, which are all equal, and what pushes
@@ -127,7 +127,7 @@ impl Clones {
     }
 }
 
-const IS_CLONE: &str = "it is a clone of zfs:tank/vm 1";
+const IS_CLONE: &str = "the source is a clone of zfs:tank/vm 1";
 
 #[test]
 fn the_origin_of_a_clone_is_found_where_it_was_pushed_to() {
@@ -170,7 +170,7 @@ fn a_likeness_that_was_found_and_may_not_be_had_is_done_without() {
     fs::write(&file, config).unwrap();
     let _server = Server::start(clones.pair.path());
     let (moved, log) = clones.push("tank/second", &format!("one@{address}"), &[]);
-    assert!(log.contains(IS_CLONE) && log.contains("asked again without it"), "{log}");
+    assert!(log.contains(IS_CLONE) && log.contains("asking again without it"), "{log}");
     assert!(moved * 2 > all, "{moved} bytes moved of {all}");
     clones.is_equal("one.img");
     // What is refused for itself stays refused.
@@ -190,8 +190,8 @@ fn between_local_places_the_origin_is_found_too_and_may_be_gone() {
     fs::remove_file(clones.pair.path().join("base.img")).unwrap();
     let (moved, log) = clones.push("tank/clone", "file:two.img", &[]);
     // The nearest of its origins was pushed there as well.
-    assert!(log.contains("it is a clone of zfs:tank/second"), "{log}");
-    assert!(log.contains("pushed without that likeness"), "{log}");
+    assert!(log.contains("the source is a clone of zfs:tank/second"), "{log}");
+    assert!(log.contains("pushing without a seed"), "{log}");
     assert!(moved * 2 > all, "{moved} bytes moved of {all}");
     clones.is_equal("two.img");
 }

@@ -138,7 +138,7 @@ fn on_zfs_the_snapshot_that_linstor_took_is_what_is_audited() {
     let output = site.push(&[]);
     let log = text(&output);
     assert_eq!(output.status.code(), Some(0), "{log}");
-    assert!(log.contains("what ZFS calls unchanged is not checked"), "{log}");
+    assert!(log.contains("cannot audit what ZFS calls unchanged"), "{log}");
     assert!(log.contains("zfs set snapdev=visible tank/web_00000"), "{log}");
 }
 

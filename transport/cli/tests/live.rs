@@ -114,7 +114,7 @@ fn a_part_that_nobody_can_go_on_with_is_thrown_away_and_the_copy_starts_anew() {
             continue;
         }
         assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-        assert!(text(&output).contains("nobody can go on with"), "{}", text(&output));
+        assert!(text(&output).contains("nobody can resume"), "{}", text(&output));
         assert!(calls.contains("receive -A back/vm\n"), "{calls}");
         let sent = fs::read(fake.path(&format!("stream.0.{}", GUIDS[0]))).unwrap();
         assert!(fs::read(fake.path("received")).unwrap() == sent, "it was not sent from the start");
@@ -213,7 +213,7 @@ fn what_is_left_of_nothing_is_a_base_mismatch_until_a_full_copy_is_agreed_to() {
     fake.write("next", &format!("1 {}\n", GUIDS[0] - 1));
     fake.write(&format!("size.{}", GUIDS[0] - 1), "16777216\n");
     let before = sha256(&fake.path("vm.img"));
-    fake.fails(&[], 3, &["base-mismatch", "agree to a full copy"]);
+    fake.fails(&[], 3, &["base-mismatch", "run again with `--full`"]);
     // A timer would leave one behind each time.
     assert_eq!(fake.points(), [""; 0], "a snapshot was taken that cannot be sent");
     assert_eq!(sha256(&fake.path("vm.img")), before);

@@ -5,7 +5,7 @@ mod common;
 use std::{
     fs::{self, File},
     path::Path,
-    process::Stdio,
+    process::{Command, Stdio},
     thread::sleep,
     time::Duration,
 };
@@ -81,6 +81,9 @@ fn options_that_make_no_sense_or_do_nothing_are_named() {
         let refused = json(dir, 2, line);
         assert_eq!(refused["error"]["reason"], "usage", "{line:?}: {refused}");
     }
+    assert!(Command::new("mkfifo").arg(dir.join("pipe")).status().unwrap().success());
+    let pipe = json(dir, 2, &["push", "file:pipe", "file:out.img"]);
+    assert!(pipe["error"]["detail"].as_str().unwrap().contains("is a pipe"), "{pipe}");
     assert!(!dir.join("out.img").exists());
 }
 
@@ -128,6 +131,10 @@ fn a_status_tells_what_is_wrong_by_words_and_code() {
     fs::write(dir.join("vm.img"), vec![9; 4 << 20]).unwrap();
     json(dir, 6, &["scrub", "file:vm.img"]);
     status(6, "damaged", "damaged    see incident ");
+    // A copy over all of it ends what was found, by the scrub and by a push.
+    json(dir, 6, &["push", "file:a.img", "file:vm.img"]);
+    json(dir, 0, &["push", "file:a.img", "file:vm.img", "--full"]);
+    status(0, "whole", "generation content:");
 }
 
 /// What `status` says, whatever its exit code is.
@@ -152,7 +159,7 @@ fn a_verification_prints_one_object() {
     let damaged = verify(6, &[]);
     assert_eq!((&damaged["result"], &damaged["damaged_chunks"]), (&"damaged".into(), &16.into()));
     assert_eq!(damaged["error"]["reason"], "target-modified");
-    json(dir, 1, &["verify", "file:a.img"]);
+    json(dir, 3, &["verify", "file:a.img"]);
 }
 
 /// A first copy, and one that compares.

@@ -196,7 +196,7 @@ fn a_live_source_sends_no_embedded_blocks_and_nothing_raw_that_is_not_encrypted(
     fake.write("cipher", "aes-256-gcm");
     fake.write("root", "back");
     let said = fake.arrives("zfs:tank/fs", 1, &["--raw"]);
-    assert!(said.contains("WARN") && said.contains("raw makes no difference"), "{said}");
+    assert!(said.contains("WARN") && said.contains("--raw has no effect"), "{said}");
     fake.arrives("zfs:tank/fs", 2, &[]);
     let calls = fs::read_to_string(fake.path("calls")).unwrap();
     let sends: Vec<&str> = calls
@@ -245,7 +245,7 @@ fn a_target_that_is_gone_is_refused_and_comes_back_under_another_name() {
     fake.fails("zfs:tank/fs", 3, &["target-gone", "zfs:2 had arrived", "--full"]);
     // Also where nothing is remembered but by ZFS itself.
     fs::remove_dir_all(fake.path("trust")).unwrap();
-    fake.fails("zfs:tank/fs", 3, &["target-gone", "0002 says that something had arrived"]);
+    fake.fails("zfs:tank/fs", 3, &["target-gone", "0002 shows that a generation had arrived"]);
     assert_eq!(fs::read_to_string(fake.path("points")).unwrap(), before);
     assert_eq!(fake.received().len(), 2);
     // Copied anew by consent, it leaves what the old one can go on from.

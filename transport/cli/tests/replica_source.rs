@@ -134,6 +134,70 @@ fn a_first_copy_that_did_not_end_is_delivered_under_no_name() {
     }
 }
 
+/// A target of the same configuration without its books is no plain image.
+#[test]
+fn a_replica_whose_books_are_gone_is_not_served() {
+    let pair = Pair::new();
+    let dir = pair.path();
+    replica(dir, &[]);
+    let at = dir.display();
+    let server = pair.serve(&format!(
+        "push = [\"vm\"]\npull = [\"copy\"]\n\
+         [[volume]]\nname = \"vm\"\ntarget = \"file:{at}/vm.img\"\n\
+         [[volume]]\nname = \"copy\"\nsource = \"file:{at}/vm.img\"\n"
+    ));
+    let from = format!("copy@{}", server.address);
+    get(&pair, 0, "restore", &from, "got.img");
+    fs::rename(dir.join("vm.img.driftline"), dir.join("lost")).unwrap();
+    for verb in ["restore", "pull"] {
+        let refused = get(&pair, 3, verb, &from, "got.img");
+        assert_eq!(refused["error"]["reason"], "not-consistent", "{refused}");
+        assert!(fs::read(dir.join("got.img")).unwrap_or_default().is_empty());
+    }
+    assert!(server.log().contains("whose books are gone"), "{}", server.log());
+    fs::rename(dir.join("lost"), dir.join("vm.img.driftline")).unwrap();
+    get(&pair, 0, "restore", &from, "got.img");
+}
+
+/// Whoever looks at a replica finds books that are remembered, and tells damaged ones from none.
+#[test]
+fn books_are_found_and_judged_by_whoever_looks() {
+    let pair = Pair::new();
+    let dir = pair.path();
+    replica(dir, &["--state-dir", "books"]);
+    assert_eq!(json(dir, 0, &["status", "file:vm.img"])["condition"], "whole");
+    assert_eq!(json(dir, 0, &["verify", "file:vm.img"])["result"], "clean");
+    assert_eq!(json(dir, 0, &["scrub", "file:vm.img"])["result"], "clean");
+    let ids = File::options().write(true).open(dir.join("books/ids")).unwrap();
+    let len = ids.metadata().unwrap().len();
+    let listed = fs::read(dir.join("books/ids")).unwrap();
+    ids.set_len(0).unwrap();
+    assert_eq!(json(dir, 6, &["status", "file:vm.img"])["condition"], "damaged");
+    fs::write(dir.join("books/ids"), listed).unwrap();
+    assert_eq!(ids.metadata().unwrap().len(), len);
+    assert_eq!(json(dir, 0, &["status", "file:vm.img"])["condition"], "whole");
+    for lost in [true, false] {
+        match lost {
+            true => fs::remove_file(dir.join("books/state")).unwrap(),
+            false => fs::write(dir.join("books/state"), "").unwrap(),
+        }
+        // What is remembered leads only to books with a state.
+        let look = ["status", "file:vm.img", "--state-dir", "books"];
+        assert_eq!(json(dir, 6, &look)["error"]["reason"], "target-modified");
+    }
+    // No replica, and half of one.
+    noise(&dir.join("plain.img"), 1 << 20, 1);
+    let none = json(dir, 3, &["verify", "file:plain.img"]);
+    assert!(none["error"]["detail"].as_str().unwrap().contains("this is no replica"), "{none}");
+    let whole = fs::read(stream("lz4-16k.full.zs")).unwrap();
+    fs::write(dir.join("cut.zs"), &whole[..whole.len() / 5]).unwrap();
+    json(dir, 4, &["push", "zstream:cut.zs", "file:half.img"]);
+    for verb in ["verify", "scrub"] {
+        let half = json(dir, 3, &[verb, "file:half.img"]);
+        assert_eq!(half["error"]["reason"], "not-consistent", "{half}");
+    }
+}
+
 #[test]
 fn books_that_are_lost_or_elsewhere_are_not_forgotten() {
     let pair = Pair::new();

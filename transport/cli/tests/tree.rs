@@ -99,7 +99,10 @@ fn one_that_cannot_be_snapshotted_costs_no_other_its_copy() {
     let result = |name: &str| outcomes.iter().find(|(source, _)| source[4..] == *name).unwrap();
     for (name, words) in [
         ("tank/b/swap", ["tank/b/swap@driftline-", "no room", "refreservation", "--exclude"]),
-        ("tank/d", ["tank/d@driftline-", "does not exist", "cannot be taken", "--exclude"]),
+        (
+            "tank/d",
+            ["tank/d@driftline-", "does not exist", "cannot take the snapshot", "--exclude"],
+        ),
         (&long, [&long, "255", "rename", "--exclude"]),
     ] {
         let (_, done) = result(name);

@@ -171,7 +171,7 @@ impl Session {
     pub(super) fn check_cut(&mut self, size: u64) {
         let cut = self.plan.kind == PlanKind::Incremental && self.is_cut(size);
         if cut && !self.touched.has(size / CHUNK_LEN) {
-            tracing::info!("the volume was cut within a chunk: all of the source is read once");
+            tracing::info!("the volume was cut within a chunk: reading all of the source once");
             self.mode = Mode::Reading;
         }
     }

@@ -43,12 +43,10 @@ pub enum LiveError {
     #[error(transparent)]
     Name(#[from] NameError),
     /// Its snapshot cannot be named.
-    #[error(
-        "{0}: rename the data set, give a shorter --prefix, or, with -r, leave it out by --exclude"
-    )]
+    #[error("{0}: rename the data set, give a shorter --prefix, or, with -r, use --exclude")]
     LongName(NameError),
     /// Its snapshot cannot be taken.
-    #[error("{snapshot} cannot be taken: {why}; with -r, --exclude leaves a data set out")]
+    #[error("cannot take the snapshot {snapshot}: {why}; with -r, --exclude leaves a data set out")]
     NotTaken {
         /// Which.
         snapshot: PointName,
@@ -63,9 +61,9 @@ pub enum LiveError {
     Diverged(#[from] Divergence),
     /// The target holds nothing, and is known to have held something.
     #[error(
-        "the target holds nothing, though {mark} says that something had arrived there: it was \
-         destroyed, renamed or moved, or its pool is not imported. Nothing was done. If it has \
-         another name now, push to that; to have it copied anew, run again with --full"
+        "the target holds nothing, but {mark} shows that a generation had arrived there: the target \
+         was destroyed, renamed or moved, or its pool is not imported. Nothing was done. If the \
+         target has another name now, push to that name. To make a full copy, run again with --full"
     )]
     Gone {
         /// The bookmark of what had arrived last.
@@ -73,8 +71,8 @@ pub enum LiveError {
     },
     /// The target keeps a part of a stream that cannot be gone on with.
     #[error(
-        "the target has received a part of a stream that cannot go on here: {why}; there, `zfs \
-         receive -A` throws that part away, and the next run starts anew"
+        "the target keeps a partial stream that this source cannot resume: {why}. Run `zfs receive \
+         -A` there to discard it; the next run starts again"
     )]
     Token {
         /// Why.
@@ -97,8 +95,8 @@ pub enum LiveError {
     },
     /// What was sent is not what the snapshot holds.
     #[error(
-        "at offset {offset} the stream of {snapshot} has other bytes than its device: nothing was \
-         committed; look at `zpool status`, and replicate the device as file:PATH"
+        "at offset {offset} the stream of {snapshot} differs from its device. Nothing was \
+         committed. Look at `zpool status`, and replicate the device as file:PATH"
     )]
     Differs {
         /// Which.

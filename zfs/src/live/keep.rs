@@ -16,7 +16,7 @@ impl LiveSource {
             && let Err(error) = self.mark(points, held)
         {
             // The snapshot stays what the next increment starts from.
-            tracing::warn!(snapshot = %held.name, %error, "it cannot be bookmarked: kept");
+            tracing::warn!(snapshot = %held.name, %error, "cannot bookmark this snapshot: keeping it");
             return;
         }
         let (names, keep) = (&self.options.names, self.options.keep);
@@ -39,7 +39,7 @@ impl LiveSource {
         left.retain(|name| new.as_ref() != Ok(name));
         if !left.is_empty() {
             let (dataset, count) = (&self.name, left.len());
-            tracing::info!(%dataset, count, "snapshots of runs that failed are removed");
+            tracing::info!(%dataset, count, "removing snapshots of runs that failed");
             self.destroy(&left);
         }
     }
@@ -48,7 +48,7 @@ impl LiveSource {
         match self.zfs.destroy(points) {
             Ok(stay) => stay.iter().for_each(tell),
             Err(error) => {
-                tracing::warn!(dataset = %self.name, %error, "what is not needed any more stays");
+                tracing::warn!(dataset = %self.name, %error, "cannot remove snapshots that are no longer needed");
             }
         }
     }
@@ -66,5 +66,5 @@ impl LiveSource {
 
 /// One more with each run would fill the pool without a word.
 fn tell(Stays { point, why }: &Stays) {
-    tracing::warn!(kept = %point, why, "it is not needed any more, and stays");
+    tracing::warn!(kept = %point, why, "no longer needed, but cannot be destroyed");
 }

@@ -109,7 +109,7 @@ impl Moment {
                 return Err(error);
             }
             for (snapshot, why) in blamed {
-                tracing::warn!(%snapshot, why, "it cannot be taken: the others are, without it");
+                tracing::warn!(%snapshot, why, "cannot take this snapshot: taking the others without it");
                 state.snapshots.remove(&snapshot);
                 state.failed.insert(snapshot, why);
             }
@@ -132,16 +132,20 @@ impl Moment {
                     let below = tree.iter().filter(|member| member.name != *dataset);
                     snapshots.extend(below.filter_map(|m| self.snapshot_of(&m.name).ok()));
                 }
-                Err(error) => tracing::warn!(%dataset, %error, "snapshots below it may stay"),
+                Err(error) => {
+                    tracing::warn!(%dataset, %error, "snapshots below this data set may remain")
+                }
             }
         }
         match self.0.zfs.destroy(&snapshots) {
             Ok(stay) => {
                 for Stays { point, why } in stay {
-                    tracing::warn!(snapshot = %point, why, "it is not needed, and stays");
+                    tracing::warn!(snapshot = %point, why, "not needed, but cannot be destroyed");
                 }
             }
-            Err(error) => tracing::warn!(%dataset, %error, "its snapshot is not needed, and stays"),
+            Err(error) => {
+                tracing::warn!(%dataset, %error, "its snapshot is not needed, but cannot be destroyed")
+            }
         }
     }
 

@@ -144,8 +144,8 @@ impl LiveSource {
         let gone = if has_tip { "the snapshot that it starts from" } else { "its snapshot" };
         tracing::warn!(
             dataset = %self.name, stream = %to, bytes = token.bytes,
-            "the target keeps a part of a stream that nobody can go on with, as {gone} was \
-             destroyed here: that part is thrown away, and the next stream starts anew"
+            "the target keeps a partial stream that nobody can resume, because {gone} was destroyed \
+             here: the target discards it, and the next stream starts again"
         );
         Ok(true)
     }

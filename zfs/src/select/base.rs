@@ -23,8 +23,9 @@ pub enum BaseError {
     /// Nothing is left of it.
     #[error(
         "the target holds zfs:{held}, and the source of {tip} has neither a snapshot nor a \
-         bookmark of it: they diverged, the source was rolled back, or both were destroyed; \
-         agree to a full copy, which moves only what differs"
+         bookmark of it: the source was rolled back, both were destroyed, or another source \
+         pushed to the target. To send what differs, run again with `--full`; over the network \
+         the target also needs `overwrite = true`"
     )]
     Unknown {
         /// The guid that the target holds.

@@ -487,7 +487,7 @@ pub(super) fn no_bookmark(lab: &mut Lab) -> Result<()> {
     let before = live.held(pair.target)?;
     let output = live.push(pair.source, "")?;
     refused(&output, exit::REFUSED, "base-mismatch")?;
-    ensure!(output.stderr.contains("agree to a full copy"), "{}", output.stderr);
+    ensure!(output.stderr.contains("run again with `--full`"), "{}", output.stderr);
     live.is_still(pair.target, &before)?;
     pair.target.sh("echo 'overwrite = true' >> /etc/driftline/driftline.toml
          systemctl restart driftline-serve")?;
