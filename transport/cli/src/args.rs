@@ -1,5 +1,7 @@
 //! The command line, as it is typed. Nothing is decided here.
 
+#[cfg(test)]
+mod pages;
 mod source;
 pub(crate) mod units;
 

@@ -15,7 +15,7 @@ pub(crate) const SCRUB: &str = "scrub";
 /// A run: from where, to where, its exit code, and what it did unless it failed.
 pub(crate) type Run<'a> = (&'a Place, &'a Place, u8, Option<&'a Done>);
 
-/// Each metric and what it says. The names are an interface, and in the README.
+/// Each metric and what it says. The names are an interface: see INTERFACES.md.
 const METRICS: [(&str, &str); 11] = [
     (LAST_RUN, "When the last run ended, in seconds since 1970."),
     (LAST_SUCCESS, "When the last run ended that was done, degraded or not."),
@@ -26,7 +26,7 @@ const METRICS: [(&str, &str); 11] = [
     ("driftline_bytes", "Bytes of the last run, unless it failed."),
     ("driftline_degraded", "1 if the last run was done, degraded, by the reason."),
     (AUDIT_OLDEST, "When that was last read which was not for the longest time."),
-    ("driftline_audit_stale_bound_chunks", "Stale chunks that the last draw may have missed."),
+    ("driftline_audit_stale_bound_chunks", "Stale chunks that the last sample may have missed."),
     (INCIDENTS_OPEN, INCIDENTS_OPEN_HELP),
 ];
 
@@ -45,7 +45,7 @@ const SCRUB_METRICS: [(&str, &str); 6] = [
     (SCRUB_CLEAN, "When a scrub last found no damage."),
     ("driftline_scrub_exit_code", "Exit code of the last scrub."),
     ("driftline_scrub_damaged_chunks", "Damaged chunks that the last scrub found."),
-    ("driftline_scrub_left_chunks", "Damaged chunks that it did not put right by itself."),
+    ("driftline_scrub_left_chunks", "Damaged chunks that it did not repair itself."),
     (INCIDENTS_OPEN, INCIDENTS_OPEN_HELP),
 ];
 
@@ -262,9 +262,9 @@ mod tests {
 
     #[test]
     fn every_metric_is_documented() {
-        let readme = include_str!("../../../README.md");
+        let page = include_str!("../INTERFACES.md");
         for (name, _) in METRICS.iter().chain(&SCRUB_METRICS) {
-            assert!(readme.contains(&format!("`{name}")), "the README lacks {name}");
+            assert!(page.contains(&format!("`{name}")), "INTERFACES.md lacks {name}");
         }
     }
 }

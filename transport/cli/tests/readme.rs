@@ -1,4 +1,5 @@
-//! The commands of README's chapter on the network, as they are written there.
+//! The commands of README's chapter on the network, and of the one on restores, as they are written
+//! there.
 
 mod common;
 
@@ -8,10 +9,11 @@ use common::{Server, noise, sha256};
 use tempfile::TempDir;
 
 const README: &str = include_str!("../../../README.md");
+const REPLICAS: &str = include_str!("../../../target/README.md");
 
-/// A chapter, up to the next one.
-fn chapter(title: &str) -> &'static str {
-    let (_, rest) = README.split_once(&format!("\n## {title}\n")).unwrap();
+/// A chapter of a page, up to the next one.
+fn chapter(page: &'static str, title: &str) -> &'static str {
+    let (_, rest) = page.split_once(&format!("\n## {title}\n")).unwrap();
     rest.split("\n## ").next().unwrap()
 }
 
@@ -81,7 +83,7 @@ fn the_chapter_on_the_network_is_run_as_it_is_written() {
     machines.names.extend(places.map(|(name, is)| (name.to_owned(), is)));
     fs::create_dir_all(machines.dir.path().join("source/dev/vg")).unwrap();
     fs::create_dir_all(machines.dir.path().join("source/var/tmp")).unwrap();
-    let chapter = chapter("Over the network");
+    let chapter = chapter(README, "Over the network");
 
     // Each key is followed by what README calls it.
     let keys = blocks(chapter, &["console"]);
@@ -118,7 +120,7 @@ fn the_chapter_on_the_network_is_run_as_it_is_written() {
     assert!(server.is_some() && pushed(&machines));
 
     // And back, as the chapter on restores says.
-    let restores = blocks(self::chapter("Restore"), &["sh"]);
+    let restores = blocks(self::chapter(REPLICAS, "Restore"), &["sh"]);
     let remote: Vec<_> = restores.iter().filter(|line| line.contains("target.example")).collect();
     assert_eq!(remote.len(), 1, "{restores:?}");
     machines.run("source", remote[0].strip_prefix("source# ").unwrap());
