@@ -209,34 +209,47 @@ pub(crate) fn allow_push(pair: &Pair<'_>, name: &str, replica: &str) -> Result<(
 pub(crate) fn allow_push_to(pair: &Pair<'_>, name: &str, place: &str) -> Result<()> {
     let file = "/etc/driftline/driftline.toml";
     configure(pair.target, file, 7420, ("source", "push"), name, place)?;
-    pair.target.sh("systemctl restart driftline-serve")?;
+    pair.target.sh("driftline serve --check --config /etc/driftline/driftline.toml >&2
+         systemctl restart driftline-serve")?;
     Ok(())
 }
 
 /// Makes the pool `back` on the target, of a file of this size, and lets its service work with
-/// ZFS, as its unit says.
+/// ZFS.
 pub(crate) fn make_pool(target: &Machine, size: &str) -> Result<()> {
     target.sh(&format!(
         "truncate -s {size} /srv/back.pool
-         zpool create -f -O snapdev=visible -m none back /srv/back.pool
-         mkdir -p /etc/systemd/system/driftline-serve.service.d
+         zpool create -f -O snapdev=visible -m none back /srv/back.pool"
+    ))?;
+    serve_with_zfs(target)
+}
+
+/// Takes that pool away, and what its replicas have left.
+pub(crate) fn remove_pool(target: &Machine) -> Result<()> {
+    serve_without_zfs(target)?;
+    target.until("zpool destroy -f back")?;
+    target.sh("rm -r /srv/back.pool; rm -rf /var/lib/driftline/zvol/back").map(drop)
+}
+
+/// Lets the target's service work with ZFS, as its unit says.
+pub(crate) fn serve_with_zfs(target: &Machine) -> Result<()> {
+    target
+        .sh("mkdir -p /etc/systemd/system/driftline-serve.service.d
          cat > /etc/systemd/system/driftline-serve.service.d/zfs.conf << END
 [Service]
 DeviceAllow=/dev/zfs rw
 CapabilityBoundingSet=CAP_SYS_ADMIN
 END
-         systemctl daemon-reload; sync"
-    ))?;
-    Ok(())
+         systemctl daemon-reload; sync")
+        .map(drop)
 }
 
-/// Takes that pool away, and what its replicas have left.
-pub(crate) fn remove_pool(target: &Machine) -> Result<()> {
-    target.sh("systemctl stop driftline-serve")?;
-    target.until("zpool destroy -f back")?;
-    target.sh("rm -r /srv/back.pool /etc/systemd/system/driftline-serve.service.d
-         rm -rf /var/lib/driftline/zvol/back; systemctl daemon-reload")?;
-    Ok(())
+/// Stops the target's service, which then works without ZFS again.
+pub(crate) fn serve_without_zfs(target: &Machine) -> Result<()> {
+    target
+        .sh("systemctl stop driftline-serve
+         rm -r /etc/systemd/system/driftline-serve.service.d; systemctl daemon-reload")
+        .map(drop)
 }
 
 /// The command that pushes a data set of the source's own ZFS to the volume `name`. `run_as` is

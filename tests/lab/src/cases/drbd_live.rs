@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Where commands are put that stand in the way of real ones. Nothing may be run from /run.
-const SHIMS: &str = "/var/tmp/shims";
+pub(super) const SHIMS: &str = "/var/tmp/shims";
 
 /// The command that pushes volume 0 of a resource to the target's volume of this name. I/O may be
 /// suspended for long, as an emulated machine is slow where its host has other things to do.

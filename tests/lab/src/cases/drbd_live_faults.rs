@@ -292,6 +292,7 @@ pub(super) fn mixed(lab: &mut Lab) -> Result<()> {
     write(source, &tracker, "2 100..200")?;
     source.sh(&format!("lvcreate -q -s -kn -ay -n {name}-s1 lab/{name}"))?;
     let by_hand = push_command(name, "--quiet")
+        .replace("--freeze-max 60", "")
         .replace(&format!("drbd:{name}/0"), &format!("drbdmeta:/dev/lab/{name}-s1"));
     Report::of(&source.run(&by_hand)?)?;
     write(source, &tracker, "3 5000..5010")?;

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 
+use super::drbd_live::{SHIMS, shim, unshim};
 use crate::{
     lab::{Lab, Pair},
     machine::{Machine, Output},
@@ -94,9 +95,7 @@ pub(super) fn by_one_stream(lab: &mut Lab) -> Result<()> {
          udevadm settle; echo root > /tank/forest/root; seq 10000 > /tank/forest/a/numbers
          /lab/blocks write /dev/zvol/tank/forest/b/disk 1 0..1000")?;
     make_pool(target, "3G")?;
-    let receives = "target = \"zfs:back/forest\"\n\
-                    exclude_property = [\"mountpoint\"]\nset_property = [\"snapdev=visible\"]";
-    allow_push_to(&pair, "forest", receives)?;
+    allow_push_to(&pair, "forest", "target = \"zfs:back/forest\"")?;
 
     // A first copy, and an increment, killed below the root: the next run, with a snapshot of its
     // own, completes what is behind, and moves no more than the rest.
@@ -148,17 +147,31 @@ pub(super) fn bad_members(lab: &mut Lab) -> Result<()> {
     let (source, target) = (pair.source, pair.target);
     let long = "l".repeat(215);
     source.sh(&format!(
-        "truncate -s 256M /srv/narrow.pool; zpool create -f -m none narrow /srv/narrow.pool
+        "truncate -s 512M /srv/narrow.pool; zpool create -f -m none narrow /srv/narrow.pool
          zfs create narrow/t; zfs create -o mountpoint=/narrow-a narrow/t/a
          zfs create -o mountpoint=/narrow-b narrow/t/b; zfs create narrow/t/{long}
-         zfs create -V 120M -o compression=off narrow/t/thick; udevadm settle
-         head -c 100M /dev/urandom > /dev/zvol/narrow/t/thick; sync
-         seq 10000 > /narrow-a/numbers; seq 20000 > /narrow-b/numbers; sync"
+         zfs create narrow/t/gone
+         zfs create -V 40M -o compression=off narrow/t/thick; udevadm settle
+         head -c 30M /dev/urandom > /dev/zvol/narrow/t/thick
+         seq 10000 > /narrow-a/numbers; seq 20000 > /narrow-b/numbers; zpool sync narrow
+         # A snapshot of it would need 30 MiB.
+         free=$(zfs get -Hp -o value available narrow)
+         zfs create -u -o refreservation=$((free - (16 << 20))) narrow/somebody-elses"
     ))?;
     make_pool(target, "3G")?;
     allow_push_to(&pair, "narrow", "target = \"zfs:back/narrow\"\ntree = true")?;
+    // It goes as soon as the tree was listed.
+    shim(
+        source,
+        "zfs",
+        "real \"$@\"
+if [[ $* == list*' -r '*' narrow/t' ]]; then real destroy narrow/t/gone 2> /dev/null || true; fi",
+    )?;
+    let run_as = &format!("env PATH={SHIMS}:$PATH");
     for round in 1..=2 {
-        let output = source.run(&live_push("narrow/t", "narrow", "--quiet -r", ""))?;
+        let output = source.run(&live_push("narrow/t", "narrow", "--quiet -r", run_as))?;
+        let vanished = output.stderr.contains("narrow/t/gone@driftline-");
+        ensure!(vanished == (round == 1), "round {round}: {}", output.stderr);
         ensure!(output.code == exit::FAILED, "round {round}: exit {}", output.code);
         for words in [
             "zfs:narrow/t/thick: ",
@@ -186,6 +199,7 @@ pub(super) fn bad_members(lab: &mut Lab) -> Result<()> {
             source.sh("zfs list -Hp -t snapshot -o name | grep -c narrow/t/thick@ || true")?;
         ensure!(left == "0", "{left} snapshots of the volume without room");
     }
+    unshim(source)?;
     remove_pool(target)?;
     source.until("zpool destroy -f narrow")?;
     source.sh("rm /srv/narrow.pool").map(drop)

@@ -115,7 +115,8 @@ impl Live {
     pub(super) fn held(&self, target: &Machine) -> Result<String> {
         let replica = &self.replication.replica;
         target.sh(&format!(
-            "sha256sum < {replica}; driftline status file:{replica} | grep -v ^resume"
+            "sha256sum < {replica}
+             driftline status file:{replica} | grep -v -e ^resume -e '^written .* has it open'"
         ))
     }
 

@@ -10,6 +10,9 @@ use super::{
 use crate::{
     lab::{Lab, Pair},
     machine::Machine,
+    replication::{
+        Report, allow_push_to, exit, live_push, serve_with_zfs, serve_without_zfs, start,
+    },
 };
 
 /// An increment of which the source has not read all when its middle has arrived: it reads
@@ -107,7 +110,7 @@ impl Pool {
         Ok(Self(name))
     }
 
-    /// Makes its device fail, or work again.
+    /// Makes its device fail, or work again. Nobody waits for udev, which may hang on the pool.
     fn device_works(&self, source: &Machine, works: bool) -> Result<()> {
         let name = self.0;
         let table = if works { "linear $disk 0" } else { "error" };
@@ -115,9 +118,26 @@ impl Pool {
             "disk=$(losetup -n -O NAME -j /var/tmp/{name})
              dmsetup suspend --noflush {name}
              dmsetup reload {name} --table \"0 $(blockdev --getsz $disk) {table}\"
-             dmsetup resume {name}"
+             dmsetup --noudevsync resume {name}"
         ))?;
         Ok(())
+    }
+
+    /// Makes its device fail, and writes, by which ZFS learns of it and suspends the pool.
+    fn is_suspended(&self, machine: &Machine) -> Result<()> {
+        let name = self.0;
+        machine.sh(&format!("udevadm settle; zpool sync {name}"))?;
+        self.device_works(machine, false)?;
+        // What writes waits until the pool is back.
+        start(machine, "provoke", &format!("zfs set driftline:written=now {name}"))?;
+        machine.until(&format!("grep -q SUSPENDED /proc/spl/kstat/zfs/{name}/state"))
+    }
+
+    /// Makes its device work again, and brings the pool back with whatever waits for it.
+    fn comes_back(&self, machine: &Machine) -> Result<()> {
+        self.device_works(machine, true)?;
+        machine.sh(&format!("zpool clear {}", self.0))?;
+        machine.until("! systemctl is-active --quiet provoke")
     }
 
     fn remove(self, source: &Machine) -> Result<()> {
@@ -179,9 +199,7 @@ impl Suspended {
     }
 
     fn comes_back(&self, source: &Machine) -> Result<()> {
-        self.pool.device_works(source, true)?;
-        source.sh("zpool clear suspended")?;
-        Ok(())
+        self.pool.comes_back(source)
     }
 
     fn next_run_arrives(self, lab: &mut Lab) -> Result<()> {
@@ -235,6 +253,54 @@ pub(super) fn suspended_wait(lab: &mut Lab) -> Result<()> {
     case.next_run_arrives(lab)
 }
 
+/// A pool is suspended before anything asks it, the source's and then the target's: whoever pushes
+/// is told which pool it is, no process stays, and what is not of that pool goes on.
+pub(super) fn suspended_before(lab: &mut Lab) -> Result<()> {
+    const TOLD: &str = "the pool stuck is suspended";
+    let name = "live-suspended-before";
+    let pair = lab.pair()?;
+    let source = pair.source;
+    let pool = Pool::new(source, "stuck", "-o failmode=wait")?;
+    let live = Live::new_at(&pair, name, "stuck/volume", "-V 16M")?;
+    live.write(source, "1 0..100")?;
+    live.arrives(&pair, "")?;
+    live.write(source, "2 0..100")?;
+    pool.is_suspended(source)?;
+    live.fails(&pair, "", TOLD)?;
+    ensure!(source.run("pgrep -x driftline")?.code == 1, "the push has not ended");
+    pool.comes_back(source)?;
+    live.increment_arrives(&pair, "")?;
+    live.is_tidy(source)?;
+    live.remove(lab)?;
+    pool.remove(lab.source()?)?;
+
+    let pair = lab.pair()?;
+    let (source, target) = (pair.source, pair.target);
+    let pool = Pool::new(target, "stuck", "-o failmode=wait")?;
+    serve_with_zfs(target)?;
+    for kind in ["zfs", "zvol"] {
+        let write = |seed: u32| {
+            source.sh(&format!("/lab/blocks write /dev/zvol/tank/stuck-{kind} {seed} 0..100"))
+        };
+        let push = || source.run(&live_push(&format!("tank/stuck-{kind}"), kind, "--quiet", ""));
+        source.sh(&format!("zfs create -s -V 16M tank/stuck-{kind}; udevadm settle"))?;
+        write(1)?;
+        allow_push_to(&pair, kind, &format!("target = \"{kind}:stuck/{kind}\""))?;
+        Report::of(&push()?)?;
+        write(2)?;
+        pool.is_suspended(target)?;
+        let output = push()?;
+        let is_told = output.code == exit::FAILED && output.stderr.contains(TOLD);
+        ensure!(is_told, "{kind}: exit {}\n{}", output.code, output.stderr);
+        pool.comes_back(target)?;
+        Report::of(&push()?)?;
+        source.until(&format!("zfs destroy -r tank/stuck-{kind}"))?;
+    }
+    serve_without_zfs(target)?;
+    pool.remove(target)?;
+    target.sh("rm -rf /var/lib/driftline/zvol/stuck").map(drop)
+}
+
 /// A volume whose space is reserved needs as much again for a snapshot.
 pub(super) fn pool_full(lab: &mut Lab) -> Result<()> {
     let pair = lab.pair()?;
@@ -247,7 +313,7 @@ pub(super) fn pool_full(lab: &mut Lab) -> Result<()> {
     pair.source.sh("zfs set refreservation=auto full/volume
          free=$(zfs get -Hp -o value available full)
          zfs create -V $((free / 1048576 - 40))M full/somebody-elses")?;
-    live.fails(&pair, "", "the pool is full")?;
+    live.fails(&pair, "", "the source's own pool has no room for it")?;
     pair.source.until("zfs destroy full/somebody-elses")?;
     live.increment_arrives(&pair, "")?;
     live.is_tidy(pair.source)?;

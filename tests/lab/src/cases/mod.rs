@@ -146,6 +146,12 @@ pub(crate) const CASES: &[Case] = &[
         live_faults::suspended,
     ),
     case("live-suspended-wait", "the same, failmode=wait", LONG, live_faults::suspended_wait),
+    case(
+        "live-suspended-before",
+        "a pool that is suspended already, the source's and the target's: told, and nothing waits",
+        LONG,
+        live_faults::suspended_before,
+    ),
     case("live-pool-full", "no space for a snapshot", LONG, live_faults::pool_full),
     case("kill-pusher", "kill -9 of the pusher in the middle", SHORT, faults::kill_pusher),
     case("kill-target", "kill -9 of the target's service in the middle", LONG, faults::kill_target),
@@ -228,7 +234,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     case(
         "zvol-volmode",
-        "a replica on a zvol below volmode=none; one that was renamed is told from none",
+        "a replica on a zvol whose device is hidden, and shown; a first copy cut; one renamed",
         LONG,
         receive_safe::volmode,
     ),

@@ -157,6 +157,29 @@ pub(super) fn zvol(lab: &mut Lab) -> Result<()> {
     ensure!(kept.lines().filter(|line| line.starts_with("zfs:")).count() == 4, "{kept}");
     let used = pair.target.sh("zfs get -Hp -o value referenced back/zvol-replica")?;
     ensure!(used.parse::<u64>()? < 16 << 20, "{used} bytes: holes were filled");
+    // What ZFS is asked does not grow with what is kept.
+    pair.target.sh("cat > /usr/local/sbin/zfs << 'END'
+#!/bin/bash
+set -o pipefail
+/usr/sbin/zfs \"$@\" | tee -a /var/lib/driftline/told
+END
+         chmod +x /usr/local/sbin/zfs; systemctl restart driftline-serve")?;
+    let told = |seed: u32| -> Result<u64> {
+        pair.source.sh(&format!("/lab/blocks write {device} {seed} 200..201"))?;
+        copy.arrives(pair.source, "")?;
+        let lines =
+            pair.target.sh("wc -l < /var/lib/driftline/told; rm /var/lib/driftline/told")?;
+        Ok(lines.parse()?)
+    };
+    let few = told(4)?;
+    pair.target.sh("for number in {1..50}; do
+             zfs snapshot -o driftline:generation=zfs:1 back/zvol-replica@older-$number
+         done")?;
+    let many = told(5)?;
+    ensure!(few > 0 && many < few + 20, "{many} lines with 50 more snapshots, {few} before");
+    pair.target.sh("rm /usr/local/sbin/zfs; systemctl restart driftline-serve")?;
+    copy.volumes_are_equal(&pair)?;
+
     let verified = pair.target.sh("systemctl stop driftline-serve
          driftline verify zvol:back/zvol-replica; driftline status zvol:back/zvol-replica")?;
     ensure!(verified.contains("clean: zfs:"), "{verified}");
@@ -253,6 +276,18 @@ pub(super) fn files(lab: &mut Lab) -> Result<()> {
              grep -v @mine | head -n 1)
          zfs list back/files@mine && zfs rollback -r $base")?;
     copy.arrives(pair.source, "")?;
+
+    // Renamed, it is not copied anew without a word, and goes on under its new name.
+    pair.target.until("zfs rename back/files back/moved")?;
+    pair.source.sh("echo moved >> /tank/files/a/b/small")?;
+    refused(&copy.push(pair.source, "")?, exit::REFUSED, "target-gone")?;
+    ensure!(pair.target.run("zfs list back/files")?.code != 0, "it was copied nevertheless");
+    let moved = Copy { name: copy.name, place: "zfs:back/moved".to_owned() };
+    moved.serve(&pair, "")?;
+    let sent = moved.arrives(pair.source, "")?.sent();
+    ensure!(sent < 4 << 20, "{sent} bytes were sent for a line");
+    pair.target.until("zfs rename back/moved back/files")?;
+    copy.files_are_equal(&pair)?;
     copy.remove(lab)
 }
 

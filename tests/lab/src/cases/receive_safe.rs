@@ -7,7 +7,7 @@ use super::receive::{Copy, write_files};
 use crate::{
     lab::{Lab, Pair},
     machine::Machine,
-    replication::{exit, refused},
+    replication::{exit, refused, start},
 };
 
 /// A data set of the source that goes below `back/enc`, which is encrypted with a key of its own.
@@ -92,6 +92,33 @@ pub(super) fn volmode(lab: &mut Lab) -> Result<()> {
         copy.arrives(pair.source, "")?;
         copy.volumes_are_equal(&pair)?;
     }
+    // Hidden in the middle of its life, and shown again.
+    pair.target.sh("zfs set volmode=none back/volmode; udevadm settle")?;
+    let hidden = copy.push(pair.source, "")?;
+    refused(&hidden, exit::TARGET_MODIFIED, "target-modified")?;
+    ensure!(hidden.stdout.contains("zfs get volmode"), "{}", hidden.stdout);
+    pair.target.sh("zfs set volmode=default back; zfs inherit volmode back/volmode")?;
+    pair.source.sh("/lab/blocks write /dev/zvol/tank/volmode 3 100..700")?;
+    copy.arrives(pair.source, "")?;
+    copy.volumes_are_equal(&pair)?;
+
+    // A first copy whose volume is made, and its device does not appear until somebody shows it.
+    pair.target.sh("zfs destroy -r back/volmode; rm -r /var/lib/driftline/zvol/back/volmode
+         echo 3 > /sys/module/zfs/parameters/zvol_volmode")?;
+    for _ in 1..=2 {
+        let hidden = copy.push(pair.source, "--full")?;
+        let is_told = hidden.stderr.contains("see `zfs get volmode back/volmode`");
+        ensure!(hidden.code == exit::FAILED && is_told, "{}\n{}", hidden.code, hidden.stderr);
+    }
+    pair.target.sh("echo 1 > /sys/module/zfs/parameters/zvol_volmode
+         zfs set volmode=dev back/volmode; udevadm settle")?;
+    // It is read-only while nobody writes it, also where a first copy stopped in the middle.
+    start(pair.source, "push", &copy.command("--full --limit-rate 64K"))?;
+    pair.target.until("[ $(zfs get -Hp -o value written back/volmode) -gt 400000 ]")?;
+    pair.source.sh("systemctl kill -s KILL push")?;
+    pair.target.until("[ $(zfs get -Hp -o value readonly back/volmode) = on ]")?;
+    copy.arrives(pair.source, "--full")?;
+    copy.volumes_are_equal(&pair)?;
     let before = pair.target.sh("driftline status zvol:back/volmode")?;
     pair.target.until("zfs rename back/volmode back/moved")?;
     let lost = pair.target.run("driftline --json status zvol:back/moved")?;
