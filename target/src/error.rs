@@ -62,8 +62,9 @@ pub enum Problem {
     NotFound,
     /// The books are there, the volume is not.
     #[error(
-        "the replica's file is gone, but its books in {} are not: put the file back, or remove \
-         that folder and push a first copy",
+        "the replica's file or device is gone, but its books in {} are not: put it back \
+         (`zfs get volmode` says whether a zvol is hidden), or remove that folder and push a first \
+         copy",
         state_dir.display()
     )]
     Gone {
