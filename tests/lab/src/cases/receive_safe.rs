@@ -114,7 +114,7 @@ pub(super) fn volmode(lab: &mut Lab) -> Result<()> {
          zfs set volmode=dev back/volmode; udevadm settle")?;
     // It is read-only while nobody writes it, also where a first copy stopped in the middle.
     start(pair.source, "push", &copy.command("--full --limit-rate 64K"))?;
-    pair.target.until("[ $(zfs get -Hp -o value written back/volmode) -gt 400000 ]")?;
+    pair.target.until("[ $(zfs get -Hp -o value readonly back/volmode) = off ]")?;
     pair.source.sh("systemctl kill -s KILL push")?;
     pair.target.until("[ $(zfs get -Hp -o value readonly back/volmode) = on ]")?;
     copy.arrives(pair.source, "--full")?;
