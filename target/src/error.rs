@@ -121,8 +121,8 @@ pub enum Problem {
     ReadOnly,
     /// A file with several names stands where a volume is to be restored to.
     #[error(
-        "this file has {names} names (hard links), and may be a replica under another one: \
-         restore to another place, or remove the other names"
+        "this file has {names} names (hard links), and may be a replica under another one: choose \
+         another place, or remove the other names"
     )]
     HardLinked {
         /// How many.
@@ -250,8 +250,8 @@ pub enum Problem {
     HoldsData,
     /// A replica stands where a volume is to be restored to.
     #[error(
-        "this is a replica with its books in {}, and a restore would make them wrong: restore \
-         to another place, or push to it",
+        "this is a replica, or one of its books, which are in {}: choose another place, or push to \
+         the replica by these books",
         state_dir.display()
     )]
     IsReplica {

@@ -194,7 +194,7 @@ fn open_alone(path: &Path) -> Result<(FileDisk, Guard), Problem> {
 }
 
 /// The books of a replica, by name.
-const BOOKS: [&str; 5] = ["state", "journal", "ids", "overlay", "repair"];
+pub(crate) const BOOKS: [&str; 5] = ["state", "journal", "ids", "overlay", "repair"];
 pub(crate) const LOCK: &str = "lock";
 
 fn open_disks(
@@ -214,6 +214,11 @@ fn open_disks(
         None if !kept && is_link(path) => check_not_dangling(path)?,
         None if is_gone(&dir, kept)? => return Err(Problem::Gone { state_dir: dir }),
         None if !options.create => return Err(Problem::NotFound),
+        // Nothing was ever begun by these books: it may be somebody else's all the same.
+        Some(_) if !kept && options.create && !has_state(&dir) => {
+            let found = path.metadata().map_err(|source| unopened(path, source))?;
+            check_free(path, &found)?;
+        }
         _ => {}
     }
     let mut guard = Guard::default();
@@ -313,9 +318,14 @@ fn look_at(
     Ok((kind, dir))
 }
 
+/// Whether the books in `dir` say that something was begun.
+pub(crate) fn has_state(dir: &Path) -> bool {
+    dir.join("state").metadata().is_ok_and(|state| state.len() > 0)
+}
+
 /// Whether the books in `dir` are of a volume that must have been there.
 pub(crate) fn is_gone(dir: &Path, kept: bool) -> Result<bool, Problem> {
-    let begun = dir.join("state").metadata().is_ok_and(|metadata| metadata.len() > 0);
+    let begun = has_state(dir);
     if !(begun && kept) {
         return Ok(begun);
     }

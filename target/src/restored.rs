@@ -1,5 +1,5 @@
-//! What a volume must not be restored to: a replica by whatever name, and what another part of the
-//! system writes.
+//! What must not be restored to, nor made a replica: another replica by whatever name, its books, and
+//! what another part of the system writes.
 
 use std::{
     fs::{self, Metadata},
@@ -9,7 +9,12 @@ use std::{
 
 use rustix::fs::{major, minor};
 
-use crate::{Problem, device::is_same, open_path::state_dir_of, own::parent_of};
+use crate::{
+    Problem,
+    device::is_same,
+    open_path::{BOOKS, has_state, state_dir_of},
+    own::parent_of,
+};
 
 /// Whether two paths lead to the bytes of one file or device, also by a link, or because one is a
 /// loop device on the other.
@@ -47,10 +52,17 @@ pub(crate) fn check_free(path: &Path, found: &Metadata) -> Result<(), Problem> {
 fn check_no_replica(path: &Path) -> Result<(), Problem> {
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let state_dir = state_dir_of(&path);
-    if state_dir.join("state").metadata().is_ok_and(|state| state.len() > 0) {
+    if has_state(&state_dir) {
         return Err(Problem::IsReplica { state_dir });
     }
-    Ok(())
+    // Nor one of the books of a replica.
+    let is_book = path.file_name().is_some_and(|name| BOOKS.iter().any(|book| name == *book));
+    match path.parent() {
+        Some(dir) if is_book && has_state(dir) => {
+            Err(Problem::IsReplica { state_dir: dir.to_owned() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// That a file is no replica by any of its names. Only those beside it can be found.

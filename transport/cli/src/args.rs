@@ -34,12 +34,15 @@ pub(crate) struct Arguments {
         global = true,
         value_name = "DIR",
         env = "DRIFTLINE_TRUST_DIR",
-        default_value = "/var/lib/driftline"
+        default_value = TRUST_DIR
     )]
     pub(crate) trust_dir: PathBuf,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
+
+/// Where Driftline remembers, if nothing else is said.
+pub(crate) const TRUST_DIR: &str = "/var/lib/driftline";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -49,16 +52,16 @@ Exit codes:
   3  refused, and nothing was changed (base-mismatch, source-mismatch, target-foreign,
      target-busy, unsupported, denied, just-created, not-consistent, source-emptied,
      not-encrypted, key-mismatch, target-gone)
-  4  the source is damaged or changed while it was read
-  5  the connection failed: run again to go on where it stopped
+  4  the source is damaged or unreadable, or changed while it was read
+  5  the connection failed: run again to resume
   6  the replica is not what was committed to it, or could not be verified
   7  the target is full or too small
-  8  done, degraded: the replica is at the new generation, but all had to be read although a map
-     was there, or something was found, or put right (see `driftline incidents`)
-  9  status: no replica is there
- 10  status: a first copy is on its way, or was cut off
- 11  status: the replica's books are there, and its file or device is not
-129, 130, 143  stopped by SIGHUP, SIGINT (Ctrl-C) or SIGTERM: run again to go on";
+  8  done, degraded: the replica is at the new generation, but Driftline read everything although
+     there was a map, or found or repaired something (see `driftline incidents`)
+  9  status: there is no replica
+ 10  status: a first copy is in progress, or was cut off
+ 11  status: the replica's books exist, and its file or device does not
+129, 130, 143  stopped by SIGHUP, SIGINT (Ctrl-C) or SIGTERM: run again to resume";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -72,94 +75,95 @@ pub(crate) enum Command {
     /// recorded `zfs send` stream, - for standard input), file:PATH (a file or block device),
     /// drbd:RESOURCE/VOLUME (a volume of DRBD on this machine), linstor:RESOURCE/VOLUME (a volume
     /// that LINSTOR keeps on this node) or drbdmeta:PATH (a snapshot of a DRBD volume's backing
-    /// device). TARGET is file:PATH, zvol:POOL/NAME, zfs:POOL/NAME or
-    /// NAME@HOST:PORT.
+    /// device). TARGET is file:PATH, zvol:POOL/NAME, zfs:POOL/NAME or NAME@HOST:PORT.
     ///
-    /// Of a zfs: source a snapshot is taken, unless --snapshot or --latest say which to take; the
-    /// increment starts from the snapshot or bookmark whose guid the target holds. What has
-    /// arrived is bookmarked. Only snapshots and bookmarks that this job has made are removed.
+    /// zfs: Driftline takes a snapshot, unless --snapshot or --latest name one. The increment
+    /// starts at the snapshot or bookmark whose guid the target holds. Driftline bookmarks what
+    /// has arrived, and removes only snapshots and bookmarks that this job made.
     ///
-    /// Of a drbd: source the backing device (LVM or a zvol) is snapshotted. With --mode rotate
-    /// its I/O is suspended for that, and the bitmap starts anew at that instant, so that the
-    /// next increment reads only what changes from then on. Another process resumes it whatever
-    /// happens to this one. A snapshot that does not arrive is kept, and goes first the next time.
+    /// drbd: Driftline snapshots the backing device (LVM or a zvol). With --mode rotate it
+    /// suspends I/O for that and starts the bitmap anew at that instant, so that the next
+    /// increment reads only what changes from then on. Another process resumes I/O, whatever
+    /// happens to this one. A snapshot that does not arrive stays, and goes first the next time.
     ///
-    /// Of a linstor: source LINSTOR takes the snapshot, of all volumes of the resource, and deletes
-    /// it afterwards. On ZFS it is sent as a zfs: source is, and the snapshot that arrived last
-    /// stays; on thin LVM everything is compared. Of other storage LINSTOR takes none.
+    /// linstor: LINSTOR takes the snapshot, of all volumes of the resource, and deletes it
+    /// afterwards. On ZFS Driftline sends it as it sends a zfs: source, and the snapshot that
+    /// arrived last stays. On thin LVM Driftline compares everything. LINSTOR takes no snapshots
+    /// of other storage.
     ///
-    /// DRBD metadata that is not at the end of PATH itself: drbdmeta:PATH,meta=METAPATH, and
-    /// ,index=N after that where several volumes share METAPATH. It must be a snapshot of the
-    /// same instant. An increment starts only from a snapshot that was pushed with --rotated: its
-    /// bitmap was cleared right after it (suspend, snapshot, new-current-uuid --clear-bitmap,
-    /// resume). Whatever else is pushed is named by its content. Where the metadata does not prove
-    /// what changed, everything is compared instead, and the reason is told.
+    /// drbdmeta: if the DRBD metadata is not at the end of PATH, write
+    /// drbdmeta:PATH,meta=METAPATH, and append ,index=N if several volumes share METAPATH. It must
+    /// be a snapshot of the same instant. An increment starts only from a snapshot that was pushed
+    /// with --rotated: its bitmap was cleared right after it (suspend, snapshot, new-current-uuid
+    /// --clear-bitmap, resume). Driftline names any other snapshot by its content. If the metadata
+    /// does not prove what changed, Driftline compares everything and says why.
     ///
-    /// With -r, all below zfs:POOL/NAME goes to what has the same path below TARGET, from
-    /// snapshots that are taken at one instant.
+    /// With -r, everything below zfs:POOL/NAME goes to the same path below TARGET, from snapshots
+    /// of one instant.
     Push(Replicate),
     /// Bring TARGET to SOURCE's newest generation; this side dials.
     ///
     /// SOURCE is NAME@HOST:PORT, or as with push. TARGET is file:PATH, zvol:POOL/NAME or
     /// zfs:POOL/NAME.
     Pull(Replicate),
-    /// Bring TO to what FROM holds, in place: only blocks that differ are written.
+    /// Bring TO to what FROM holds, in place: Driftline writes only blocks that differ.
     ///
-    /// FROM is a replica of Driftline, file:PATH or zvol:POOL/NAME, an image without books,
-    /// file:PATH or drbdmeta:PATH, or NAME@HOST:PORT, a volume that a peer lets us pull. Each chunk
-    /// of a replica is compared with its books before it is written; one that is not complete is
-    /// refused.
+    /// FROM is a replica, file:PATH or zvol:POOL/NAME, an image without books, file:PATH or
+    /// drbdmeta:PATH, or NAME@HOST:PORT, a volume that a peer lets us pull. Driftline compares
+    /// each chunk of a replica with its books before it writes the chunk. It refuses an incomplete
+    /// replica.
     ///
-    /// TO is file:PATH, a file or block device, or drbd:RESOURCE/VOLUME, which is written through
-    /// its DRBD device, so that its peers get what is written as well. It must be Primary here,
-    /// UpToDate and used by nothing else.
+    /// TO is file:PATH, a file or block device, or drbd:RESOURCE/VOLUME. Driftline writes a volume
+    /// of DRBD through its device, so that its peers get the data too. The device must be Primary
+    /// here, UpToDate and used by nothing else.
     ///
-    /// What holds anything but zeros is overwritten only with --overwrite, and another replica
-    /// never. A file gets the size of the volume; a device may be larger, and what is behind the
-    /// volume stays as it is. At the end everything is synced and read back. Until then TO is of no
-    /// time: if it is cut off, run it again with --overwrite, which writes what is missing.
+    /// If TO holds anything but zeros, --overwrite is needed. Driftline never overwrites another
+    /// replica. A file gets the size of the volume; a device may be larger, and what is behind the
+    /// volume stays. At the end Driftline syncs and reads everything back. An interrupted restore
+    /// leaves neither the old content nor the new: run it again with --overwrite, which writes
+    /// what is missing.
     Restore(Restore),
     /// Print which bytes SOURCE says have changed.
     Map(Map),
     /// Re-read a replica and compare every byte with what was committed to it.
     Verify(Verify),
-    /// Re-read a replica as verify does, remember what is found, and with --repair put it right.
+    /// Read a replica again as verify does, remember what is found, and with --repair repair it.
     ///
-    /// It gives way to replication: nothing is locked while it reads, and what is written meanwhile
-    /// is looked at again at the end.
+    /// A scrub gives way to replication: it locks nothing while it reads, and at the end it looks
+    /// again at what changed meanwhile.
     ///
-    /// What is found is an incident (`driftline incidents`) until somebody acknowledges it; when a
-    /// scrub last found nothing is shown by `driftline status`. The exit code is 6 while damage is
-    /// left, and 8 if all of it was put right at once.
+    /// Damage is an incident (`driftline incidents`) until somebody acknowledges it. `driftline
+    /// status` shows when a scrub last found none. The exit code is 6 while damage is left, and 8
+    /// if the scrub repaired all of it.
     ///
-    /// With --repair, damaged chunks that this replica has at another place as well, or another
-    /// replica of --index, are put back by their hash. What is left is noted: the next push to this
-    /// replica compares all, replaces exactly what was found, and ends with 8. What was written
-    /// there since is not touched, and refused as target-modified. Without --repair nothing is
-    /// changed at all.
+    /// With --repair, the scrub restores damaged chunks, by their hash, from another place in this
+    /// replica or from another replica of --index. It notes the rest: the next push to this
+    /// replica compares everything, replaces exactly what was found, and ends with 8. That push
+    /// does not touch what was written there since, and refuses it as target-modified. Without
+    /// --repair the scrub changes nothing.
     Scrub(Scrub),
     /// Agree, once, that the next increment of a replica may lose most of its data, or all of it.
     ///
-    /// What would become zero or be cut off is counted before an increment is applied. Beyond a share
-    /// of what the replica holds (--loss-max, 50 % if nothing is said), or if nothing would be left,
-    /// the increment is refused as source-emptied. This is said where the replica is, by a person,
-    /// and holds for the next increment alone.
+    /// Before the target applies an increment, it counts what would become zero or be cut off.
+    /// Beyond a share of what the replica holds (--loss-max, by default 50 %), or if nothing would
+    /// be left, it refuses the increment as source-emptied. A person runs this command where the
+    /// replica is. It holds for the next increment only.
     AllowLoss(AllowLoss),
     /// Show which generation a replica holds, and what is known to be wrong with it.
     ///
-    /// It looks at the books and at the length, and reads nothing else: `driftline verify` does. The
-    /// exit code is 0 for a replica that holds a generation, 6 for one that is known to be damaged,
-    /// 9 where there is none, 10 while a first copy is not complete, and 11 where the books are
-    /// there and the file or device is not.
+    /// It reads the books and looks at the length of the volume; `driftline verify` reads
+    /// everything. The exit code is 0 for a replica that holds a generation, 6 for one that is
+    /// known to be damaged, 9 if there is no replica, 10 while a first copy is not complete, and
+    /// 11 if the books exist and the file or device does not.
     Status(Status),
-    /// Show what was found and is not acknowledged yet.
+    /// Show incidents that nobody has acknowledged yet.
     ///
-    /// REASONS.md says of each reason what it means, what was done, and what to check.
+    /// REASONS.md explains each reason: what it means, what was done, and what to check.
     Incidents(IncidentsCommand),
-    /// DRBD as what records changes.
+    /// Use DRBD to record changes.
     #[command(subcommand)]
     Drbd(DrbdCommand),
-    /// Look after the index of chunks over all replicas.
+    /// Maintain the index of chunks over all replicas.
     Index(Index),
 }
 
@@ -167,13 +171,13 @@ pub(crate) enum Command {
 pub(crate) enum DrbdCommand {
     /// Let DRBD record what changes on a device, for drbd:RESOURCE/0 as a source.
     ///
-    /// Makes a resource of DRBD 8.4 without a peer: nothing is mirrored, but its bitmap and
-    /// activity log collect what changes. The data stays where it is, and the metadata goes to a
-    /// device of its own (32 KiB for each GiB of data, and 64 KiB). From then on, and until
-    /// --undo, only /dev/drbdN may be written: what goes to DEVICE itself is not recorded.
+    /// Makes a resource of DRBD 8.4 without a peer: it mirrors nothing, but its bitmap and
+    /// activity log record changes. The data stays where it is, and the metadata goes to a device
+    /// of its own (32 KiB for each GiB of data, and 64 KiB). From then on, and until --undo, write
+    /// only to /dev/drbdN: DRBD does not record what is written to DEVICE itself.
     ///
-    /// Prints every command, and runs them only with --yes. What is there already is not made
-    /// again: after a reboot, it starts the resource.
+    /// Prints every command, and runs them only with --yes. It does not make again what exists:
+    /// after a reboot it starts the resource.
     InitTracker(InitTracker),
     /// Holds a device suspended for whoever started it.
     #[command(hide = true)]
@@ -210,11 +214,11 @@ pub(crate) struct Index {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum IndexCommand {
-    /// Make it anew from the books of the replicas, while nothing uses it.
+    /// Make the index again from the books of the replicas, while nothing uses it.
     ///
-    /// That is never needed for a replica to be right: what the index says is read and hashed
-    /// before it is used. One that is damaged is put aside by itself, and made anew by the next
-    /// start of `driftline serve`.
+    /// No replica needs the index to be right: Driftline reads and hashes what the index says
+    /// before it uses it. The next start of `driftline serve` puts a damaged index aside and makes
+    /// it again.
     Rebuild(IndexRebuild),
 }
 
@@ -227,7 +231,7 @@ pub(crate) struct IndexRebuild {
 
 #[derive(Debug, Args)]
 pub(crate) struct IncidentsCommand {
-    /// Also those that are acknowledged.
+    /// Also show incidents that are acknowledged.
     #[arg(long)]
     pub(crate) all: bool,
     #[command(subcommand)]
@@ -236,7 +240,7 @@ pub(crate) struct IncidentsCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum IncidentsAction {
-    /// Acknowledge an incident: it is not shown any more, until the same is found again.
+    /// Acknowledge an incident. It is shown again only if the same thing is found again.
     Ack {
         /// The name that `driftline incidents` shows.
         id: String,
@@ -280,36 +284,35 @@ pub(crate) struct Replicate {
     /// itself if JOB has a slash.
     #[arg(long, value_name = "JOB", conflicts_with = "source")]
     pub(crate) job: Option<String>,
-    /// Agree to a full copy over whatever the target holds: another generation, local
-    /// changes, or a file that is no replica. Only what differs moves. Also agrees to a new copy
-    /// where the target is gone.
+    /// Agree to a full copy over whatever the target holds: another generation, local changes, or
+    /// a file that is no replica. Only what differs is sent. Also agree to a new copy if the
+    /// target is gone.
     #[arg(long)]
     pub(crate) full: bool,
-    /// Of a first copy: what it is a clone of, or otherwise like, at the target. What is equal, or
-    /// nearly, at the same place there does not move again. Where TARGET is NAME@HOST:PORT this is
-    /// the name of another volume there that this key may push or pull, else file:PATH or
-    /// zvol:POOL/NAME. If it is not said, the origin of a clone of ZFS is used, if that was pushed
-    /// to the same place.
+    /// The seed of a first copy: a volume at the target that SOURCE is a clone of, or resembles.
+    /// What is equal there is not sent. If TARGET is NAME@HOST:PORT, this is the name of another
+    /// volume there that this key may push or pull; otherwise file:PATH or zvol:POOL/NAME. By
+    /// default Driftline uses the origin of a ZFS clone, if that was pushed to the same place.
     #[arg(long, value_name = "VOLUME", conflicts_with = "recursive")]
     pub(crate) like: Option<String>,
-    /// Of a local target: look for chunks that other replicas have in this file, and list there
-    /// what arrives. It is made if it is missing. For NAME@HOST:PORT the configuration there says
-    /// it.
+    /// Use this index for a local target: look up chunks that other replicas have, and add what
+    /// arrives. Driftline creates a missing index. For NAME@HOST:PORT the configuration there
+    /// names it.
     #[arg(long, value_name = "FILE")]
     pub(crate) index: Option<PathBuf>,
-    /// Of a local target: refuse an increment that makes more than this share of the replica's data
-    /// zero or cuts it off, or all of it; 100% refuses none. For NAME@HOST:PORT the configuration
-    /// there says it [default: 50%].
+    /// Refuse an increment to a local target that makes more than this share of the replica's data
+    /// zero or cuts it off, or leaves nothing; 100% refuses none. For NAME@HOST:PORT the
+    /// configuration there sets it [default: 50%].
     #[arg(long, value_name = "SHARE")]
     pub(crate) loss_max: Option<String>,
-    /// Compression on the way: a zstd level, or off [default: 1].
+    /// Compression in transit: a zstd level, or off [default: 1].
     #[arg(long, value_name = "LEVEL", allow_hyphen_values = true)]
     pub(crate) compress: Option<String>,
-    /// Move at most this many bytes each second, both directions together (at least 1K; K, M
+    /// Transfer at most this many bytes per second, both directions together (at least 1K; K, M
     /// and G are powers of 1024).
     #[arg(long, value_name = "BYTES")]
     pub(crate) limit_rate: Option<String>,
-    /// Fail if the source yields nothing for so long, as in 10m or 2h: what reads it hangs
+    /// Fail if the source yields nothing for this long, as in 10m or 2h: what reads it hangs
     /// [default: 30m].
     #[arg(long, value_name = "TIME")]
     pub(crate) source_timeout: Option<String>,
@@ -338,22 +341,23 @@ pub(crate) struct Replicate {
 /// How much of what a source's map calls unchanged is read again, and when all is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Args)]
 pub(crate) struct Audit {
-    /// Compare all of source and target now, whatever the source's map says, and move what
-    /// differs. No consent to overwrite is in it: what is not as it was committed is refused.
+    /// Compare all of source and target now, whatever the source's map says, and send what
+    /// differs. This is no agreement to overwrite: a replica that is not as it was committed is
+    /// refused.
     #[arg(long)]
     pub(crate) compare: bool,
-    /// Of a source whose snapshots can be read at any offset: compare all in a run for which that
-    /// was last done so many days (30d) or hours (12h) ago, or never [default: never because of
-    /// time alone].
+    /// Compare everything in a run if the last comparison was this many days (30d) or hours (12h)
+    /// ago. For a source whose snapshots can be read at any offset [default: never because of time
+    /// alone].
     #[arg(long, value_name = "AGE")]
     pub(crate) compare_every: Option<String>,
-    /// Of a source whose snapshots can be read at any offset: within so many days (30d) or hours
-    /// (12h), all that its maps call unchanged is read again and compared with the manifest, a
-    /// part in each run [default: 30d].
+    /// Read again everything that the source's maps call unchanged within this many days (30d) or
+    /// hours (12h), a part in each run, and compare it with the manifest. For a source whose
+    /// snapshots can be read at any offset [default: 30d].
     #[arg(long, value_name = "AGE")]
     pub(crate) audit_age: Option<String>,
-    /// Besides, so many bytes drawn at random in each run, as in 64M or 0 [default: auto, enough
-    /// to find a map that misses 1 % of the changes with a chance of 99 %, 1G at most].
+    /// Also read this many bytes in each run, drawn at random, as in 64M or 0 [default: auto,
+    /// enough to find a map that misses 1 % of the changes with a chance of 99 %, at most 1G].
     #[arg(long, value_name = "BYTES")]
     pub(crate) audit_sample: Option<String>,
 }
@@ -361,19 +365,19 @@ pub(crate) struct Audit {
 /// Which data sets of a tree are replicated, and how many at once.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Args)]
 pub(crate) struct Tree {
-    /// Of a zfs: source, replicate it and all data sets below it, each to the same path below
-    /// TARGET; into zvol: and file: only volumes go.
+    /// Replicate a zfs: source and all data sets below it, each to the same path below TARGET;
+    /// zvol: and file: targets take only volumes.
     #[arg(long, short)]
     pub(crate) recursive: bool,
-    /// With -r, only data sets that match this, and what is below them: a path below the source,
-    /// in which * is anything up to the next slash, ? one character, and ** any number of parts.
-    /// May be said again.
+    /// With -r, only data sets that match this pattern, and what is below them: a path below the
+    /// source, in which * is anything up to the next slash, ? one character, and ** any number of
+    /// parts. Can be repeated.
     #[arg(long, value_name = "PATTERN")]
     pub(crate) include: Vec<String>,
-    /// With -r, no data set that matches this, and nothing below it. May be said again.
+    /// With -r, no data set that matches this pattern, and nothing below it. Can be repeated.
     #[arg(id = "exclude_members", long = "exclude", value_name = "PATTERN")]
     pub(crate) exclude: Vec<String>,
-    /// With -r, how many data sets are on their way at the same time, 1 to 64 [default: 4].
+    /// With -r, how many data sets to send at the same time, 1 to 64 [default: 4].
     #[arg(long, value_name = "COUNT")]
     pub(crate) at_once: Option<usize>,
 }
@@ -384,7 +388,7 @@ pub(crate) struct Peer {
     /// Our secret key, for a remote side [default: /etc/driftline/secret.key].
     #[arg(long, value_name = "FILE", env = "DRIFTLINE_KEY")]
     pub(crate) key: Option<PathBuf>,
-    /// The remote side's public key, dlp1…: nobody else is talked to.
+    /// The remote side's public key, dlp1…: Driftline talks to nobody else.
     #[arg(long, value_name = "KEY", env = "DRIFTLINE_PEER")]
     pub(crate) peer: Option<String>,
 }
@@ -404,7 +408,7 @@ pub(crate) struct Restore {
     pub(crate) from: String,
     /// file:PATH or drbd:RESOURCE/VOLUME.
     pub(crate) to: String,
-    /// Agree to overwriting what TO holds.
+    /// Overwrite what TO holds.
     #[arg(long)]
     pub(crate) overwrite: bool,
     #[command(flatten)]
@@ -426,7 +430,7 @@ pub(crate) struct Map {
 pub(crate) struct Verify {
     /// file:PATH or zvol:POOL/NAME.
     pub(crate) target: String,
-    /// Compare with this file or block device as well: file:PATH.
+    /// Also compare with this file or block device: file:PATH.
     #[arg(long, value_name = "SOURCE")]
     pub(crate) against: Option<String>,
     #[command(flatten)]
@@ -437,7 +441,7 @@ pub(crate) struct Verify {
 pub(crate) struct Scrub {
     /// file:PATH or zvol:POOL/NAME.
     pub(crate) target: String,
-    /// Put right what can be, and let the replica's source replace the rest.
+    /// Repair what can be repaired here, and let the next push replace the rest.
     #[arg(long)]
     pub(crate) repair: bool,
     /// With --repair, look for damaged chunks in the replicas that this index lists, also while

@@ -422,6 +422,12 @@ mod tests {
                 "\"file:/y\"\nstate_dir = \"AT/s\"",
                 "the same folder for their books",
             ),
+            (
+                "\"file:/x\"\nstate_dir = \"AT/t/s\"",
+                "\"file:AT/t\"\ntree = true",
+                "within that of volume \"b\"",
+            ),
+            (a, "\"file:/var/lib/driftline\"\ntree = true", "the trust folder"),
             (a, "\"file:AT/secret.key\"", "the secret key"),
             (a, "\"file:AT/here/serve.toml\"", "this file"),
         ] {

@@ -71,10 +71,16 @@ pub(crate) fn write_scrub(
     incidents: &Incidents,
     now_ms: u64,
 ) -> anyhow::Result<()> {
-    let before = fs::read_to_string(path).unwrap_or_default();
+    let before = before(path);
     let all = incidents.all()?;
     let open = all.iter().filter(|(_, one)| one.is_open_of(scrubbed.target)).count();
     replace(path, &scrub_text(&before, scrubbed, open, now_ms))
+}
+
+/// What is in the file now. To read a pipe would wait for whoever writes to it.
+fn before(path: &Path) -> String {
+    let is_file = fs::metadata(path).is_ok_and(|found| found.is_file());
+    is_file.then(|| fs::read_to_string(path).ok()).flatten().unwrap_or_default()
 }
 
 fn scrub_text(before: &str, scrubbed: &Scrubbed<'_>, open: usize, now_ms: u64) -> String {
@@ -107,7 +113,7 @@ pub(crate) fn write(
     incidents: &Incidents,
     now_ms: u64,
 ) -> anyhow::Result<()> {
-    let before = fs::read_to_string(path).unwrap_or_default();
+    let before = before(path);
     let incidents = incidents.all()?;
     let open = |target: &str| incidents.iter().filter(|(_, one)| one.is_open_of(target)).count();
     replace(path, &text(&before, runs, &open, now_ms))

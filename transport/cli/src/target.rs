@@ -272,6 +272,7 @@ impl TargetPlace {
         let TargetTerms { state_dir, forbid_overwrite, loss_max, index, .. } = terms.clone();
         let options = Options { create, state_dir, forbid_overwrite, loss_max, index };
         if create {
+            self.check_books(&options, terms.remembered.as_deref())?;
             self.remember(terms);
         }
         match self {
@@ -293,6 +294,25 @@ impl TargetPlace {
                 Ok(driftline_target::open_kept(&device_of(name), &options, keeper)?)
             }
         }
+    }
+
+    /// Refuses what is a replica by other books than these, as far as that is remembered: it would
+    /// have two, of which one is wrong.
+    fn check_books(
+        &self,
+        options: &Options,
+        remembered: Option<&Path>,
+    ) -> Result<(), AnyTargetError> {
+        let (Self::File(path), Some(remembered)) = (self, remembered) else { return Ok(()) };
+        let Ok(Some((_, state_dir))) = content::replica_at(path, remembered) else { return Ok(()) };
+        let usual = || driftline_target::state_dir_of(&fs::canonicalize(path).unwrap_or_default());
+        let ours = options.state_dir.clone().unwrap_or_else(usual);
+        let real = |dir: &Path| fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+        if real(&ours) == real(&state_dir) {
+            return Ok(());
+        }
+        let problem = driftline_target::Problem::IsReplica { state_dir };
+        Err(problem.of(&path.display().to_string()).into())
     }
 
     /// Remembers where books are that are not beside their volume, so that it is read by them

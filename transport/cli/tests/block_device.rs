@@ -141,10 +141,15 @@ fn a_device_that_is_too_small_is_left_as_it_was() {
         json(dir.path(), 0, &["verify", &target, "--state-dir", "books"])["result"],
         "clean"
     );
-    // The books of a device cannot lie beside it.
-    let nowhere = driftline(dir.path(), &["push", &zstream("lz4-16k.2-3.zs"), &target]);
-    assert_eq!(nowhere.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("state"));
+    // Its books are remembered, and those of a device cannot lie beside it.
+    let nowhere = || driftline(dir.path(), &["push", &zstream("lz4-16k.2-3.zs"), &target]);
+    let told = nowhere();
+    assert_eq!(told.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&told.stderr).contains("/books"), "{told:?}");
+    std::fs::remove_dir_all(dir.path().join("books")).unwrap();
+    let told = nowhere();
+    assert_eq!(told.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&told.stderr).contains("--state-dir"), "{told:?}");
 }
 
 /// A replica is no place to restore to, whatever it is named by.
@@ -228,4 +233,26 @@ fn a_read_only_file_system_is_read_from() {
     assert!(refused.to_string().contains("Read-only file system"), "{refused}");
     Mounted::mount(&["-o", "remount,rw"], &mounted.0);
     json(dir, 0, &["push", &zstream("lz4-16k.1-2.zs"), replica]);
+}
+
+/// A push takes neither the file below a loop device nor, through one, another replica.
+#[test]
+fn what_a_loop_device_shows_is_overwritten_by_nothing() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    noise(&dir.join("other.img"), 1 << 20, 1);
+    noise(&dir.join("disk"), 1 << 20, 2);
+    let before = sha256(&dir.join("disk"));
+    let device = Loop::over(&dir.join("disk"));
+    let refused = json(dir, 3, &["push", "--full", "file:other.img", "file:disk"]);
+    assert_eq!(refused["error"]["reason"], "target-busy", "{refused}");
+    drop(device);
+    assert_eq!(sha256(&dir.join("disk")), before);
+    json(dir, 0, &["push", "file:disk", "file:vm.img"]);
+    let device = Loop::over(&dir.join("vm.img"));
+    let place = device.place();
+    let push = ["push", "--full", "file:other.img", &place, "--state-dir", "books"];
+    assert_eq!(json(dir, 3, &push)["error"]["reason"], "target-foreign");
+    drop(device);
+    assert_eq!(json(dir, 0, &["verify", "file:vm.img"])["result"], "clean");
 }

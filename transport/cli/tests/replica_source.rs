@@ -214,6 +214,8 @@ fn books_that_are_lost_or_elsewhere_are_not_forgotten() {
         assert_eq!(refused["error"]["reason"], "target-modified", "{refused}");
     }
     // Beside its file, with the state gone or the list of ids.
+    fs::remove_dir_all(dir.join("books")).unwrap();
+    fs::remove_file(dir.join("hard.img")).unwrap();
     replica(&pair.path().join("."), &["--full"]);
     for book in ["state", "ids"] {
         let book = dir.join("vm.img.driftline").join(book);

@@ -228,6 +228,34 @@ fn what_cannot_be_restored_from_or_to_is_named() {
     assert!(!dir.join("x.img").exists(), "a refused restore left a file");
 }
 
+/// Books are no place for a volume, and one replica has one set of them.
+#[test]
+fn the_books_of_a_replica_are_overwritten_by_nothing() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    replica(dir, 1);
+    noise(&dir.join("other.img"), 300_000, 4);
+    let before = sha256(&dir.join("vm.img"));
+    for book in ["state", "ids", "journal"] {
+        let book = format!("file:vm.img.driftline/{book}");
+        for line in [
+            ["restore", "file:other.img", &book, "--overwrite"],
+            ["push", "file:other.img", &book, "--full"],
+        ] {
+            let refused = json(dir, 3, &line);
+            assert_eq!(refused["error"]["reason"], "target-foreign", "{line:?}: {refused}");
+        }
+    }
+    let twice = ["push", "--full", "file:other.img", "file:vm.img", "--state-dir", "books"];
+    assert_eq!(json(dir, 3, &twice)["error"]["reason"], "target-foreign");
+    json(dir, 0, &["push", "file:other.img", "file:second.img", "--state-dir", "books"]);
+    let twice = json(dir, 3, &["push", "--full", "file:vm.img", "file:second.img"]);
+    assert_eq!(twice["error"]["reason"], "target-foreign", "{twice}");
+    json(dir, 0, &["verify", "file:vm.img"]);
+    json(dir, 0, &["verify", "file:second.img"]);
+    assert_eq!(sha256(&dir.join("vm.img")), before);
+}
+
 /// A volume is not made its own replica: that would leave it with books that say it is a copy.
 #[test]
 fn a_source_is_not_its_own_target() {

@@ -11,6 +11,7 @@ use anyhow::bail;
 
 use super::{Config, Volume};
 use crate::{
+    args::TRUST_DIR,
     place::Place,
     target::{BOOKS_END, TargetPlace},
 };
@@ -77,13 +78,17 @@ impl<'a> Spot<'a> {
         }
     }
 
-    /// Whether the other is in what this one takes up.
+    /// Whether the other, or its books, are in what this one takes up.
     fn contains(&self, other: &Self) -> bool {
+        let is_below = |path: &Path| match &self.at {
+            At::Path(tree, _) if self.tree && path.starts_with(tree) => true,
+            _ => self.books.as_ref().is_some_and(|books| path.starts_with(books)),
+        };
+        if other.books.as_deref().is_some_and(is_below) {
+            return true;
+        }
         match (&self.at, &other.at) {
-            (At::Path(a, _), At::Path(b, _)) => {
-                self.tree && b.starts_with(a)
-                    || self.books.as_ref().is_some_and(|x| b.starts_with(x))
-            }
+            (At::Path(..), At::Path(path, _)) => is_below(path),
             (At::Dataset(a), At::Dataset(b)) => {
                 self.tree && b.strip_prefix(a.as_str()).is_some_and(|rest| rest.starts_with('/'))
             }
@@ -141,8 +146,10 @@ pub(super) fn check_apart(config: &Config, own: Option<&Path>) -> anyhow::Result
             }
         }
     }
-    let own = [Some(config.key.as_path()), config.index.as_deref(), own];
-    for (file, what) in own.into_iter().zip(["the secret key", "the index", "this file"]) {
+    let trusted = Some(config.trust_dir.as_deref().unwrap_or_else(|| Path::new(TRUST_DIR)));
+    let own = [Some(config.key.as_path()), config.index.as_deref(), trusted, own];
+    let what = ["the secret key", "the index", "the trust folder", "this file"];
+    for (file, what) in own.into_iter().zip(what) {
         let Some(file) = file else { continue };
         if let Some(spot) = spots.iter().find(|spot| spot.takes(file)) {
             let (volume, place) = (spot.volume, spot.place);
@@ -155,8 +162,14 @@ pub(super) fn check_apart(config: &Config, own: Option<&Path>) -> anyhow::Result
 /// What is missing where the volumes are, one line for each.
 pub(super) fn missing(config: &Config) -> Vec<String> {
     let mut missing = Vec::new();
+    let is_target = |path: &Path| {
+        let is_it = |place: &TargetPlace| matches!(place, TargetPlace::File(other) if resolved(other) == resolved(path));
+        config.targets().any(|(place, _)| is_it(place))
+    };
     for (name, volume) in config.volumes() {
         let problem = match volume {
+            // It comes with the first push.
+            Volume::Source { place: Place::File(path), .. } if is_target(path) => None,
             Volume::Source { place: Place::File(path) | Place::Stream(path), .. } => {
                 let found = fs::metadata(path);
                 found.err().map(|error| format!("its source {}: {error}", path.display()))
