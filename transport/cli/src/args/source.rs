@@ -9,30 +9,29 @@ use serde::Deserialize;
 #[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Zfs {
-    /// Of a zfs: source, replicate this snapshot of it and take none.
+    /// Replicate this snapshot of a zfs: source, and take none.
     #[arg(long, value_name = "NAME", conflicts_with = "latest")]
     pub(crate) snapshot: Option<String>,
-    /// Of a zfs: source, replicate its newest snapshot and take none.
+    /// Replicate the newest snapshot of a zfs: source, and take none.
     #[arg(long)]
     pub(crate) latest: bool,
-    /// What the snapshots and bookmarks that are made begin with [default: driftline].
+    /// How the names of our snapshots and bookmarks begin [default: driftline].
     #[arg(long, value_name = "NAME")]
     pub(crate) prefix: Option<String>,
-    /// How many of the snapshots that were made are kept after they arrived, besides the newest
-    /// [default: 0].
+    /// How many of our snapshots to keep after they arrived, besides the newest [default: 0].
     #[arg(long, value_name = "COUNT")]
     pub(crate) keep: Option<usize>,
-    /// Compare what is sent with the snapshot's device, which a stream can fall short of on
-    /// pools that old software wrote: what changed, or all of the volume. Needs
-    /// `zfs set snapdev=visible` on the volume.
+    /// Compare what is sent with the snapshot's device: what changed, or all of the volume. On
+    /// pools that old software wrote, a stream can lack data. Needs `zfs set snapdev=visible` on
+    /// the volume.
     #[arg(long, value_name = "WHAT")]
     pub(crate) read_back: Option<ReadBack>,
-    /// From ZFS to ZFS: send as it is on disk, which keeps encrypted data encrypted. Needs no
-    /// loaded key on either side.
+    /// From ZFS to ZFS: send the data as it is on disk, which keeps encrypted data encrypted.
+    /// Neither side needs a loaded key.
     #[arg(long)]
     pub(crate) raw: bool,
-    /// From ZFS to ZFS: send the data set's properties as well, or all of the tree below it in
-    /// one stream, with its properties, snapshots and clones.
+    /// From ZFS to ZFS: also send the data set's properties, or all of the tree below it in one
+    /// stream, with its properties, snapshots and clones.
     #[arg(long, value_name = "WHAT")]
     pub(crate) with: Option<With>,
 }
@@ -62,24 +61,24 @@ pub(crate) enum ReadBack {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Drbd {
-    /// Of a drbd: source, start its bitmap anew at each snapshot, or leave it alone and compare
-    /// everything [default: rotate where no peer needs the bitmap].
+    /// What to do with the bitmap of a drbd: source: start it anew at each snapshot, or leave it
+    /// alone and compare everything [default: rotate if no peer needs the bitmap].
     #[arg(long, value_name = "MODE")]
     pub(crate) mode: Option<DrbdMode>,
-    /// Of a drbd: source on a thick logical volume, the space for what is overwritten while its
+    /// For a drbd: source on a thick logical volume, the space for what is overwritten while its
     /// snapshot exists: a share of the volume, or bytes with K, M, G or T [default: 20%].
     #[arg(long, value_name = "SIZE")]
     pub(crate) cow_size: Option<String>,
-    /// Of a drbd: source, suspend its I/O for this many seconds at most, 1 to 60 [default: 10].
+    /// Suspend the I/O of a drbd: source for at most this many seconds, 1 to 60 [default: 10].
     #[arg(long, value_name = "SECONDS")]
     pub(crate) freeze_max: Option<u64>,
-    /// Of a drbd: source on thin LVM or ZFS that is rotated, keep the snapshot that arrived last,
-    /// send what differs from it by the pool's own account, and tell of what DRBD has missed.
+    /// For a drbd: source on thin LVM or ZFS that is rotated: keep the snapshot that arrived last,
+    /// send what differs from it in the pool, and report what DRBD missed.
     #[arg(long)]
     pub(crate) cross_check: bool,
-    /// Of a drbdmeta: source, vouch for it that the bitmap was cleared right after the snapshot,
-    /// while I/O was suspended (new-current-uuid --clear-bitmap): only then the next increment can
-    /// start from it.
+    /// Vouch that the bitmap of a drbdmeta: source was cleared right after the snapshot, while I/O
+    /// was suspended (new-current-uuid --clear-bitmap). Only then can the next increment start
+    /// from it.
     #[arg(long)]
     pub(crate) rotated: bool,
 }
@@ -98,15 +97,17 @@ pub(crate) enum DrbdMode {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Linstor {
-    /// Of a linstor: source, the controllers of LINSTOR, with commas between; the first that
-    /// answers is asked. As in linstor://host, linstor+ssl://host or https://host:port
-    /// [default: localhost].
+    /// The LINSTOR controllers for a linstor: source, separated by commas; Driftline asks the
+    /// first that answers. As in linstor://host, linstor+ssl://host or https://host:port [default:
+    /// localhost].
     #[arg(long = "linstor-controllers", value_name = "LIST", env = "LS_CONTROLLERS")]
     pub(crate) controllers: Option<String>,
-    /// The file with the token that the controller wants. It never crosses a network in clear.
+    /// The file with the token that the controller wants. The token never crosses a network in
+    /// plain text.
     #[arg(long = "linstor-token-file", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// The certificates of who signs those of the controllers [default: the system's].
+    /// The certificates of the authority that signs those of the controllers [default: the
+    /// system's].
     #[arg(long = "linstor-ca", value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// Our certificate, for controllers that want one.
@@ -115,7 +116,7 @@ pub(crate) struct Linstor {
     /// The key of our certificate.
     #[arg(id = "linstor_key", long = "linstor-key", value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
-    /// How LINSTOR calls this node [default: this machine's name].
+    /// LINSTOR's name of this node [default: this machine's name].
     #[arg(long = "linstor-node", value_name = "NAME")]
     pub(crate) node: Option<String>,
 }
@@ -124,19 +125,19 @@ pub(crate) struct Linstor {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Receive {
-    /// Into a zfs: target, leave this property of the stream out (`zfs receive -x`). May be said
-    /// again. These are left out unless they are asked for: mountpoint, canmount (a first copy of a
-    /// file system has noauto), quotas, reservations, limits and shares.
+    /// For a zfs: target, leave this property of the stream out (`zfs receive -x`). Can be
+    /// repeated. Left out by default: mountpoint, canmount (a first copy of a file system gets
+    /// noauto), quotas, reservations, limits and shares.
     #[arg(long = "exclude-property", value_name = "NAME")]
     #[serde(rename = "exclude_properties")]
     pub(crate) exclude: Vec<String>,
-    /// Into a zfs: target, set this property (`zfs receive -o`), as in readonly=on. May be said
-    /// again.
+    /// For a zfs: target, set this property (`zfs receive -o`), as in readonly=on. Can be
+    /// repeated.
     #[arg(long = "set-property", value_name = "NAME=VALUE", value_parser = property)]
     #[serde(rename = "set_properties")]
     pub(crate) set: Vec<Property>,
-    /// Into a zfs: target, take this property of the stream over, though it is one of those that
-    /// are left out unless they are asked for. May be said again.
+    /// For a zfs: target, take over this property of the stream, which is left out by default. Can
+    /// be repeated.
     #[arg(long = "take-property", value_name = "NAME")]
     #[serde(rename = "take_properties")]
     pub(crate) take: Vec<String>,
