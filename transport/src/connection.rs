@@ -281,12 +281,15 @@ async fn dial_once(
     match Connection::open(stream, local, Peer::Dial(peer), progress).await {
         Ok((connection, _)) => Ok(connection),
         Err(TransportError::Closed) => Err(TransportError::NotLetIn(ours)),
-        // Some close with a reset, as we had sent what they did not read.
-        Err(TransportError::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
-            Err(TransportError::NotLetIn(ours))
-        }
+        Err(TransportError::Io(error)) if is_hang_up(&error) => Err(TransportError::NotLetIn(ours)),
         Err(error) => Err(error),
     }
+}
+
+/// Whether the peer has closed the connection: with a reset if we had sent what it did not read, and
+/// while we write if it was even sooner.
+fn is_hang_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 /// Turns a dialler away before its handshake, and says that it may try again.
@@ -318,5 +321,29 @@ impl Listener {
         let (stream, address) = self.listener.accept().await?;
         stream.set_nodelay(true)?;
         Ok((stream, address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However soon a listener hangs up, the dialler knows what that may mean, and tries again.
+    #[tokio::test]
+    async fn whoever_hangs_up_in_the_handshake_has_not_let_us_in() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let [ours, theirs] = [1, 2].map(|seed| SecretKey::from_random([seed; 32]));
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                stream.set_zero_linger().unwrap();
+            }
+        });
+        for _ in 0..300 {
+            let dialled = dial_once(address, ours.clone(), theirs.public(), Arc::default()).await;
+            assert!(matches!(dialled, Err(TransportError::NotLetIn(_))), "{dialled:?}");
+        }
+        assert!(is_hang_up(&io::ErrorKind::BrokenPipe.into()));
     }
 }

@@ -204,7 +204,7 @@ impl Witness {
         if let Base::Differs(ours) = base {
             let detail = format!(
                 "the target says that {} has another content than this source recorded when it \
-                 was committed (root {}): all is compared",
+                 was committed (root {}): comparing everything",
                 ours.generation, ours.root
             );
             self.found(Reason::RootMismatch, detail, state, plan)?;
@@ -532,9 +532,9 @@ impl Witness {
         let base = session.base.map(|held| held.generation);
         let first = checked.extents.first().map_or(0, |extent| extent.offset());
         let detail = format!(
-            "{} of the chunks that were read again are not what they were at the last generation, \
-             although the map calls them unchanged, the first at offset {first}: nothing of this \
-             increment was committed, and all is compared instead",
+            "{} of the chunks that were read again differ from the last generation, although the map \
+             calls them unchanged, the first at offset {first}. Nothing of this increment was \
+             committed, and the run compares everything",
             checked.stale
         );
         self.keep(Incident {
@@ -553,7 +553,7 @@ impl Witness {
         let Checked { stale, extents, .. } = missed;
         let first = extents.first().map_or(0, |extent| extent.offset());
         let detail = format!(
-            "{stale} chunks are not what they were at the last generation, although the map calls \
+            "{stale} chunks differ from the last generation, although the map calls \
              them unchanged, the first at offset {first}: all was compared, and they are sent"
         );
         let base = self.session.as_ref().and_then(|session| session.base);
