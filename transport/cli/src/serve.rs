@@ -57,6 +57,9 @@ const AFTER_VIOLATION: Duration = Duration::from_secs(1);
 /// How often a volume that is busy is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// For how long nobody has said too little: a hello may be on its way.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(250);
+
 /// Log lines about connections that have proven nothing: some, and then one in so long.
 const STRANGER_LINES: (u32, Duration) = (20, Duration::from_secs(10));
 /// Sessions of one peer that are logged: many, and then one in so long.
@@ -108,7 +111,11 @@ pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::R
         config.keys().into_iter().map(|key| (key, Seldom::new(at_once, every))).collect()
     };
     let server = Arc::new(Server {
-        handshakes: Arc::new(Handshakes::new(limits.handshakes, limits.handshakes_per_address)),
+        handshakes: Arc::new(Handshakes::new(
+            limits.handshakes,
+            limits.handshakes_per_address,
+            HANDSHAKE_GRACE,
+        )),
         seats: Arc::new(Seats::new(limits.clone())),
         strangers: Seldom::new(STRANGER_LINES.0, STRANGER_LINES.1),
         lines: of_peer(PEER_LINES),
@@ -226,10 +233,12 @@ impl Server {
         sessions.spawn(async move {
             let listen = Peer::Listen(self.config.keys());
             let open = Connection::open(stream, self.key.clone(), listen, progress);
+            // What gave way must not go on: the peer would think that it is let in.
             let opened = tokio::select! {
-                opened = open => opened,
+                biased;
                 () = handshake.gave_way() => return,
                 () = stop.cancelled() => return,
+                opened = open => opened,
             };
             drop(handshake);
             match opened {

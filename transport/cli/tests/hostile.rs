@@ -291,7 +291,14 @@ fn push(pair: &Pair, target: &str, number: u64) -> Duration {
     let pushed = driftline(pair.path(), &pair.push("file:a.img", target));
     let took = started.elapsed();
     let said = String::from_utf8_lossy(&pushed.stderr);
-    assert_eq!(pushed.status.code(), Some(0), "push {number}: {said}");
+    if pushed.status.code() != Some(0) {
+        // Of a peer that broke the protocol the listener tells a second later.
+        thread::sleep(Duration::from_secs(2));
+        let log = fs::read_to_string(pair.path().join("serve.log")).unwrap();
+        let lines: Vec<&str> =
+            log.lines().filter(|line| line.contains("peer=\"client\"")).collect();
+        panic!("push {number}: {said}\n{}", lines[lines.len().saturating_sub(5)..].join("\n"));
+    }
     assert!(fs::read(pair.image()).unwrap() == content, "push {number}");
     took
 }

@@ -1,11 +1,12 @@
 //! Connections that have not proven a key yet: bounded, and none keeps another out.
 //!
 //! When there is no room, the newcomer takes the place of the one that has said least, and among
-//! these of the oldest. A peer that speaks the protocol gets past the others within a round trip.
+//! these of the oldest. Who has come just now has not said too little yet. A peer that speaks the protocol gets past the others within a round trip.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use driftline_transport::Progress;
@@ -20,6 +21,8 @@ const FIRST_WORDS_LEN: u64 = HELLO_LEN as u64 + 24 + 96;
 pub(super) struct Handshakes {
     max: usize,
     per_address: usize,
+    /// How long a newcomer has for its hello before it counts as one that says nothing.
+    grace: Duration,
     pending: Mutex<Pending>,
 }
 
@@ -34,6 +37,7 @@ struct Pending {
 struct Entry {
     id: u64,
     from: IpAddr,
+    since: Instant,
     progress: Arc<Progress>,
     gave_way: CancellationToken,
 }
@@ -57,8 +61,8 @@ pub(super) struct Handshake {
 }
 
 impl Handshakes {
-    pub(super) fn new(max: usize, per_address: usize) -> Self {
-        Self { max, per_address, pending: Mutex::default() }
+    pub(super) fn new(max: usize, per_address: usize, grace: Duration) -> Self {
+        Self { max, per_address, grace, pending: Mutex::default() }
     }
 
     /// A place for a newcomer, and whether another one had to give way. `None`: all that are there
@@ -77,7 +81,7 @@ impl Handshakes {
             let candidates = pending.all.iter().enumerate();
             let candidates = candidates.filter(|(_, entry)| !alike || entry.from == from);
             let (at, said) = candidates
-                .map(|(at, entry)| (at, entry.said()))
+                .map(|(at, entry)| (at, entry.said(self.grace)))
                 .min_by_key(|(at, said)| (*said, *at))?;
             if said == Said::FirstWords {
                 return None;
@@ -86,7 +90,8 @@ impl Handshakes {
         }
         let (id, gave_way) = (pending.next, CancellationToken::new());
         pending.next += 1;
-        pending.all.push(Entry { id, from, progress, gave_way: gave_way.clone() });
+        let (since, gave) = (Instant::now(), gave_way.clone());
+        pending.all.push(Entry { id, from, since, progress, gave_way: gave });
         drop(pending);
         Some((Handshake { handshakes: self.clone(), id, gave_way }, is_full))
     }
@@ -97,8 +102,9 @@ impl Handshakes {
 }
 
 impl Entry {
-    fn said(&self) -> Said {
+    fn said(&self, grace: Duration) -> Said {
         match self.progress.snapshot().received {
+            len if len < HELLO_LEN as u64 && self.since.elapsed() < grace => Said::Hello,
             0 => Said::Nothing,
             len if len < HELLO_LEN as u64 => Said::PartOfHello,
             len if len < FIRST_WORDS_LEN => Said::Hello,
@@ -145,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_oldest_of_those_that_said_least_gives_way() {
-        let all = Arc::new(Handshakes::new(4, 4));
+        let all = Arc::new(Handshakes::new(4, 4, Duration::ZERO));
         let enter = |bytes| all.enter(address(1), said(bytes)).expect("there is room");
         let first = [16, 0, 3, 0].map(enter);
         assert!(first.iter().all(|(_, dropped)| !dropped));
@@ -168,9 +174,20 @@ mod tests {
         assert!(all.enter(address(2), said(0)).is_some());
     }
 
+    /// Whoever sends garbage at once outlives nobody whose hello is on its way.
+    #[test]
+    fn a_newcomer_has_time_for_its_hello() {
+        let all = Arc::new(Handshakes::new(3, 3, Duration::from_secs(3600)));
+        let enter = |bytes| all.enter(address(1), said(bytes)).expect("there is room").0;
+        let [garbage, newcomer, other] = [20, 0, 0].map(enter);
+        let _next = enter(0);
+        let gone = [&garbage, &newcomer, &other].map(|place| place.gave_way.is_cancelled());
+        assert_eq!(gone, [true, false, false]);
+    }
+
     #[test]
     fn one_address_takes_no_place_of_another() {
-        let all = Arc::new(Handshakes::new(8, 2));
+        let all = Arc::new(Handshakes::new(8, 2, Duration::ZERO));
         let (other, _) = all.enter(address(2), said(0)).unwrap();
         let places: Vec<_> = (0..100).map(|_| all.enter(address(1), said(0)).unwrap().0).collect();
         assert_eq!(all.pending().all.len(), 3);
