@@ -97,24 +97,29 @@ fn inspect_dir(path: &Path, dir: &Path) -> Result<Option<Inspection>, Problem> {
     }))
 }
 
-/// Whether the list of chunk ids of a complete replica leads to the committed root. It is read whole,
-/// so that this takes a second for some TiB. Nothing is said of one that is being written.
+/// Whether the list of chunk ids of the replica at `path`, which was `found` so, leads to the
+/// committed root. It is read whole, so that this takes a second for some TiB. Nothing is said of one
+/// that is not complete, or that is being written.
 ///
 /// # Errors
 ///
-/// What is no replica, or cannot be read.
-pub fn is_listed(path: &Path, state_dir: Option<&Path>) -> Result<bool, TargetError> {
+/// A list that cannot be read.
+pub fn is_listed(
+    path: &Path,
+    state_dir: Option<&Path>,
+    found: &Inspection,
+) -> Result<bool, TargetError> {
+    let Some(root) = found.state.root.filter(|_| !found.applying) else { return Ok(true) };
     let dir = state_dir.map_or_else(|| state_dir_of(&resolved(path)), Path::to_owned);
     let leads = || {
-        let Some(found) = inspect_dir(path, &dir)? else { return Err(Problem::NoReplica) };
-        let state = open_book(&dir, "state")?.map(Slots::peek).transpose()?.flatten();
-        let state = state.ok_or(Problem::NoReplica)?;
-        let Some(root) = state.root().filter(|_| !found.applying) else { return Ok(true) };
-        let ids = open_book(&dir, "ids")?.map(|disk| IdList::new(Part::Ids, disk));
-        let ids = ids.ok_or(Problem::ListDamaged)?;
-        let leads = ids.root(&ChunkKey::new(&state.chunk_key), state.size)? == root;
+        let ids = open_book(&dir, "ids")?.ok_or(Problem::ListDamaged)?;
+        let (ids, key) = (IdList::new(Part::Ids, ids), ChunkKey::new(&found.state.chunk_key));
+        if ids.root(&key, found.state.size)? == root {
+            return Ok(true);
+        }
         // A commit may have come in between.
-        Ok(leads || found.is_written || is_written(&dir))
+        let now = inspect_dir(path, &dir)?;
+        Ok(now.is_none_or(|now| now.is_written || now.state.root != Some(root)))
     };
     leads().map_err(|problem: Problem| problem.of(&path.display().to_string()))
 }

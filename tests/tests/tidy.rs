@@ -17,23 +17,26 @@ fn root() -> PathBuf {
 
 /// Every Rust file of ours, with its text.
 fn sources() -> Vec<(PathBuf, String)> {
+    let found = files("rs", &["transport", "zfs", "drbd", "target", "tests"]);
+    assert!(found.len() > 40, "the sources were not found");
+    found
+}
+
+/// Every file below these folders whose name ends so, with its text.
+fn files(ends: &str, folders: &[&str]) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    let mut folders: Vec<PathBuf> = ["transport", "zfs", "drbd", "target", "tests"]
-        .iter()
-        .map(|name| root().join(name))
-        .collect();
+    let mut folders: Vec<PathBuf> = folders.iter().map(|name| root().join(name)).collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|extension| extension == ends) {
                 let text = fs::read_to_string(&path).unwrap();
                 found.push((path, text));
             }
         }
     }
-    assert!(found.len() > 40, "the sources were not found");
     found
 }
 
@@ -69,13 +72,14 @@ fn nothing_is_left_open_or_switched_off() {
 
 #[test]
 fn no_mark_of_a_merge_is_left() {
-    let documents =
-        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "tests/FAULTS.md", "vagrant/README.md"];
-    let documents = documents.map(|name| {
+    let documents = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "REASONS.md"].map(|name| {
         let path = root().join(name);
         let text = fs::read_to_string(&path).unwrap();
         (path, text)
     });
+    let pages = files("md", &["transport", "zfs", "drbd", "target", "tests", "vagrant"]);
+    assert!(pages.len() > 7, "the pages were not found");
+    let documents = documents.into_iter().chain(pages);
     for (path, text) in sources().into_iter().chain(documents) {
         let mark = text.lines().find(|line| line.starts_with("<<<<<<< "));
         assert!(mark.is_none(), "{} has {mark:?}", path.display());

@@ -76,7 +76,7 @@ pub(crate) async fn run(
             let terms = TargetTerms::looking(&place, &arguments.state, trust_dir)?;
             let look = move || match place.inspect(&terms)? {
                 Some(found) => {
-                    let listed = place.is_listed(&terms)?;
+                    let listed = place.is_listed(&terms, &found)?;
                     Ok((found.state.clone(), Some((found, listed))))
                 }
                 None => {

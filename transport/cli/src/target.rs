@@ -421,10 +421,14 @@ impl TargetPlace {
     }
 
     /// Whether the books of the replica here list what was committed.
-    pub(crate) fn is_listed(&self, terms: &TargetTerms) -> Result<bool, AnyTargetError> {
+    pub(crate) fn is_listed(
+        &self,
+        terms: &TargetTerms,
+        found: &Inspection,
+    ) -> Result<bool, AnyTargetError> {
         let options = Options { state_dir: terms.state_dir.clone(), ..Options::default() };
         let Ok(path) = self.volume() else { return Ok(true) };
-        Ok(driftline_target::is_listed(&path, self.state_dir(&options).as_deref())?)
+        Ok(driftline_target::is_listed(&path, self.state_dir(&options).as_deref(), found)?)
     }
 
     /// The replica here, as an index lists it.

@@ -162,14 +162,19 @@ pub(super) fn check_apart(config: &Config, own: Option<&Path>) -> anyhow::Result
 /// What is missing where the volumes are, one line for each.
 pub(super) fn missing(config: &Config) -> Vec<String> {
     let mut missing = Vec::new();
-    let is_target = |path: &Path| {
-        let is_it = |place: &TargetPlace| matches!(place, TargetPlace::File(other) if resolved(other) == resolved(path));
-        config.targets().any(|(place, _)| is_it(place))
-    };
+    let targets = config.targets().filter_map(|(place, _)| match place {
+        TargetPlace::File(path) => Some(resolved(path)),
+        TargetPlace::Zvol(_) | TargetPlace::Zfs(_) => None,
+    });
+    let targets: Vec<PathBuf> = targets.collect();
     for (name, volume) in config.volumes() {
         let problem = match volume {
             // It comes with the first push.
-            Volume::Source { place: Place::File(path), .. } if is_target(path) => None,
+            Volume::Source { place: Place::File(path), .. }
+                if targets.contains(&resolved(path)) =>
+            {
+                None
+            }
             Volume::Source { place: Place::File(path) | Place::Stream(path), .. } => {
                 let found = fs::metadata(path);
                 found.err().map(|error| format!("its source {}: {error}", path.display()))
