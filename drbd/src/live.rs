@@ -244,7 +244,8 @@ impl LiveVolume {
                 tracing::warn!(
                     volume,
                     snapshot = name,
-                    "the snapshot ran out of space before it arrived: what changed until then is unknown"
+                    "the snapshot ran out of space before it arrived: what changed until then is \
+                     unknown"
                 );
             }
             self.stores.remove(&name)?;
@@ -444,7 +445,10 @@ fn lock(found: &Found) -> Result<File, LiveError> {
 /// Removes a snapshot; one that stays is removed by the next run.
 fn remove(stores: &Stores, name: &str) {
     if let Err(error) = stores.remove(name) {
-        tracing::warn!(snapshot = name, %error, "cannot remove this snapshot; the next run removes it");
+        tracing::warn!(
+            snapshot = name, %error,
+            "cannot remove this snapshot; the next run removes it"
+        );
     }
 }
 
@@ -497,7 +501,10 @@ impl Steps for Real<'_> {
             Ok(identity) => identity.map(|identity| identity.now),
             Err(error) => {
                 let snapshot = self.name;
-                tracing::warn!(snapshot, %error, "cannot keep this snapshot to cross-check the next one");
+                tracing::warn!(
+                    snapshot, %error,
+                    "cannot keep this snapshot to cross-check the next one"
+                );
                 None
             }
         };
@@ -559,7 +566,8 @@ impl Source for LiveVolume {
                     let (volume, snapshot) = (self.found.name(), &kept.name);
                     tracing::warn!(
                         volume, snapshot, %error,
-                        "this snapshot did not arrive and cannot be read: what changed until then is unknown"
+                        "this snapshot did not arrive and cannot be read: what changed until then \
+                         is unknown"
                     );
                     self.stores.remove(&kept.name)?;
                 }

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use driftline_extent::{Explained, Generation, Reason, Root, VolumeId};
+use driftline_extent::{Explained, Generation, OVERWRITE, Reason, Root, VolumeId};
 
 use crate::Part;
 
@@ -180,8 +180,7 @@ pub enum Problem {
     /// completed.
     #[error(
         "the journal of an increment that was being applied is damaged at byte {at}, so the \
-         volume may be between two generations: run again with `--full`; over the network the \
-         target also needs `overwrite = true`"
+         volume may be between two generations: {OVERWRITE}"
     )]
     JournalDamaged {
         /// Where in the journal.
@@ -190,15 +189,13 @@ pub enum Problem {
     /// The list of chunk ids does not lead to the committed root.
     #[error(
         "the list of chunk ids does not lead to the committed root: something changed or \
-         damaged the list or the state file. To copy everything, run again with `--full`; over \
-         the network the target also needs `overwrite = true`"
+         damaged the list or the state file. To copy everything, {OVERWRITE}"
     )]
     ListDamaged,
     /// A chunk holds something other than what was committed.
     #[error(
         "the chunk at byte {offset} is not what was committed: something else wrote to this \
-         volume, or it is damaged. Nothing was changed. To replace it, run again with `--full`; \
-         over the network the target also needs `overwrite = true`"
+         volume, or it is damaged. Nothing was changed. To replace it, {OVERWRITE}"
     )]
     Modified {
         /// The first byte of the chunk.
@@ -218,8 +215,7 @@ pub enum Problem {
     /// The device was written after its generation was kept.
     #[error(
         "something else wrote to this volume after {generation} was committed and snapshotted. \
-         Nothing was changed. Save what was written if you want it; then run again with \
-         `--full`; over the network the target also needs `overwrite = true`"
+         Nothing was changed. Save what was written if you want it; then {OVERWRITE}"
     )]
     Written {
         /// The generation that was committed.
@@ -229,8 +225,7 @@ pub enum Problem {
     #[error(
         "the newest snapshot of this volume is of {}, but {expected} was committed and \
          snapshotted: something else destroyed that snapshot or rolled the volume back. Nothing \
-         was changed. To replace it, run again with `--full`; over the network the target also \
-         needs `overwrite = true`",
+         was changed. To replace it, {OVERWRITE}",
         generation(found)
     )]
     NotKept {
@@ -241,8 +236,7 @@ pub enum Problem {
     },
     /// What stands here is no replica.
     #[error(
-        "this is no complete replica, and it is not empty: choose another place, or run again \
-         with `--full`; over the network the target also needs `overwrite = true`"
+        "this is no complete replica, and it is not empty: choose another place, or {OVERWRITE}"
     )]
     Foreign,
     /// Something stands where a volume is to be restored to.
@@ -290,7 +284,7 @@ pub enum Problem {
     /// An increment from another generation than the replica's.
     #[error(
         "the increment starts at {}, but the replica holds {}: send an increment from that, or \
-         run again with `--full`; over the network the target also needs `overwrite = true`",
+         {OVERWRITE}",
         generation(offered),
         generation(holds)
     )]
@@ -303,8 +297,7 @@ pub enum Problem {
     /// A whole copy onto a replica that holds a generation.
     #[error(
         "the source offers a full copy, but the replica holds {}, and no increment leads from \
-         it to what the source has. To replace it, run again with `--full`; over the network \
-         the target also needs `overwrite = true`",
+         it to what the source has. To replace it, {OVERWRITE}",
         generation(holds)
     )]
     WouldOverwrite {
@@ -314,8 +307,7 @@ pub enum Problem {
     /// The replica is of another source.
     #[error(
         "this is a replica of volume {recorded}, and the source is volume {offered}: choose \
-         another place, or run again with `--full`; over the network the target also needs \
-         `overwrite = true`"
+         another place, or {OVERWRITE}"
     )]
     OtherSource {
         /// Which volume it is a replica of.
@@ -408,9 +400,8 @@ pub enum Problem {
     /// Most of the data, or all of it, would be gone.
     #[error(
         "{gone} of {before} bytes of data would become zero or be cut off, and {left} would be \
-         left. The volume was not changed. If the source is right, agree once, where the \
-         replica is: \
-         `driftline allow-loss TARGET`"
+         left. The volume was not changed. If the source is right, agree once, where the replica \
+         is: `driftline allow-loss TARGET`"
     )]
     Emptied {
         /// Bytes that would be gone.

@@ -39,7 +39,10 @@ impl<D: Disk> Replica<D> {
         if records.position() != seal.end {
             return Err(Problem::JournalDamaged { at: records.position().at });
         }
-        tracing::info!(volume = self.name, tip = %seal.tip, "completing an increment that was being applied");
+        tracing::info!(
+            volume = self.name, tip = %seal.tip,
+            "completing an increment that was being applied"
+        );
         match self.put_and_prove(&seal) {
             // The damage is still there, and can be found again: it is no half of anything.
             Err(problem @ Problem::ReadBack { .. }) if self.is_repair(&seal) => {

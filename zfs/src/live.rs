@@ -615,8 +615,8 @@ impl Source for LiveSource {
                     let dataset = &self.name;
                     tracing::info!(
                         %dataset, why,
-                        "Driftline cannot audit what ZFS calls unchanged: run `zfs set snapdev=visible \
-                         {dataset}`, and give this user read access to the devices"
+                        "Driftline cannot audit what ZFS calls unchanged: run `zfs set \
+                         snapdev=visible {dataset}`, and give this user read access to the devices"
                     );
                 }
                 Ok(None)

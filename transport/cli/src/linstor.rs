@@ -252,7 +252,10 @@ impl LinstorSource {
     /// Deletes a snapshot; one that stays is deleted by the next run.
     fn delete(&self, own: &OwnSnapshot) {
         if let Err(error) = self.client.delete_snapshot(&self.resource, own) {
-            tracing::warn!(snapshot = %own, %error, "cannot remove this snapshot; the next run removes it");
+            tracing::warn!(
+                snapshot = %own, %error,
+                "cannot remove this snapshot; the next run removes it"
+            );
         }
     }
 

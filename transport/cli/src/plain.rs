@@ -4,8 +4,8 @@
 use std::{fmt, fs, io, path::Path, sync::Arc};
 
 use driftline_extent::{
-    BLOCK_LEN, Change, Explained, Extent, Finish, Generation, Plan, PlanKind, Reason, Source,
-    Standing, Unreadable, Volume, VolumeId,
+    BLOCK_LEN, Change, Explained, Extent, Finish, Generation, OVERWRITE, Plan, PlanKind, Reason,
+    Source, Standing, Unreadable, Volume, VolumeId,
 };
 
 use crate::content::{self, ContentError};
@@ -36,8 +36,7 @@ pub(crate) enum PlainError {
     /// The target's generation is not named by its content.
     #[error(
         "{name} is identified by its content alone, and the target holds {base}, which came from \
-         another kind of source: push from that source, or run again with `--full`; over the \
-         network the target also needs `overwrite = true`"
+         another kind of source: push from that source, or {OVERWRITE}"
     )]
     BaseMismatch { name: String, base: Generation },
 }

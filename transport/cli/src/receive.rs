@@ -227,8 +227,8 @@ impl ReceiveSink {
             let properties = decision.left_out.join(", ");
             tracing::info!(
                 %dataset, properties,
-                "these properties of the stream are left out: --take-property NAME (in a configuration \
-                 take_properties) takes one over; encryption=off must be set"
+                "these properties of the stream are left out: --take-property NAME (in a \
+                 configuration take_properties) takes one over; encryption=off must be set"
             );
         }
         if decision.key_changes {

@@ -349,7 +349,8 @@ impl Job {
                 let held = remembered::held(&self.trust_dir, source, target);
                 if self.overwrite && held.is_none() {
                     misused!(
-                        "--full applies to a pull only if its target is gone: to replace what a target holds, push to it"
+                        "--full applies to a pull only if its target is gone: to replace what a \
+                         target holds, push to it"
                     );
                 }
                 if self.audit != args::Audit::default() {

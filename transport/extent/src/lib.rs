@@ -34,7 +34,7 @@ pub use chunk::{
 };
 pub use extent::Extent;
 pub use generation::{Generation, NoGeneration, VolumeId};
-pub use reason::Reason;
+pub use reason::{OVERWRITE, Reason};
 pub use seam::{
     Ask, Begin, Committed, Explained, Finish, Lack, Offer, POINT_NAME_LEN_MAX, POINTS_MAX, Plan,
     PlanKind, Point, RECORD_LEN_MAX, ReplicaId, Resume, Source, TOKEN_LEN_MAX, Takes, Target,

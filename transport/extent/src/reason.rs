@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+/// What messages advise where nothing but a copy over what the target holds leads on.
+pub const OVERWRITE: &str =
+    "run again with `--full`; over the network the target also needs `overwrite = true`";
+
 /// Why Driftline would not do the ordinary thing. The words are an interface: they appear
 /// in logs, in `--json` output and, as [`Reason::code`], on the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -16,7 +16,10 @@ impl LiveSource {
             && let Err(error) = self.mark(points, held)
         {
             // The snapshot stays what the next increment starts from.
-            tracing::warn!(snapshot = %held.name, %error, "cannot bookmark this snapshot: keeping it");
+            tracing::warn!(
+                snapshot = %held.name, %error,
+                "cannot bookmark this snapshot: keeping it"
+            );
             return;
         }
         let (names, keep) = (&self.options.names, self.options.keep);
@@ -48,7 +51,10 @@ impl LiveSource {
         match self.zfs.destroy(points) {
             Ok(stay) => stay.iter().for_each(tell),
             Err(error) => {
-                tracing::warn!(dataset = %self.name, %error, "cannot remove snapshots that are no longer needed");
+                tracing::warn!(
+                    dataset = %self.name, %error,
+                    "cannot remove snapshots that are no longer needed"
+                );
             }
         }
     }

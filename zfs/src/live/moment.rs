@@ -109,7 +109,10 @@ impl Moment {
                 return Err(error);
             }
             for (snapshot, why) in blamed {
-                tracing::warn!(%snapshot, why, "cannot take this snapshot: taking the others without it");
+                tracing::warn!(
+                    %snapshot, why,
+                    "cannot take this snapshot: taking the others without it"
+                );
                 state.snapshots.remove(&snapshot);
                 state.failed.insert(snapshot, why);
             }
@@ -144,7 +147,10 @@ impl Moment {
                 }
             }
             Err(error) => {
-                tracing::warn!(%dataset, %error, "its snapshot is not needed, but cannot be destroyed")
+                tracing::warn!(
+                    %dataset, %error,
+                    "its snapshot is not needed, but cannot be destroyed"
+                );
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Which point an increment starts from.
 
-use driftline_extent::{Explained, Reason};
+use driftline_extent::{Explained, OVERWRITE, Reason};
 use thiserror::Error;
 
 use crate::{listing::Point, name::PointName};
@@ -24,8 +24,7 @@ pub enum BaseError {
     #[error(
         "the target holds zfs:{held}, and the source of {tip} has neither a snapshot nor a \
          bookmark of it: the source was rolled back, both were destroyed, or another source \
-         pushed to the target. To send what differs, run again with `--full`; over the network \
-         the target also needs `overwrite = true`"
+         pushed to the target. To send what differs, {OVERWRITE}"
     )]
     Unknown {
         /// The guid that the target holds.

@@ -1,7 +1,8 @@
 //! Connections that have not proven a key yet: bounded, and none keeps another out.
 //!
 //! When there is no room, the newcomer takes the place of the one that has said least, and among
-//! these of the oldest. Who has come just now has not said too little yet. A peer that speaks the protocol gets past the others within a round trip.
+//! these of the oldest. Who has come just now has not said too little yet. A peer that speaks the
+//! protocol gets past the others within a round trip.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
