@@ -276,7 +276,7 @@ impl<D: Disk> Replica<D> {
         self.slots.commit(&state)?;
         self.state = state;
         self.tell_elsewhere(None, |_, _| Box::new(std::iter::empty()));
-        Ok(Committed { generation: finish.tip, root: found, size })
+        Ok(Committed { generation: finish.tip, root: found, size, zeroed: Some(0) })
     }
 }
 

@@ -283,7 +283,7 @@ impl<D: Disk> InPlace<D> {
             return Err(Problem::Restored { expected, found });
         }
         self.volume.check_in_place()?;
-        Ok(Committed { generation: finish.tip, root: found, size })
+        Ok(Committed { generation: finish.tip, root: found, size, zeroed: None })
     }
 
     /// The root over all that stands there below `size`.

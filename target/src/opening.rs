@@ -154,7 +154,6 @@ impl<D: Disk> Replica<D> {
             guard: None,
             overwrite_forbidden: false,
             loss_max: None,
-            zeroed: 0,
             stuck: None,
             reads_only: false,
         }
@@ -237,7 +236,7 @@ impl<D: Disk> Replica<D> {
         self.volume.resize(size)?;
         // Locked before it is kept, so that nothing else can come between.
         self.volume.lock()?;
-        self.volume.keep(&Committed { generation, root, size })?;
+        self.volume.keep(&Committed { generation, root, size, zeroed: None })?;
         let state = State { kept: true, ..self.state.clone() };
         self.slots.commit(&state)?;
         self.state = state;

@@ -85,8 +85,6 @@ pub struct Replica<D: Disk> {
     pub(crate) overwrite_forbidden: bool,
     /// How much of the data may go with one increment, in percent; `None` if all may.
     pub(crate) loss_max: Option<u8>,
-    /// Bytes that became zero or were cut off since this was opened.
-    pub(crate) zeroed: u64,
     /// Why a sealed increment cannot be completed: only a copy over all of it leads on.
     pub(crate) stuck: Option<crate::opening::Stuck>,
     /// The storage cannot be written: nothing is.
@@ -520,10 +518,6 @@ impl<D: Disk> Target for Replica<D> {
 
     fn commit(&mut self, finish: &Finish) -> Result<Committed, TargetError> {
         self.run(|this| this.commit_session(finish))
-    }
-
-    fn zeroed(&self) -> Option<u64> {
-        Some(self.zeroed)
     }
 }
 

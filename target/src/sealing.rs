@@ -31,8 +31,7 @@ impl<D: Disk> Replica<D> {
         })?;
         let zeroed = self.check_loss(size)?;
         self.seal_and_apply(session, finish.tip, size, root)?;
-        self.zeroed += zeroed;
-        Ok(Committed { generation: finish.tip, root, size })
+        Ok(Committed { generation: finish.tip, root, size, zeroed: Some(zeroed) })
     }
 
     /// Seals a journal that is proven to lead to `root`, and does what it says.

@@ -408,7 +408,7 @@ impl<S: Sink> StreamTarget<S> {
             let holds = self.state.generation;
             return Err(StreamProblem::NotReached { tip, holds }.into());
         }
-        Ok(Committed { generation: tip, root: found, size: len })
+        Ok(Committed { generation: tip, root: found, size: len, zeroed: None })
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CHUNK, Place, deliver, pattern, plan};
+use common::{CHUNK, Place, deliver, deliver_all, pattern, plan};
 use driftline_extent::{Change, Explained, Extent, Finish, PlanKind, Reason, Target};
 
 /// All of a small volume, by an increment and by a whole copy over what it starts from.
@@ -26,8 +26,9 @@ fn a_volume_is_not_emptied_by_any_plan() {
             assert!(std::fs::read(&place.path).unwrap() == base);
             // With another limit, or none, the same is taken, and counted.
             replica.limit_loss(100);
-            deliver(&mut replica, plan(kind, Some(1), 2), changes, new_size).unwrap();
-            assert_eq!(replica.zeroed(), Some(size), "{kind:?} {new_size}");
+            let (_, committed) =
+                deliver_all(&mut replica, plan(kind, Some(1), 2), changes, new_size).unwrap();
+            assert_eq!(committed.zeroed, Some(size), "{kind:?} {new_size}");
         }
     }
 }
@@ -41,8 +42,9 @@ fn no_more_than_the_share_may_go() {
     let zero = |chunks: u64| Change::Zero(Extent::new(0, chunks * CHUNK as u64).unwrap());
     let mut replica = place.open();
     replica.limit_loss(50);
-    deliver(&mut replica, plan(PlanKind::Incremental, Some(1), 2), &[zero(2)], size).unwrap();
-    assert_eq!(replica.zeroed(), Some(2 * CHUNK as u64));
+    let next = plan(PlanKind::Incremental, Some(1), 2);
+    let (_, committed) = deliver_all(&mut replica, next, &[zero(2)], size).unwrap();
+    assert_eq!(committed.zeroed, Some(2 * CHUNK as u64));
     drop(replica);
     // Both chunks that are left, and one that is new.
     let moved = [

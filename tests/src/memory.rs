@@ -461,6 +461,6 @@ impl Target for MemoryTarget {
             return refused(Reason::VerifyFailed, "the root is not the source's");
         }
         (self.image, self.generation, self.root) = (image, Some(finish.tip), Some(root));
-        Ok(Committed { generation: finish.tip, root, size })
+        Ok(Committed { generation: finish.tip, root, size, zeroed: None })
     }
 }

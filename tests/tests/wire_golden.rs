@@ -157,7 +157,7 @@ fn messages() -> Vec<(&'static str, Message)> {
     let finish = Finish { tip: Generation::Content(ROOT), size, root: Some(ROOT) };
     let finish_incremental = Finish { tip: TIP, size: None, root: None };
     let transcript = [0x71; 32];
-    let committed = Committed { generation: TIP, root: ROOT, size: 0x50000 };
+    let committed = Committed { generation: TIP, root: ROOT, size: 0x50000, zeroed: Some(0x20000) };
     let mut messages = vec![
         ("keep-alive", Message::KeepAlive),
         ("request-push", request(Verb::Push, "tank/vm-1", None)),

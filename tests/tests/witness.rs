@@ -150,7 +150,7 @@ impl Side {
         witness.begin(Begin { from: 0 })?;
         witness.note(items.iter())?;
         let root = witness.conclude(Some(tip), size)?.expect("there is a manifest");
-        let committed = Committed { generation: tip, root, size };
+        let committed = Committed { generation: tip, root, size, zeroed: None };
         witness.committed(&committed);
         self.state.advance(&committed);
         let told = told.lock().unwrap().clone();
@@ -177,7 +177,7 @@ impl Side {
             witness.note_mapped(&change, size);
         }
         let root = witness.conclude(Some(tip), size).unwrap().expect("there is a manifest");
-        let committed = Committed { generation: tip, root, size };
+        let committed = Committed { generation: tip, root, size, zeroed: None };
         witness.committed(&committed);
         // Once is enough: a second increment of the same run is one.
         let mut next = Plan { base: Some(tip), ..self.plan(PlanKind::Incremental, tip) };
@@ -320,7 +320,8 @@ fn a_stale_chunk_fails_the_run_and_turns_the_next_into_a_scan() {
     let ids: Vec<ChunkId> = (0..1024).map(|index| side.volume.id(index)).collect();
     witness.note_scanned(0, &ids).unwrap();
     let root = witness.conclude(Some(Generation::Zfs(50)), 64 << 20).unwrap().unwrap();
-    let committed = Committed { generation: Generation::Zfs(50), root, size: 64 << 20 };
+    let committed =
+        Committed { generation: Generation::Zfs(50), root, size: 64 << 20, zeroed: None };
     witness.committed(&committed);
     side.state.advance(&committed);
     // It is mended, and maps are believed again.

@@ -103,11 +103,6 @@ impl<T: Target> Worker<T> {
         self.target.mark(arrived.watermark).map_err(|e| Failure::from_error(&e))
     }
 
-    /// How many bytes of data what was committed made zero or cut off.
-    pub fn zeroed(&self) -> Option<u64> {
-        self.target.zeroed()
-    }
-
     /// Commits the increment.
     pub fn commit(&mut self, finish: &Finish) -> Result<Committed, Failure> {
         self.target.commit(finish).map_err(|e| Failure::from_error(&e))

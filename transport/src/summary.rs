@@ -11,9 +11,14 @@ pub struct Summary {
     pub increments: Vec<(Plan, Committed)>,
     /// What the target held when the session began.
     pub before: Option<Box<TargetState>>,
-    /// How many bytes of data became zero at the target or were cut off there, in whole chunks;
-    /// `None` where this side does not know.
-    pub zeroed: Option<u64>,
     /// What the source's witness has seen, where this side has one.
     pub testimony: Option<Testimony>,
+}
+
+impl Summary {
+    /// How many bytes of data became zero at the target or were cut off there, in whole chunks;
+    /// `None` where no target counted them.
+    pub fn zeroed(&self) -> Option<u64> {
+        self.increments.iter().filter_map(|(_, committed)| committed.zeroed).reduce(|a, b| a + b)
+    }
 }

@@ -29,7 +29,7 @@ pub(crate) enum TargetEvent {
     LookedUp(u32, Vec<Lack>),
     Applied(u32),
     Misfits(u32, Vec<u16>),
-    Committed(Committed, Option<u64>),
+    Committed(Committed),
     Failed(Failure),
 }
 
@@ -107,9 +107,7 @@ fn run_target<T: Target>(
                     false => TargetEvent::Misfits(seq, misfits),
                 })
             }
-            TargetCommand::Commit(finish) => worker
-                .commit(&finish)
-                .map(|committed| TargetEvent::Committed(committed, worker.zeroed())),
+            TargetCommand::Commit(finish) => worker.commit(&finish).map(TargetEvent::Committed),
         };
         let failed = done.is_err();
         // Nobody listens any more if the session ended first.
@@ -147,8 +145,7 @@ impl Side for TargetSide {
             TargetEvent::LookedUp(seq, lacks) => self.receiver.handle_looked_up(seq, lacks),
             TargetEvent::Applied(seq) => self.receiver.handle_applied(seq),
             TargetEvent::Misfits(seq, misfits) => self.receiver.handle_misfits(seq, misfits),
-            TargetEvent::Committed(committed, zeroed) => {
-                self.summary.zeroed = zeroed;
+            TargetEvent::Committed(committed) => {
                 self.summary.increments.extend(self.plan.take().map(|plan| (plan, committed)));
                 self.receiver.handle_committed(committed);
             }

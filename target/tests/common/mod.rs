@@ -6,8 +6,8 @@ pub(crate) mod power;
 use std::{fs, path::PathBuf};
 
 use driftline_extent::{
-    CHUNK_LEN, Change, Finish, Generation, Item, Lack, Offer, Plan, PlanKind, Root, Standing,
-    Target, VolumeId, chunk_count,
+    CHUNK_LEN, Change, Committed, Finish, Generation, Item, Lack, Offer, Plan, PlanKind, Root,
+    Standing, Target, VolumeId, chunk_count,
 };
 use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope, TreeHasher};
 use driftline_target::{Disk, FileDisk, Options, Replica, TargetError, open};
@@ -104,6 +104,16 @@ pub(crate) fn deliver<D: Disk>(
     changes: &[Change],
     size: u64,
 ) -> Result<u64, TargetError> {
+    Ok(deliver_all(replica, plan, changes, size)?.0)
+}
+
+/// Also returns what the replica says of it.
+pub(crate) fn deliver_all<D: Disk>(
+    replica: &mut Replica<D>,
+    plan: Plan,
+    changes: &[Change],
+    size: u64,
+) -> Result<(u64, Committed), TargetError> {
     let (kind, tip) = (plan.kind, plan.tip.unwrap());
     let from = replica.begin(&offer(plan))?.from;
     let (items, root) = items(&key(replica), kind, changes, size, from);
@@ -111,8 +121,7 @@ pub(crate) fn deliver<D: Disk>(
     for chunked in items {
         moved += put(replica, &chunked)?;
     }
-    replica.commit(&Finish { tip, size: Some(size), root })?;
-    Ok(moved)
+    Ok((moved, replica.commit(&Finish { tip, size: Some(size), root })?))
 }
 
 pub(crate) fn put<D: Disk>(

@@ -164,7 +164,7 @@ fn text(before: &str, runs: &[Run<'_>], open: &dyn Fn(&str) -> usize, now_ms: u6
         let Some(done) = done else { continue };
         say("driftline_run_seconds", "", done.took.as_secs_f64().to_string());
         let moved = &done.moved;
-        let zeroed = done.summary.zeroed.map(|zeroed| ("zeroed", zeroed));
+        let zeroed = done.summary.zeroed().map(|zeroed| ("zeroed", zeroed));
         for (kind, bytes) in zeroed.into_iter().chain([
             ("read", moved.read),
             ("changed", changed(done)),

@@ -462,7 +462,7 @@ impl Job {
         let source_result = source_side.await;
         let target_result = target_side.await?;
         match (source_result, target_result) {
-            (Ok(summary), Ok(told)) => Ok(Summary { zeroed: told.zeroed, ..summary }),
+            (Ok(summary), Ok(_)) => Ok(summary),
             // The side that failed knows why; the other only heard of it.
             (_, Err(error @ TransportError::Local(_))) | (Err(error), _) | (Ok(_), Err(error)) => {
                 Err(error.into())

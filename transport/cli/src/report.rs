@@ -64,7 +64,7 @@ pub(crate) fn done(done: &Done) -> String {
 
 /// What became zero or was cut off, if anything did.
 fn zeroed(summary: &Summary) -> String {
-    let zeroed = summary.zeroed.filter(|zeroed| *zeroed > 0);
+    let zeroed = summary.zeroed().filter(|zeroed| *zeroed > 0);
     zeroed.map_or_else(String::new, |zeroed| {
         format!("{} of the data became zero or were cut off\n", bytes(zeroed))
     })
@@ -72,7 +72,7 @@ fn zeroed(summary: &Summary) -> String {
 
 /// All that changed: data that is new, and data that is gone as far as this side knows.
 pub(crate) fn changed(done: &Done) -> u64 {
-    done.moved.announced + done.summary.zeroed.unwrap_or(0)
+    done.moved.announced + done.summary.zeroed().unwrap_or(0)
 }
 
 /// What was read again of the space that a map calls unchanged, and what that could have missed.
@@ -213,7 +213,7 @@ pub(crate) fn done_json(done: &Done) -> Value {
         "bytes": {
             "read": moved.read,
             "changed": changed(done),
-            "zeroed": summary.zeroed,
+            "zeroed": summary.zeroed(),
             "lacking": moved.data,
             "sent": moved.sent,
             "received": moved.received,

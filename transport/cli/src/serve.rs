@@ -290,9 +290,10 @@ impl Server {
                 }
                 for (_, committed) in &summary.increments {
                     let size = bytes(committed.size);
+                    let zeroed = committed.zeroed.filter(|zeroed| *zeroed > 0).map(bytes);
                     tracing::info!(
                         peer, volume, generation = %committed.generation, size,
-                        root = %committed.root, "committed"
+                        root = %committed.root, zeroed, "committed"
                     );
                 }
             }

@@ -551,12 +551,4 @@ impl Target for AnyTarget {
             Self::InPlace(place) => Ok(place.commit(finish)?),
         }
     }
-
-    fn zeroed(&self) -> Option<u64> {
-        match self {
-            Self::Replica(replica) => replica.zeroed(),
-            Self::Stream(stream) => stream.zeroed(),
-            Self::InPlace(place) => place.zeroed(),
-        }
-    }
 }

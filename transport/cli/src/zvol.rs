@@ -368,7 +368,8 @@ esac
     }
 
     fn committed(guid: u64) -> Committed {
-        Committed { generation: Generation::Zfs(guid), root: Root([0; 32]), size: 1 << 20 }
+        let (generation, root) = (Generation::Zfs(guid), Root([0; 32]));
+        Committed { generation, root, size: 1 << 20, zeroed: None }
     }
 
     /// How many properties were printed since this was asked.

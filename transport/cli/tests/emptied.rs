@@ -8,6 +8,8 @@ use std::{
     os::unix::fs::FileExt,
     path::Path,
     process::Stdio,
+    thread,
+    time::{Duration, Instant},
 };
 
 use common::{Pair, command, driftline, json, noise, sha256};
@@ -145,9 +147,17 @@ fn over_the_network_the_target_decides() {
     let misused = push(2, &["--loss-max", "100%"]);
     assert_eq!(misused["error"]["reason"], "usage", "{misused}");
     json(dir, 0, &["allow-loss", "file:vm.img"]);
-    push(0, &[]);
+    // Both sides say what went.
+    let done = push(0, &[]);
+    assert_eq!(done["bytes"]["zeroed"], 49 * MIB, "{done}");
+    assert!(done["bytes"]["changed"].as_u64().unwrap() >= 49 * MIB as u64, "{done}");
     assert_eq!(sha256(&pair.image()), sha256(&dir.join("source.img")));
-    drop(server);
+    let said = "zeroed=\"49.0 MiB\"";
+    let started = Instant::now();
+    while !server.log().contains(said) {
+        assert!(started.elapsed() < Duration::from_secs(10), "{}", server.log());
+        thread::sleep(Duration::from_millis(20));
+    }
     drop(source(dir));
     let server = pair.serve_vm_with("loss_max = \"100%\"\n");
     let target = format!("vm@{}", server.address);
@@ -177,7 +187,7 @@ fn going_on_after_a_cut_counts_what_came_before() {
     let journal = dir.join("vm.img.driftline/journal");
     while fs::metadata(&journal).map_or(0, |journal| journal.len()) < MIB as u64 {
         assert!(slow.try_wait().unwrap().is_none(), "it ended before it was cut off");
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
     slow.kill().unwrap();
     slow.wait().unwrap();

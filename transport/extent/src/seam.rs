@@ -354,6 +354,9 @@ pub struct Committed {
     pub root: Root,
     /// Its size; of a stream, its length.
     pub size: u64,
+    /// How many bytes of data became zero or were cut off, in whole chunks. `None` where the target
+    /// does not count them, or was stopped after it had.
+    pub zeroed: Option<u64>,
 }
 
 /// What a target lacks of an item.
@@ -409,10 +412,4 @@ pub trait Target {
 
     /// Makes the received increment the replica's generation: whole, durable and read back.
     fn commit(&mut self, finish: &Finish) -> Result<Committed, Self::Error>;
-
-    /// How many bytes of data became zero or were cut off by what was committed so far; `None` if
-    /// that is not known.
-    fn zeroed(&self) -> Option<u64> {
-        None
-    }
 }

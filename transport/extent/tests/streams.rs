@@ -17,7 +17,7 @@ fn a_part_covers_no_range_of_a_volume() {
 
 #[test]
 fn a_commit_moves_the_state_on() {
-    let committed = Committed { generation: TIP, root: Root([5; 32]), size: 4096 };
+    let committed = Committed { generation: TIP, root: Root([5; 32]), size: 4096, zeroed: None };
     let points = vec![Point { guid: 1, name: "monday".to_owned() }];
     let token = Some("1-ab-cd".to_owned());
     let resume = Some(Resume { base: None, tip: Some(TIP), from: 3 });

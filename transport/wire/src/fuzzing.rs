@@ -199,7 +199,8 @@ fn settle(receiver: &mut Receiver) {
             ReceiverOutput::Commit(Finish { tip, size, root }) => {
                 let root = root.unwrap_or(Root([4; 32]));
                 let size = size.unwrap_or(1 << 20);
-                receiver.handle_committed(Committed { generation: tip, root, size });
+                let committed = Committed { generation: tip, root, size, zeroed: None };
+                receiver.handle_committed(committed);
             }
             ReceiverOutput::Ended => {}
         }

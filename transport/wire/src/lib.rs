@@ -73,7 +73,7 @@
 //! | 23 | want | target | number, for each item what it lacks |
 //! | 24 | applied | target | number |
 //! | 25 | finish | source | tip, size, root, hash over all items |
-//! | 26 | committed | target | generation, root, size |
+//! | 26 | committed | target | generation, root, size, bytes of data that became zero or were cut off, if it counts them |
 //! | 27 | done | both | nothing; ends the session |
 //! | 28 | narrowed | source | number, for each item that was narrowed the grains that follow |
 //! | 29 | again | target | number, places of narrowed items that are wanted whole |

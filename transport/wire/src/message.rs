@@ -520,6 +520,7 @@ impl Codec for Committed {
         self.generation.encode(out);
         self.root.encode(out);
         out.u64(self.size);
+        out.option(self.zeroed, |out, zeroed| out.u64(zeroed));
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -527,6 +528,7 @@ impl Codec for Committed {
             generation: Generation::decode(from)?,
             root: Root::decode(from)?,
             size: from.bounded(VOLUME_LEN_MAX, "size")?,
+            zeroed: from.option("zeroed", |from| from.bounded(VOLUME_LEN_MAX, "zeroed bytes"))?,
         })
     }
 }

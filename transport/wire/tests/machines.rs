@@ -39,7 +39,7 @@ fn finish() -> Finish {
 }
 
 fn committed() -> Committed {
-    Committed { generation: TIP, root: Root([4; 32]), size: 1 << 30 }
+    Committed { generation: TIP, root: Root([4; 32]), size: 1 << 30, zeroed: Some(3 << 16) }
 }
 
 fn whole(index: u64) -> Item {
@@ -657,7 +657,7 @@ fn a_commit_of_something_else_is_no_commit() {
     assert_eq!(sender.poll(), Some(SenderOutput::Committed(committed())));
     match sender.poll() {
         Some(SenderOutput::Plan(state)) => {
-            let Committed { generation, root, size } = committed();
+            let Committed { generation, root, size, .. } = committed();
             assert_eq!(
                 (state.generation, state.root, state.size),
                 (Some(generation), Some(root), size)

@@ -293,7 +293,10 @@ fn items_of_a_batch_ascend_and_do_not_overlap() {
 #[test]
 fn sizes_and_watermarks_end_at_an_exbibyte() {
     let generation = Generation::Zfs(1);
-    let committed = |size| Message::Committed(Committed { generation, root: Root([0; 32]), size });
+    let committed = |size| {
+        let root = Root([0; 32]);
+        Message::Committed(Committed { generation, root, size, zeroed: Some(size) })
+    };
     let finish = |size| Message::Finish {
         finish: Finish { tip: generation, size: Some(size), root: None },
         transcript: [0; 32],
@@ -351,7 +354,8 @@ fn flags_and_kinds_that_nobody_knows_are_refused() {
     for kind in (0..=u8::MAX).filter(|kind| !(1..6).contains(kind)) {
         assert!(refused(&patched(&zeros(1), 7, &[kind])), "item kind {kind}");
     }
-    let committed = Committed { generation: Generation::Zfs(1), root: Root([0; 32]), size: 0 };
+    let committed =
+        Committed { generation: Generation::Zfs(1), root: Root([0; 32]), size: 0, zeroed: None };
     let committed = Message::Committed(committed);
     for kind in (0..=u8::MAX).filter(|kind| !(1..4).contains(kind)) {
         assert!(refused(&patched(&committed, 1, &[kind])), "generation kind {kind}");

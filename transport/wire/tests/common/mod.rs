@@ -150,11 +150,8 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
     let detail = "\\PC{0,256}";
     let finish = (generation(), option::of(size()), option::of(root()))
         .prop_map(|(tip, size, root)| Finish { tip, size, root });
-    let committed = (generation(), root(), size()).prop_map(|(generation, root, size)| Committed {
-        generation,
-        root,
-        size,
-    });
+    let committed = (generation(), root(), size(), option::of(size()))
+        .prop_map(|(generation, root, size, zeroed)| Committed { generation, root, size, zeroed });
     prop_oneof![
         Just(Message::KeepAlive),
         (verb, name, option::of(name)).prop_map(|(verb, volume, like)| Message::Request {
