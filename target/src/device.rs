@@ -275,11 +275,16 @@ impl Disk for FileDisk {
 
     fn is_in_place(&self) -> io::Result<bool> {
         let Some(file) = &self.file else { return Ok(true) };
-        match self.named.metadata() {
-            Ok(found) => Ok(is_same(&found, &file.metadata()?)),
+        let opened = file.metadata()?;
+        let leads_to_it = |found: io::Result<Metadata>| match found {
+            Ok(found) => Ok(is_same(&found, &opened)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
-        }
+        };
+        // A link where the file was leads to the file, and to other books: those beside it now.
+        let is_there =
+            opened.file_type().is_block_device() || leads_to_it(self.path.symlink_metadata())?;
+        Ok(is_there && leads_to_it(self.named.metadata())?)
     }
 
     fn reopen(&mut self, writable: bool) -> io::Result<()> {

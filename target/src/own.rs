@@ -95,7 +95,9 @@ impl Guard {
                 self.made(dir);
                 sync_dir(parent_of(dir))
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {
+                check_own_dir(dir)
+            }
             Err(error) => {
                 check_not_dangling(dir)?;
                 Err(at(error))
@@ -132,6 +134,17 @@ pub(crate) fn check_own(path: &Path, file: &File) -> Result<(), Problem> {
         && let Err(error) = fchmod(file, Mode::RUSR | Mode::WUSR)
     {
         tracing::warn!(path = %path.display(), %error, "others may read this file");
+    }
+    Ok(())
+}
+
+/// That a link in the place of a folder of the program's own was put there by this user or by root:
+/// anybody else could have files made wherever the link leads.
+fn check_own_dir(dir: &Path) -> Result<(), Problem> {
+    let found = fs::symlink_metadata(dir);
+    let found = found.map_err(|source| Problem::Open { path: dir.to_owned(), source })?;
+    if found.is_symlink() && ![0, geteuid().as_raw()].contains(&found.uid()) {
+        return Err(Problem::NotOurs { path: dir.to_owned(), owner: found.uid() });
     }
     Ok(())
 }
