@@ -4,7 +4,8 @@
 //! It is a shortcut and no book. What it says is read again and hashed before it is used, and
 //! everything in it can be made anew from the replicas' own lists of ids. So it is written after
 //! a commit and not with it, and whatever is wrong with it is said and never fails a session: a
-//! file that is damaged is put aside, to be made anew.
+//! file that is damaged is put aside, to be made anew. A file that is no database is left alone:
+//! somebody may have named the wrong one, and that one may be all that there is of a volume.
 //!
 //! | table | key | value |
 //! |---|---|---|
@@ -26,7 +27,7 @@ use std::{
     io,
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
-        fs::OpenOptionsExt,
+        fs::{FileExt, OpenOptionsExt},
     },
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -39,7 +40,7 @@ use std::{
 use driftline_extent::{CHUNK_LEN, ChunkId, ReplicaId, Root, Volume, chunk_count};
 use redb::{
     Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
-    WriteTransaction, backends::FileBackend,
+    TableError, WriteTransaction, backends::FileBackend,
 };
 
 use crate::{
@@ -62,6 +63,15 @@ const CHUNKS: TableDefinition<'_, Prefix, Place> = TableDefinition::new("chunks"
 const PLACES: TableDefinition<'_, Place, Prefix> = TableDefinition::new("places");
 const CHUNK_KEY: &str = "chunk key";
 
+/// How a database of redb begins.
+const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
+
+/// Bits of it that may be wrong in a damaged one.
+const FLIPPED_MAX: u32 = 8;
+
+/// Damaged files that are kept beside an index.
+const ASIDE_MAX: u32 = 16;
+
 /// Chunks of an increment that are sorted and taken in at a time.
 const RUN_LEN: usize = 1 << 17;
 
@@ -83,6 +93,16 @@ pub enum IndexError {
     /// Another process has it.
     #[error("the index {} is used by another process; stop that first", path.display())]
     Busy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What stands there is no index, and never was one as far as can be told.
+    #[error(
+        "{} is no index of Driftline: it stays as it is; name another file, or remove this one if \
+         nobody needs it",
+        path.display()
+    )]
+    Foreign {
         /// The file.
         path: PathBuf,
     },
@@ -152,9 +172,9 @@ impl Index {
     /// Makes the index anew from the books of `replicas`, in place of the one at `path`.
     pub fn rebuild(path: &Path, replicas: &[Listed]) -> Result<Self, IndexError> {
         let failed = |source| IndexError::Open { path: path.to_owned(), source };
-        // Nobody may have it open.
-        if path.exists()
-            && let Err(error @ IndexError::Busy { .. }) = Self::open_existing(path)
+        // Nobody may have it open, and it may not be anybody else's.
+        if let Err(error @ (IndexError::Busy { .. } | IndexError::Foreign { .. })) =
+            Self::open_existing(path)
         {
             return Err(error);
         }
@@ -169,8 +189,9 @@ impl Index {
             Some((key, _)) => key,
             None => random_key()?,
         };
+        // What was begun and not ended: nothing else has such a name.
         let mut fresh = path.as_os_str().to_owned();
-        fresh.push(".new");
+        fresh.push(".driftline-new");
         let fresh = PathBuf::from(fresh);
         match fs::remove_file(&fresh) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
@@ -210,25 +231,39 @@ impl Index {
 
     fn open_existing(path: &Path) -> Result<Self, IndexError> {
         let failed = |source| IndexError::Open { path: path.to_owned(), source };
+        // Opening a pipe or a device may have effects.
+        if !fs::metadata(path).map_err(failed)?.is_file() {
+            return Err(IndexError::Foreign { path: path.to_owned() });
+        }
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
         check_own(path, &file).map_err(|problem| failed(io::Error::other(problem.to_string())))?;
-        if file.metadata().map_err(failed)?.len() == 0 {
-            return Err(named(path, redb::Error::Corrupted("it is empty".into())));
+        let mut begins = [0; MAGIC.len()];
+        match file.read_exact_at(&mut begins, 0) {
+            Ok(()) if is_magic(&begins) => {}
+            // As good as none.
+            Err(_) if file.metadata().map_err(failed)?.len() == 0 => {
+                return Err(named(path, redb::Error::Corrupted("it is empty".into())));
+            }
+            Ok(()) | Err(_) => return Err(IndexError::Foreign { path: path.to_owned() }),
         }
         // What the database finds in a damaged file may be more than it is prepared for.
         let opened = caught(|| {
             let database = database_in(file)?;
             let transaction = database.begin_read()?;
-            let meta = transaction.open_table(META)?;
-            let key = meta.get(CHUNK_KEY)?.and_then(|key| key.value().try_into().ok());
-            drop((meta, transaction));
+            let key = match transaction.open_table(META) {
+                Ok(meta) => meta.get(CHUNK_KEY)?.and_then(|key| key.value().try_into().ok()),
+                Err(TableError::TableDoesNotExist(_)) => None,
+                Err(error) => return Err(error.into()),
+            };
+            drop(transaction);
             Ok((database, key))
         });
         match opened.map_err(|error| named(path, error))? {
             (database, Some(key)) => {
                 Ok(Self { path: path.to_owned(), key, database, broken: AtomicBool::new(false) })
             }
-            (_, None) => Err(named(path, redb::Error::Corrupted("it has no chunk key".into()))),
+            // Another program's database.
+            (_, None) => Err(IndexError::Foreign { path: path.to_owned() }),
         }
     }
 
@@ -571,10 +606,30 @@ fn caught<T>(what: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::E
     done.unwrap_or_else(|_| Err(redb::Error::Corrupted("it makes no sense".into())))
 }
 
+/// Whether a file that begins so is, or was, a database: of any other about half of the bits differ.
+fn is_magic(begins: &[u8; MAGIC.len()]) -> bool {
+    let wrong: u32 = begins.iter().zip(MAGIC).map(|(is, right)| (is ^ right).count_ones()).sum();
+    wrong <= FLIPPED_MAX
+}
+
+/// Gives a damaged file another name, which nothing has.
 fn put_aside(path: &Path) -> Result<(), IndexError> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".damaged");
-    fs::rename(path, aside).map_err(|source| IndexError::Open { path: path.to_owned(), source })
+    let failed = |source| IndexError::Open { path: path.to_owned(), source };
+    for number in 1..=ASIDE_MAX {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(".damaged");
+        if number > 1 {
+            aside.push(format!("-{number}"));
+        }
+        // Unlike a rename, a second name never takes the place of what stands there.
+        match fs::hard_link(path, aside) {
+            Ok(()) => return fs::remove_file(path).map_err(failed),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    let detail = format!("{ASIDE_MAX} damaged ones stand beside it: remove them");
+    Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, detail)))
 }
 
 fn random_key() -> Result<[u8; 32], IndexError> {

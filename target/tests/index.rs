@@ -12,7 +12,8 @@ use std::{
 
 use common::{CHUNK, deliver, pattern, plan, whole};
 use driftline_extent::{CHUNK_LEN, Change, PlanKind, Target};
-use driftline_target::{FileDisk, Index, Listed, Options, Replica, open, state_dir_of};
+use driftline_target::{FileDisk, Index, IndexError, Listed, Options, Replica, open, state_dir_of};
+use redb::ReadableDatabase;
 use tempfile::TempDir;
 
 /// Some replicas, and an index over them.
@@ -235,6 +236,65 @@ fn a_damaged_index_costs_time_and_no_byte() {
         remove(&shop.path(&name));
     }
     assert!(aside > 10, "{aside} were noticed");
+}
+
+/// Whoever names the wrong file loses nothing by it.
+#[test]
+fn what_is_no_index_is_left_alone() {
+    let shop = Shop::new();
+    let path = shop.path("index");
+    let foreign = |path: &Path| {
+        let refused = [Index::open(path, &[]), Index::rebuild(path, &[])];
+        refused.into_iter().all(|made| matches!(made, Err(IndexError::Foreign { .. })))
+    };
+    // A database of another program; a volume, a short file, and a key.
+    let other = shop.path("other");
+    let database = redb::Database::create(&other).unwrap();
+    let write = database.begin_write().unwrap();
+    write.open_table(redb::TableDefinition::<u64, u64>::new("theirs")).unwrap();
+    write.commit().unwrap();
+    drop(database);
+    for bytes in [content(1), vec![7], b"driftline secret".to_vec()] {
+        fs::write(&path, &bytes).unwrap();
+        assert!(foreign(&path));
+        assert!(fs::read(&path).unwrap() == bytes);
+    }
+    assert!(foreign(&other));
+    let theirs = redb::Database::open(&other).unwrap();
+    assert_eq!(theirs.begin_read().unwrap().list_tables().unwrap().count(), 1);
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 2);
+    assert!(foreign(Path::new("/dev/null")) && foreign(path.parent().unwrap()));
+    // An empty file is as good as none.
+    fs::write(&path, []).unwrap();
+    drop(Index::open(&path, &[]).unwrap());
+    assert!(fs::metadata(&path).unwrap().len() > 0);
+}
+
+/// Each damaged index is kept under a name of its own, up to a limit.
+#[test]
+fn what_was_put_aside_is_never_overwritten() {
+    let shop = Shop::new();
+    drop(shop.index(&[]));
+    let mut bytes = fs::read(shop.path("index")).unwrap();
+    // The page behind the header.
+    bytes[4096..].fill(0xff);
+    bytes.truncate(3 * 4096);
+    let aside = |number: u8| match number {
+        1 => shop.path("index.damaged"),
+        _ => shop.path(&format!("index.damaged-{number}")),
+    };
+    for number in 1..=16 {
+        *bytes.last_mut().unwrap() = number;
+        fs::write(shop.path("index"), &bytes).unwrap();
+        drop(shop.index(&[]));
+    }
+    for number in 1..=16 {
+        assert_eq!(fs::read(aside(number)).unwrap().last(), Some(&number));
+    }
+    fs::write(shop.path("index"), &bytes).unwrap();
+    let refused = Index::open(&shop.path("index"), &[]).err().unwrap().to_string();
+    assert!(refused.contains("16 damaged ones stand beside it"), "{refused}");
+    assert!(fs::read(shop.path("index")).unwrap() == bytes);
 }
 
 /// Some blocks of a file as they were, and the others as they were to become: what power loss makes

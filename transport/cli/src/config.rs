@@ -434,6 +434,30 @@ mod tests {
             let error = check(a, b).expect_err(b);
             assert!(error.contains(says), "{b}: {error}");
         }
+        // Nor is one of these files a source, or another of them.
+        let with = |index: &str, source: &str| {
+            let text = format!(
+                "version = 1\nlisten = \"[::]:7420\"\nkey = \"{at}/secret.key\"\n\
+                 index = \"{at}/{index}\"\n\
+                 [[volume]]\nname = \"a\"\nsource = \"{source}\"\n"
+            )
+            .replace("AT", &at);
+            fs::write(dir.path().join("serve.toml"), text).unwrap();
+            Config::read(&dir.path().join("serve.toml")).map_err(|error| format!("{error:#}"))
+        };
+        with("index", "file:AT/a.img").unwrap();
+        for (index, source, says) in [
+            ("a.img", "file:AT/a.img", "the index is"),
+            ("b.img", "file:AT/a.img", "the index is"),
+            ("here/m", "drbdmeta:AT/a.img,meta=AT/m", "the index is"),
+            ("a.zs", "zstream:AT/a.zs", "the index is"),
+            ("index", "file:AT/secret.key", "the secret key is"),
+            ("here/secret.key", "file:AT/a.img", "the secret key and the index are one file"),
+            ("serve.toml", "file:AT/a.img", "the index and this file are one file"),
+        ] {
+            let error = with(index, source).expect_err(source);
+            assert!(error.contains(says), "{index} {source}: {error}");
+        }
         // A tree over the folder of the key is over the key.
         let error = check("\"file:/nowhere\"", "\"file:AT\"\ntree = true").unwrap_err();
         assert!(error.contains("the secret key"), "{error}");

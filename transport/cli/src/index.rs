@@ -12,6 +12,7 @@ use driftline_target::{Index, IndexError, Listed};
 use crate::{
     args,
     config::{Config, Volume},
+    exit::misused,
     print::say,
     target::{BOOKS_END, TargetPlace, TargetTerms},
 };
@@ -25,16 +26,35 @@ pub(crate) fn rebuild(arguments: &args::IndexRebuild) -> anyhow::Result<()> {
     let Some(path) = &config.index else {
         bail!("{} names no index: write index = \"PATH\"", arguments.config.display());
     };
-    let index = Index::rebuild(path, &replicas(&config))?;
+    let index = match Index::rebuild(path, &replicas(&config)) {
+        Err(error @ IndexError::Foreign { .. }) => misused!("{error}"),
+        made => made?,
+    };
     let (replicas, chunks) = index.counts().context("the index was made, and cannot be read")?;
     say(format_args!("{} has {chunks} chunks of {replicas} replicas", path.display()));
     Ok(())
 }
 
+/// Opens the index of a command.
+///
+/// # Errors
+///
+/// The file is something else: whoever named it has named the wrong one.
+pub(crate) fn open_named(path: &Path, replicas: &[Listed]) -> anyhow::Result<Option<Arc<Index>>> {
+    match Index::open(path, replicas) {
+        Err(error @ IndexError::Foreign { .. }) => misused!("{error}"),
+        opened => Ok(said(opened)),
+    }
+}
+
 /// Opens an index for sessions. Without it they move more, and that is all: so whatever is wrong
 /// is said, and no error.
 pub(crate) fn open(path: &Path, replicas: &[Listed]) -> Option<Arc<Index>> {
-    match Index::open(path, replicas) {
+    said(Index::open(path, replicas))
+}
+
+fn said(opened: Result<Index, IndexError>) -> Option<Arc<Index>> {
+    match opened {
         Ok(index) => Some(Arc::new(index)),
         Err(error) => {
             tracing::error!(

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use crate::args;
+use crate::{args, exit::Usage};
 
 /// Where the job is that is named and not written as a path.
 const JOBS_DIR: &str = "/etc/driftline/jobs";
@@ -59,7 +59,7 @@ pub(crate) fn fill(arguments: &mut args::Replicate) -> anyhow::Result<()> {
     let path = path_of(job)?;
     let context = || format!("the job {} cannot be used", path.display());
     let text = fs::read_to_string(&path).with_context(context)?;
-    fill_from(arguments, &text).with_context(context)
+    fill_from(arguments, &text).map_err(|error| Usage(format!("{error:#}"))).with_context(context)
 }
 
 fn path_of(job: &str) -> anyhow::Result<PathBuf> {

@@ -18,6 +18,7 @@ mod keyfile;
 mod likeness;
 mod linstor;
 mod metrics;
+mod own;
 mod place;
 mod plain;
 mod print;
@@ -72,11 +73,17 @@ fn main() -> ExitCode {
         keep_it_in_few_arenas();
     }
     let json = arguments.json;
-    // What such a command prints is all that it does.
-    let only_prints = matches!(
-        arguments.command,
-        Command::Status(_) | Command::Map(_) | Command::Incidents(_) | Command::Keygen(_)
-    );
+    // What such a command prints is all that it does, or a program waits for it.
+    let must_print = json
+        || matches!(
+            arguments.command,
+            Command::Status(_)
+                | Command::Map(_)
+                | Command::Incidents(_)
+                | Command::Keygen(_)
+                | Command::Verify(_)
+                | Command::Scrub(_)
+        );
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -88,7 +95,7 @@ fn main() -> ExitCode {
             result
         });
     match result {
-        Ok(code::DONE) if only_prints && is_lost() => ExitCode::from(code::FAILED),
+        Ok(code::DONE) if must_print && is_lost() => ExitCode::from(code::FAILED),
         Ok(exit) => ExitCode::from(exit),
         Err(error) => {
             let (reason, exit) = classify(&error);

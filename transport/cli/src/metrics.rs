@@ -1,8 +1,14 @@
 //! What a run did, as node_exporter's textfile collector reads it.
 
-use std::{collections::HashMap, fmt::Write as _, fs, path::Path};
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    fs::{self, File},
+    io::Read,
+    path::Path,
+};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use driftline_extent::PlanKind;
 use driftline_target::ScrubReport;
 use driftline_trust::Incidents;
@@ -29,6 +35,9 @@ const METRICS: [(&str, &str); 11] = [
     ("driftline_audit_stale_bound_chunks", "Stale chunks that the last sample may have missed."),
     (INCIDENTS_OPEN, INCIDENTS_OPEN_HELP),
 ];
+
+/// What all names begin with.
+const PREFIX: &str = "driftline_";
 
 const LAST_RUN: &str = "driftline_last_run_timestamp_seconds";
 const LAST_SUCCESS: &str = "driftline_last_success_timestamp_seconds";
@@ -71,16 +80,27 @@ pub(crate) fn write_scrub(
     incidents: &Incidents,
     now_ms: u64,
 ) -> anyhow::Result<()> {
-    let before = before(path);
+    let before = before(path)?;
     let all = incidents.all()?;
     let open = all.iter().filter(|(_, one)| one.is_open_of(scrubbed.target)).count();
     replace(path, &scrub_text(&before, scrubbed, open, now_ms))
 }
 
-/// What is in the file now. To read a pipe would wait for whoever writes to it.
-fn before(path: &Path) -> String {
-    let is_file = fs::metadata(path).is_ok_and(|found| found.is_file());
-    is_file.then(|| fs::read_to_string(path).ok()).flatten().unwrap_or_default()
+/// What is in the file now. To read a pipe would wait for whoever writes to it. What is not ours
+/// stays: somebody may have named the wrong file.
+fn before(path: &Path) -> anyhow::Result<String> {
+    if !fs::metadata(path).is_ok_and(|found| found.is_file()) {
+        return Ok(String::new());
+    }
+    let begins = format!("# HELP {PREFIX}");
+    let mut found = Vec::new();
+    let mut file = File::open(path)?;
+    (&mut file).take(begins.len() as u64).read_to_end(&mut found)?;
+    if !found.is_empty() && found != begins.as_bytes() {
+        bail!("{} holds something else: name another file for the metrics", path.display());
+    }
+    file.read_to_end(&mut found)?;
+    Ok(String::from_utf8_lossy(&found).into_owned())
 }
 
 fn scrub_text(before: &str, scrubbed: &Scrubbed<'_>, open: usize, now_ms: u64) -> String {
@@ -113,7 +133,7 @@ pub(crate) fn write(
     incidents: &Incidents,
     now_ms: u64,
 ) -> anyhow::Result<()> {
-    let before = before(path);
+    let before = before(path)?;
     let incidents = incidents.all()?;
     let open = |target: &str| incidents.iter().filter(|(_, one)| one.is_open_of(target)).count();
     replace(path, &text(&before, runs, &open, now_ms))

@@ -171,6 +171,15 @@ impl Place {
             _ => None,
         }
     }
+
+    /// All files and devices of this machine that it names.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Stream(path) => vec![path.clone()],
+            Self::Drbd { path, meta, .. } => [path].into_iter().chain(meta).cloned().collect(),
+            _ => self.bytes().into_iter().collect(),
+        }
+    }
 }
 
 impl fmt::Display for Place {

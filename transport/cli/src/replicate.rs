@@ -6,7 +6,7 @@ use crate::{
     args,
     done::Done,
     exit::classify,
-    foreign, job,
+    foreign, job, own,
     place::Place,
     print::say,
     progress::Show,
@@ -29,6 +29,14 @@ pub(crate) async fn run(
     let place = |said: &Option<String>| said.as_deref().unwrap_or_default().parse::<Place>();
     let (source, target) = (place(&arguments.source)?, place(&arguments.target)?);
     foreign::check(&arguments, &source, &target)?;
+    let own = [
+        ("--index", arguments.index.as_deref()),
+        ("--metrics", arguments.metrics.as_deref()),
+        ("--key", arguments.peer.key.as_deref()),
+    ];
+    own::check_apart(&own)?;
+    own::check_no_volume(&own, &source)?;
+    own::check_no_replica(&own, &target, &arguments.state)?;
     let job = Job::of(&arguments, direction, trust_dir)?;
     tree::check(&arguments)?;
     if arguments.tree.recursive {

@@ -37,7 +37,7 @@ use crate::{
     progress::{Show, watch},
     remembered,
     source::{self, AnySource},
-    target::{AnyTarget, AnyTargetError, TargetPlace, TargetTerms, loss_max},
+    target::{AnyTarget, TargetPlace, TargetTerms, loss_max},
     terms::Terms,
     trust::{Trust, incidents},
 };
@@ -419,17 +419,18 @@ impl Job {
         let like = self.like.as_deref().map(parse).transpose().context("--like")?;
         let found = found.as_deref().map(parse).transpose()?;
         let open = move || {
-            let open = |path: PathBuf| index::open(&path, &index::replica(&place, &terms));
-            terms.index = index.and_then(open);
+            if let Some(path) = index {
+                terms.index = index::open_named(&path, &index::replica(&place, &terms))?;
+            }
             let mut target = place.open(&terms)?;
             if let Some(like) = like {
                 target.resemble(&like)?;
             } else if let Some(Err(error)) = found.map(|found| target.resemble(&found)) {
                 tracing::info!("pushing without a seed: {error}");
             }
-            Ok::<_, AnyTargetError>(target)
+            anyhow::Ok(target)
         };
-        Ok(tokio::task::spawn_blocking(open).await??)
+        tokio::task::spawn_blocking(open).await?
     }
 
     /// Runs both ends in this process, over the same protocol and with the same proofs.

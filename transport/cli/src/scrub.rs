@@ -17,6 +17,7 @@ use crate::{
     exit::{classify, code, reason},
     index,
     metrics::{self, SCRUB},
+    own,
     print::say,
     report,
     target::{AnyTargetError, TargetPlace, TargetTerms},
@@ -39,6 +40,10 @@ pub(crate) async fn run(
     trust_dir: &Path,
     json: bool,
 ) -> anyhow::Result<u8> {
+    let own =
+        [("--index", arguments.index.as_deref()), ("--metrics", arguments.metrics.as_deref())];
+    own::check_apart(&own)?;
+    own::check_no_replica(&own, &arguments.target.parse()?, &arguments.state)?;
     let (work, trusted) = (arguments.clone(), trust_dir.to_owned());
     let done = tokio::task::spawn_blocking(move || scrub(&work, &trusted)).await?;
     let target = &arguments.target;

@@ -95,7 +95,18 @@ fn what_a_replica_of_the_server_has_does_not_move_again() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("used by another process"), "{said}");
     server.kill();
+    let whole = fs::read(dir.join("index")).unwrap();
+    // What never was an index stays, and costs the server nothing but its index.
     fs::write(dir.join("index"), "rubbish").unwrap();
+    let (code, said) = rebuild(dir);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("index is no index of Driftline"), "{said}");
+    let mut server = common::Server::start(dir);
+    push(server.address, "file:clone.img", "two");
+    assert!(server.log().contains("index is no index of Driftline"), "{}", server.log());
+    server.kill();
+    assert_eq!(fs::read(dir.join("index")).unwrap(), b"rubbish");
+    fs::write(dir.join("index"), &whole[..whole.len() / 2]).unwrap();
     let (code, said) = rebuild(dir);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("chunks of 2 replicas"), "{said}");
@@ -106,7 +117,7 @@ fn what_a_replica_of_the_server_has_does_not_move_again() {
     server.kill();
 
     // One that is damaged is put aside, loudly, and nothing else comes of it.
-    fs::write(dir.join("index"), "rubbish").unwrap();
+    fs::write(dir.join("index"), &whole[..whole.len() / 2]).unwrap();
     let mut server = common::Server::start(dir);
     let grown = [&shifted[..], &base[..7 * CHUNK]].concat();
     fs::write(dir.join("clone.img"), &grown).unwrap();

@@ -4,6 +4,7 @@ mod common;
 
 use std::{
     fs::{self, File},
+    os::unix::fs::symlink,
     path::Path,
     process::{Command, Stdio},
     thread::sleep,
@@ -85,6 +86,79 @@ fn options_that_make_no_sense_or_do_nothing_are_named() {
     let pipe = json(dir, 2, &["push", "file:pipe", "file:out.img"]);
     assert!(pipe["error"]["detail"].as_str().unwrap().contains("is a pipe"), "{pipe}");
     assert!(!dir.join("out.img").exists());
+}
+
+/// None of the program's own files is a volume, or of its books, or another one of them.
+#[test]
+fn a_file_that_is_named_twice_is_not_overwritten() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    let source = noise(&dir.join("a.img"), 1 << 16, 1);
+    json(dir, 0, &["push", "file:a.img", "file:r.img"]);
+    symlink("a.img", dir.join("link")).unwrap();
+    fs::write(dir.join("notes"), "theirs").unwrap();
+    fs::write(dir.join("none"), "").unwrap();
+    let push = |code, more: &[&str]| {
+        json(dir, code, &[&["push", "file:a.img", "file:r.img"][..], more].concat())
+    };
+    for named in [
+        &["--index", "a.img"][..],
+        &["--index", "./link"],
+        &["--index", "r.img"],
+        &["--index", "r.img.driftline/state"],
+        &["--index", "r.img.driftline/new"],
+        &["--index", "notes"],
+        &["--metrics", "a.img"],
+        &["--metrics", "link"],
+        &["--metrics", "r.img"],
+        &["--metrics", "r.img.driftline/m"],
+        &["--metrics", "m", "--index", "./m"],
+    ] {
+        let refused = push(2, named);
+        assert_eq!(refused["error"]["reason"], "usage", "{refused}");
+        let scrub = [&["scrub", "file:r.img", "--repair"][..], named].concat();
+        if !named.iter().any(|word| ["a.img", "./link", "link", "notes"].contains(word)) {
+            assert_eq!(json(dir, 2, &scrub)["error"]["reason"], "usage", "{named:?}");
+        }
+    }
+    assert!(fs::read(dir.join("a.img")).unwrap() == source);
+    assert!(fs::read(dir.join("r.img")).unwrap() == source);
+    // What holds something else stays as it is; metrics stop no copy.
+    for (file, content) in [("notes", "theirs"), ("none", "")] {
+        let output = driftline(dir, &["push", "file:a.img", "file:r.img", "--metrics", file]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.contains("notes holds something else"), file == "notes", "{said}");
+        let is_kept = fs::read_to_string(dir.join(file)).unwrap() == content;
+        assert_eq!(is_kept, file == "notes");
+    }
+    assert_eq!(json(dir, 0, &["verify", "file:r.img"])["result"], "clean");
+    assert!(
+        !fs::read_dir(dir)
+            .unwrap()
+            .any(|entry| { entry.unwrap().file_name().to_string_lossy().contains("damaged") })
+    );
+}
+
+#[test]
+fn a_job_that_makes_no_sense_is_no_failure_of_a_copy() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    let good = "version = 1\nsource = \"file:a.img\"\ntarget = \"file:r.img\"\n";
+    for (wrong, says) in [
+        ("speed = 3\n", "unknown field"),
+        ("loss_max = 3\n", "loss_max"),
+        ("zfs = 3", "zfs"),
+        ("like = \"file:x\"\nrecursive = true\n", "like"),
+        ("[", "TOML"),
+    ] {
+        fs::write(dir.join("job.toml"), format!("{good}{wrong}")).unwrap();
+        let refused = json(dir, 2, &["push", "--job", "./job.toml"]);
+        assert_eq!(refused["error"]["reason"], "usage", "{refused}");
+        let detail = refused["error"]["detail"].as_str().unwrap();
+        assert!(detail.contains("job.toml") && detail.contains(says), "{detail}");
+    }
+    json(dir, 1, &["push", "--job", "./none.toml"]);
 }
 
 #[test]

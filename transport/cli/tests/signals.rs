@@ -213,7 +213,15 @@ fn output_that_cannot_be_written_ends_nothing_and_is_not_called_success() {
     let mut push = command(dir, &["push", "file:none.img", "file:r.img"]);
     assert_eq!(push.stderr(full()).status().unwrap().code(), Some(1));
     // What only prints has failed if that is lost.
-    for arguments in [&["status", "file:r.img"][..], &["map", "file:a.img"], &["incidents"]] {
+    for arguments in [
+        &["status", "file:r.img"][..],
+        &["map", "file:a.img"],
+        &["incidents"],
+        &["verify", "file:r.img"],
+        &["scrub", "file:r.img"],
+        // And what a program waits for.
+        &["--json", "push", "file:a.img", "file:r.img", "-q"],
+    ] {
         let mut printing = command(dir, arguments);
         let code = printing.stdout(full()).stderr(full()).status().unwrap().code();
         assert_eq!(code, Some(1), "{arguments:?}");

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
@@ -12,8 +12,9 @@ use anyhow::bail;
 use super::{Config, Volume};
 use crate::{
     args::TRUST_DIR,
+    own::{self, FileAt, books_beside, check_no_volume, resolved},
     place::Place,
-    target::{BOOKS_END, TargetPlace},
+    target::TargetPlace,
 };
 
 /// A target, as it is found on this machine.
@@ -28,26 +29,8 @@ struct Spot<'a> {
 
 /// What a target takes up.
 enum At {
-    Path(PathBuf, Option<FileId>),
+    File(FileAt),
     Dataset(String),
-}
-
-/// A file or a device, whatever its name is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum FileId {
-    File(u64, u64),
-    Device(u64),
-}
-
-impl FileId {
-    fn of(path: &Path) -> Option<Self> {
-        let found = fs::metadata(path).ok()?;
-        let is_device = found.file_type().is_block_device();
-        Some(match is_device {
-            true => Self::Device(found.rdev()),
-            false => Self::File(found.dev(), found.ino()),
-        })
-    }
 }
 
 impl<'a> Spot<'a> {
@@ -56,10 +39,9 @@ impl<'a> Spot<'a> {
         let tree = terms.root.is_some();
         let (at, beside) = match place {
             TargetPlace::File(path) => {
-                let path = resolved(path);
-                let mut beside = path.clone().into_os_string();
-                beside.push(BOOKS_END);
-                (At::Path(path.clone(), FileId::of(&path)), (!tree).then(|| beside.into()))
+                let file = FileAt::of(path);
+                let beside = (!tree).then(|| books_beside(&file.path));
+                (At::File(file), beside)
             }
             TargetPlace::Zvol(name) | TargetPlace::Zfs(name) => {
                 (At::Dataset(name.to_string()), None)
@@ -72,7 +54,7 @@ impl<'a> Spot<'a> {
     /// Whether both are one place.
     fn is_same(&self, other: &Self) -> bool {
         match (&self.at, &other.at) {
-            (At::Path(a, a_id), At::Path(b, b_id)) => a == b || (a_id.is_some() && a_id == b_id),
+            (At::File(a), At::File(b)) => a.is(b),
             (At::Dataset(a), At::Dataset(b)) => a == b,
             _ => false,
         }
@@ -81,14 +63,14 @@ impl<'a> Spot<'a> {
     /// Whether the other, or its books, are in what this one takes up.
     fn contains(&self, other: &Self) -> bool {
         let is_below = |path: &Path| match &self.at {
-            At::Path(tree, _) if self.tree && path.starts_with(tree) => true,
+            At::File(tree) if self.tree && path.starts_with(&tree.path) => true,
             _ => self.books.as_ref().is_some_and(|books| path.starts_with(books)),
         };
         if other.books.as_deref().is_some_and(is_below) {
             return true;
         }
         match (&self.at, &other.at) {
-            (At::Path(..), At::Path(path, _)) => is_below(path),
+            (At::File(_), At::File(inner)) => is_below(&inner.path),
             (At::Dataset(a), At::Dataset(b)) => {
                 self.tree && b.strip_prefix(a.as_str()).is_some_and(|rest| rest.starts_with('/'))
             }
@@ -98,24 +80,11 @@ impl<'a> Spot<'a> {
 
     /// Whether a file of ours is the target, or in what it takes up.
     fn takes(&self, file: &Path) -> bool {
-        let At::Path(path, id) = &self.at else { return false };
-        let (file, file_id) = (resolved(file), FileId::of(file));
-        *path == file
-            || (id.is_some() && *id == file_id)
-            || self.tree && file.starts_with(path)
-            || self.books.as_ref().is_some_and(|books| file.starts_with(books))
-    }
-}
-
-/// A path without links and `..`, as far as it is there.
-fn resolved(path: &Path) -> PathBuf {
-    if let Ok(path) = fs::canonicalize(path) {
-        return path;
-    }
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    match (absolute.parent(), absolute.file_name()) {
-        (Some(parent), Some(name)) => resolved(parent).join(name),
-        _ => absolute,
+        let At::File(target) = &self.at else { return false };
+        let file = FileAt::of(file);
+        target.is(&file)
+            || self.tree && file.path.starts_with(&target.path)
+            || self.books.as_ref().is_some_and(|books| file.path.starts_with(books))
     }
 }
 
@@ -147,9 +116,19 @@ pub(super) fn check_apart(config: &Config, own: Option<&Path>) -> anyhow::Result
         }
     }
     let trusted = Some(config.trust_dir.as_deref().unwrap_or_else(|| Path::new(TRUST_DIR)));
-    let own = [Some(config.key.as_path()), config.index.as_deref(), trusted, own];
-    let what = ["the secret key", "the index", "the trust folder", "this file"];
-    for (file, what) in own.into_iter().zip(what) {
+    let own = [
+        ("the secret key", Some(config.key.as_path())),
+        ("the index", config.index.as_deref()),
+        ("the trust folder", trusted),
+        ("this file", own),
+    ];
+    own::check_apart(&own)?;
+    for (_, volume) in config.volumes() {
+        if let Volume::Source { place, .. } = volume {
+            check_no_volume(&own, place)?;
+        }
+    }
+    for (what, file) in own {
         let Some(file) = file else { continue };
         if let Some(spot) = spots.iter().find(|spot| spot.takes(file)) {
             let (volume, place) = (spot.volume, spot.place);
