@@ -10,7 +10,8 @@ use driftline_extent::{
 };
 use driftline_target::{Sink, SinkState, StreamTarget};
 use driftline_transport::{
-    Connection, Progress, SourceJob, answer, receive_request, request, serve_source, serve_target,
+    Connection, Progress, SourceJob, answer, deliver::LastSeen, receive_request, request,
+    serve_source, serve_target,
 };
 use driftline_wire::{Peer, SecretKey, Verb};
 
@@ -130,7 +131,7 @@ async fn a_stream_of_any_length_fits() {
             volume,
             overwrite: false,
             compare: false,
-            arrived: None,
+            arrived: LastSeen::Nothing,
             compression: Some(1),
             witness,
             patience: driftline_transport::SOURCE_PATIENCE,

@@ -80,22 +80,39 @@ fn holds_nothing(state: &TargetState) -> bool {
     state.generation.is_none() && state.resume.is_none() && !is_cut
 }
 
-/// Refuses a target that holds nothing, though it held this generation when it was last seen.
+/// What a target held when it was last seen, as far as that is known.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum LastSeen {
+    /// Nothing is known to have arrived there.
+    #[default]
+    Nothing,
+    /// This generation.
+    Held(Generation),
+    /// Nobody can tell: why.
+    Unknown(String),
+}
+
+/// Refuses a target that holds nothing, though it held something when it was last seen, or nobody
+/// can tell whether it did.
 ///
 /// # Errors
 /// [`Reason::TargetGone`].
-pub fn recognise(state: &TargetState, held: Option<Generation>) -> Result<(), Failure> {
-    match held {
-        Some(held) if holds_nothing(state) => {
-            let detail = format!(
-                "it holds nothing, though {held} had arrived there: it was destroyed, renamed or \
-                 moved, or what it is on is not mounted or imported. Nothing was done. If it has \
-                 another name now, push to that; to have it copied anew, run again with --full"
-            );
-            Err(Failure::new(Reason::TargetGone, detail))
-        }
-        _ => Ok(()),
-    }
+pub fn recognise(state: &TargetState, last: LastSeen) -> Result<(), Failure> {
+    let detail = match last {
+        LastSeen::Held(held) if holds_nothing(state) => format!(
+            "it holds nothing, though {held} had arrived there: it was destroyed, renamed or \
+             moved, or what it is on is not mounted or imported. Nothing was done. If it has \
+             another name now, push to that; to have it copied anew, run again with --full"
+        ),
+        LastSeen::Unknown(why) if holds_nothing(state) => format!(
+            "it holds nothing, and Driftline cannot tell whether something had arrived there, as \
+             {why}. Nothing was done. If a copy was there, it was destroyed, renamed or moved, or \
+             what it is on is not mounted or imported; to have it copied anew, or for the first \
+             time, run again with --full"
+        ),
+        _ => return Ok(()),
+    };
+    Err(Failure::new(Reason::TargetGone, detail))
 }
 
 /// Plans how to bring the target from where it is to the source's next generation.

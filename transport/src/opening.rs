@@ -232,7 +232,7 @@ mod tests {
             compression: None,
             witness: None,
             patience,
-            arrived: None,
+            arrived: LastSeen::Nothing,
             held: None,
         };
         let started = tokio::time::Instant::now();

@@ -12,7 +12,7 @@ use std::{
 };
 
 use driftline_extent::{
-    Ask, Begin, Committed, Finish, Generation, Offer, Plan, Reason, Source, TargetState, Volume,
+    Ask, Begin, Committed, Finish, Offer, Plan, Reason, Source, TargetState, Volume,
 };
 use driftline_manifest::ChunkKey;
 use driftline_wire::{
@@ -24,7 +24,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
     Failure, Progress, Summary, TransportError,
-    deliver::{self, Delivery, Outlet},
+    deliver::{self, Delivery, LastSeen, Outlet},
     pump::{Outgoing, Side, Turn},
     watched::Watched,
     witness::{Testimony, Witness},
@@ -47,7 +47,7 @@ pub struct SourceJob<S> {
     /// Whether the user wants all compared, whatever a map says.
     pub compare: bool,
     /// What the target held when it was last seen. If it holds nothing now, it is gone.
-    pub arrived: Option<Generation>,
+    pub arrived: LastSeen,
     /// The zstd level for data on the way; `None` sends it as it is.
     pub compression: Option<i32>,
     /// What keeps the source's own manifest, if anything does.
@@ -140,7 +140,7 @@ impl SourceSide {
             volume: volume.clone(),
             overwrite,
             compare,
-            arrived: arrived.filter(|_| !overwrite),
+            arrived: if overwrite { LastSeen::Nothing } else { arrived },
             witness,
             commands: worker_commands,
             batches,
@@ -319,7 +319,7 @@ struct SourceWorker<S> {
     /// Until it is planned.
     compare: bool,
     /// As in [`SourceJob`], until it is planned, and unless the user has agreed to a copy anew.
-    arrived: Option<Generation>,
+    arrived: LastSeen,
     commands: Commands<SourceCommand>,
     batches: mpsc::Sender<Delivered>,
     events: mpsc::UnboundedSender<SourceEvent>,
@@ -361,7 +361,7 @@ impl<S: Source> SourceWorker<S> {
     }
 
     fn plan(&mut self, state: &TargetState) -> Result<(), Failure> {
-        deliver::recognise(state, self.arrived.take())?;
+        deliver::recognise(state, mem::take(&mut self.arrived))?;
         if let Some(ask) = deliver::ask(&mut self.source, state)? {
             let _ = self.events.send(SourceEvent::Asked(ask));
             return Ok(());
@@ -496,7 +496,7 @@ mod tests {
             volume: Some(Arc::new(Defect)),
             overwrite: false,
             compare: false,
-            arrived: None,
+            arrived: LastSeen::Nothing,
             compression: None,
             witness: None,
             patience: SOURCE_PATIENCE,

@@ -11,8 +11,9 @@ use driftline_trust::Pushed;
 use driftline_zfs::{DatasetName, host::Zfs};
 
 use crate::{
+    args::Peer,
     place::Place,
-    remembered::{pushes, words},
+    remembered::{Spellings, pushes},
 };
 
 /// How many clones of clones are followed.
@@ -20,9 +21,14 @@ const ORIGINS_MAX: usize = 16;
 
 /// What stands at the place of the target and is like this volume, as `--like` would say it, if
 /// this is a first copy of a clone of what was pushed there.
-pub(crate) async fn find(dir: PathBuf, source: DatasetName, target: Place) -> Option<String> {
+pub(crate) async fn find(
+    dir: PathBuf,
+    source: DatasetName,
+    target: Place,
+    peer: Peer,
+) -> Option<String> {
     let name = source.to_string();
-    let work = move || look(&dir, &source, &target).map_err(|error| format!("{error:#}"));
+    let work = move || look(&dir, &source, &target, &peer).map_err(|error| format!("{error:#}"));
     let found = tokio::task::spawn_blocking(work).await;
     found.unwrap_or_else(|error| Err(error.to_string())).unwrap_or_else(|error| {
         tracing::info!(source = name, error, "cannot find out what it is a clone of");
@@ -30,11 +36,18 @@ pub(crate) async fn find(dir: PathBuf, source: DatasetName, target: Place) -> Op
     })
 }
 
-fn look(dir: &Path, source: &DatasetName, target: &Place) -> anyhow::Result<Option<String>> {
+fn look(
+    dir: &Path,
+    source: &DatasetName,
+    target: &Place,
+    peer: &Peer,
+) -> anyhow::Result<Option<String>> {
     let pushes = pushes(dir);
     // What arrived once is no first copy any more, and an old version of itself is better.
-    if pushes.of(&words(target))?.is_some() {
-        return Ok(None);
+    for spelling in Spellings::of(target, peer).all() {
+        if pushes.of(spelling)?.is_some() {
+            return Ok(None);
+        }
     }
     let there: Vec<There> =
         pushes.all()?.iter().filter_map(|pushed| There::of(pushed, target)).collect();
@@ -101,7 +114,14 @@ mod tests {
             let (source, target_then) = ((*source).to_owned(), (*target_then).to_owned());
             let as_stream = target_then.starts_with("zfs:");
             let (generation, last_ms) = (None, *last_ms);
-            let pushed = Pushed { source, target: target_then, last_ms, generation, as_stream };
+            let pushed = Pushed {
+                source,
+                leads_to: None,
+                target: target_then,
+                last_ms,
+                generation,
+                as_stream,
+            };
             There::of(&pushed, &target)
         });
         let there: Vec<There> = there.collect();

@@ -12,8 +12,9 @@ use driftline_extent::{CHUNK_LEN, Plan, PlanKind, Reason, Target as _, TargetSta
 use driftline_target::is_one_volume;
 use driftline_transport::{
     Connection, Failure, Progress, SOURCE_PATIENCE, SharedLimit, SourceJob, Summary,
-    TransportError, answer, chain, deliver::recognise, dial, receive_request, receive_state,
-    request, serve_source, serve_target,
+    TransportError, answer, chain,
+    deliver::{LastSeen, recognise},
+    dial, receive_request, receive_state, request, serve_source, serve_target,
 };
 use driftline_trust::{EXTENTS_MAX, Incident};
 use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
@@ -267,14 +268,20 @@ impl Job {
 
     /// Remembers what is there now, and what clones of this volume will be like there.
     fn remember(&self, source: &Place, target: &Place, summary: &Summary) {
-        remembered::remember(&self.trust_dir, source, target, summary);
+        remembered::remember(&self.trust_dir, [source, target], &self.peer, summary);
+    }
+
+    /// What of this source the target held when it was last seen.
+    fn last_seen(&self, source: &Place, target: &Place) -> LastSeen {
+        remembered::last_seen(&self.trust_dir, [source, target], &self.peer)
     }
 
     /// What it is like at the target, if that is found where nobody said it.
     async fn found_like(&self, source: &Place, target: &Place) -> Option<String> {
         match source {
             Place::Zfs(name) if self.like.is_none() => {
-                likeness::find(self.trust_dir.clone(), name.clone(), target.clone()).await
+                let dir = self.trust_dir.clone();
+                likeness::find(dir, name.clone(), target.clone(), self.peer.clone()).await
             }
             _ => None,
         }
@@ -346,8 +353,8 @@ impl Job {
             }
             (Place::Remote { volume, address }, _, Direction::Pull) => {
                 // It is about this side's target, and only where that is gone.
-                let held = remembered::held(&self.trust_dir, source, target);
-                if self.overwrite && held.is_none() {
+                let seen = self.last_seen(source, target);
+                if self.overwrite && seen == LastSeen::Nothing {
                     misused!(
                         "--full applies to a pull only if its target is gone: to replace what a \
                          target holds, push to it"
@@ -358,7 +365,7 @@ impl Job {
                 }
                 let opened = self.open(TargetPlace::of(target)?, None).await?;
                 if !self.overwrite {
-                    recognise(&opened.state(), held).with_context(|| target.to_string())?;
+                    recognise(&opened.state(), seen).with_context(|| target.to_string())?;
                 }
                 self.pull(volume, address, opened, progress).await
             }
@@ -399,7 +406,7 @@ impl Job {
         source: &Place,
         target: &Place,
     ) -> anyhow::Result<SourceJob<AnySource>> {
-        let arrived = remembered::held(&self.trust_dir, source, target);
+        let arrived = self.last_seen(source, target);
         let target = target.to_string();
         let to = self.together.as_ref().map_or(&target, |together| &together.to);
         let trust = Trust { dir: &self.trust_dir, audit: &self.audit, target: &target };

@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use driftline_drbd::host::Found;
 use driftline_extent::{Generation, Reason};
 use driftline_target::{FileDisk, InPlace, Problem, is_one_volume, open_in_place};
-use driftline_transport::{Failure, Progress, SourceJob};
+use driftline_transport::{Failure, Progress, SourceJob, deliver::LastSeen};
 
 use crate::{
     args, content,
@@ -113,7 +113,8 @@ async fn restore(
 fn open_source(job: &Job, from: &Place, to: &Place, terms: &TargetTerms) -> anyhow::Result<Opened> {
     if let Place::Drbd { .. } = from {
         // What is remembered of targets is of those that are replicas.
-        let source = SourceJob { witness: None, arrived: None, ..job.source(from, to)? };
+        let source =
+            SourceJob { witness: None, arrived: LastSeen::Nothing, ..job.source(from, to)? };
         // Nothing starts from it, so that the name that it has in common with others is told.
         let of = source.source.generation();
         return Ok(Opened { source, of, verified: false });

@@ -15,7 +15,7 @@ use driftline_drbd::{
 use driftline_extent::{
     Ask, Change, Explained, Finish, Generation, Plan, PlanKind, Reason, Source, TargetState, Volume,
 };
-use driftline_transport::{SOURCE_PATIENCE, SourceJob, witness::Witness};
+use driftline_transport::{SOURCE_PATIENCE, SourceJob, deliver::LastSeen, witness::Witness};
 use driftline_zfs::{DatasetName, LiveError, LiveSource, Pick, SendStream, StreamError, host::Zfs};
 
 use crate::{
@@ -235,7 +235,7 @@ pub(crate) fn job_of(
         volume,
         overwrite,
         compare: false,
-        arrived: None,
+        arrived: LastSeen::Nothing,
         compression,
         witness: None,
         patience: SOURCE_PATIENCE,

@@ -32,7 +32,7 @@ pub use audit::{
 pub use incident::{EXTENTS_MAX, Incident, IncidentError, Incidents};
 pub use log::Entry;
 pub use manifest::{Base, Files, Manifest, ManifestError};
-pub use pushed::{Pushed, Pushes};
+pub use pushed::{Pushed, PushedError, Pushes};
 pub use state::Held;
 pub use storage::{FileStorage, Storage};
 pub use touched::Touched;

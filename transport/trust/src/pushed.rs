@@ -1,16 +1,14 @@
 //! What was pushed where: of each target the source that it is a replica of.
 //!
 //! Each target has a file `NAME.pushed` in a folder, where the name is made from the target: a
-//! record of text, see [`crate::record`]. It is written anew and put in its place at once, and
-//! whatever is no such record counts as none: nothing is decided by it but what moves, and whether a
-//! target that holds nothing is one that is gone.
+//! record of text, see [`crate::record`]. It is written anew and put in its place at once. Nothing is
+//! decided by it but what moves, and whether a target that holds nothing is one that is gone: for
+//! that, a file that is no such record is an error, and not none.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
 
 use driftline_extent::Generation;
+use thiserror::Error;
 
 use crate::{
     record::{Lines, Record},
@@ -25,6 +23,8 @@ const END: &str = "pushed";
 pub struct Pushed {
     /// What was pushed, as it is written on the command line.
     pub source: String,
+    /// What that leads to, if it is a link or another spelling.
+    pub leads_to: Option<String>,
     /// Where it is, in words that mean the same from any folder.
     pub target: String,
     /// When it arrived last, in milliseconds since 1970.
@@ -33,6 +33,18 @@ pub struct Pushed {
     pub generation: Option<Generation>,
     /// Whether it went as a stream, to a target that is ZFS itself.
     pub as_stream: bool,
+}
+
+/// Why it is not known what a target is a replica of.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PushedError {
+    /// The record cannot be read.
+    #[error("{} cannot be read", .0.display())]
+    Unreadable(PathBuf, #[source] io::Error),
+    /// The file is no such record, or that of another target.
+    #[error("{} is damaged", .0.display())]
+    Damaged(PathBuf),
 }
 
 /// What this machine has pushed.
@@ -45,6 +57,7 @@ impl Pushed {
     pub(crate) fn encode(&self) -> String {
         Record::new(TITLE)
             .line("source", &self.source)
+            .option("leads-to", self.leads_to.as_ref())
             .line("target", &self.target)
             .line("last", self.last_ms)
             .option("generation", self.generation)
@@ -57,6 +70,7 @@ impl Pushed {
         let [source, target] = ["source", "target"].map(|key| lines.get(key).map(str::to_owned));
         Some(Self {
             source: source?,
+            leads_to: lines.get("leads-to").map(str::to_owned),
             target: target?,
             last_ms: lines.number("last")?,
             generation: lines.get("generation").and_then(|text| text.parse().ok()),
@@ -82,12 +96,20 @@ impl Pushes {
     /// What this target is a replica of; `None` if that is not known.
     ///
     /// # Errors
-    /// What the operating system says.
-    pub fn of(&self, target: &str) -> io::Result<Option<Pushed>> {
-        Ok(read(&self.path(target))?.filter(|pushed| pushed.target == target))
+    /// That there is a record which cannot be read or believed, or may be one.
+    pub fn of(&self, target: &str) -> Result<Option<Pushed>, PushedError> {
+        let path = self.path(target);
+        match read_small(&path) {
+            Ok(None) => Ok(None),
+            Ok(Some(bytes)) => match decode(&bytes).filter(|pushed| pushed.target == target) {
+                Some(pushed) => Ok(Some(pushed)),
+                None => Err(PushedError::Damaged(path)),
+            },
+            Err(error) => Err(PushedError::Unreadable(path, error)),
+        }
     }
 
-    /// All of them that can be read, in no order.
+    /// All of them that are whole, in no order.
     ///
     /// # Errors
     /// What the operating system says.
@@ -101,7 +123,7 @@ impl Pushes {
         for entry in entries {
             let path = entry?.path();
             if path.extension().is_some_and(|end| end == END) {
-                all.extend(read(&path)?);
+                all.extend(read_small(&path)?.and_then(|bytes| decode(&bytes)));
             }
         }
         Ok(all)
@@ -113,9 +135,8 @@ impl Pushes {
     }
 }
 
-fn read(path: &Path) -> io::Result<Option<Pushed>> {
-    let bytes = read_small(path)?.unwrap_or_default();
-    Ok(str::from_utf8(&bytes).ok().and_then(Pushed::decode))
+fn decode(bytes: &[u8]) -> Option<Pushed> {
+    str::from_utf8(bytes).ok().and_then(Pushed::decode)
 }
 
 #[cfg(test)]
@@ -127,7 +148,9 @@ mod tests {
     fn pushed(source: &str, target: &str, last_ms: u64) -> Pushed {
         let generation = Some(Generation::Zfs(last_ms));
         let (source, target) = (source.into(), target.into());
-        Pushed { source, target, last_ms, generation, as_stream: last_ms.is_multiple_of(2) }
+        let as_stream = last_ms.is_multiple_of(2);
+        let leads_to = as_stream.then(|| "file:/b".to_owned());
+        Pushed { source, leads_to, target, last_ms, generation, as_stream }
     }
 
     #[test]
@@ -157,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_not_known_and_hides_no_other() {
+    fn what_is_damaged_is_an_error_and_hides_no_other() {
         let dir = TempDir::new().unwrap();
         let pushes = Pushes::new(dir.path().to_owned());
         let (one, other) = (pushed("zfs:t/a", "x@h:1", 1), pushed("zfs:t/a", "y@h:1", 2));
@@ -168,14 +191,15 @@ mod tests {
         changed[25] ^= 1;
         for bytes in [&whole[..whole.len() - 1], &changed, &[0xff], &[]] {
             fs::write(&path, bytes).unwrap();
-            assert_eq!(pushes.of("x@h:1").unwrap(), None);
+            let error = pushes.of("x@h:1").unwrap_err().to_string();
+            assert_eq!(error, format!("{} is damaged", path.display()));
             assert_eq!(pushes.all().unwrap(), std::slice::from_ref(&other));
         }
-        // What an interrupted write leaves is none, and neither is another target's.
+        // What an interrupted write leaves is none, and another target's record is not believed.
         let unfinished = path.with_extension("new-7");
         fs::write(&unfinished, &whole).unwrap();
         fs::copy(pushes.path("y@h:1"), &path).unwrap();
-        assert_eq!(pushes.of("x@h:1").unwrap(), None);
+        assert!(matches!(pushes.of("x@h:1"), Err(PushedError::Damaged(_))));
         assert!(unfinished.exists());
         pushes.keep(&one).unwrap();
         assert_eq!(pushes.of("x@h:1").unwrap(), Some(one));
