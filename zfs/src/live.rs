@@ -73,8 +73,8 @@ pub struct LiveOptions {
     pub to_one: bool,
     /// How many of these snapshots are kept after they arrived, besides the newest.
     pub keep: usize,
-    /// Whether the user has agreed to a full copy over another generation of a volume. One copy
-    /// uses the consent up.
+    /// Whether the user has agreed to a full copy: over another generation of a volume, where one
+    /// copy uses the consent up, or anew of what is gone at a target that is ZFS itself.
     pub allow_full: bool,
     /// What is compared with the snapshot's device, of a volume.
     pub read_back: ReadBack,
@@ -360,14 +360,19 @@ impl LiveSource {
     /// has agreed to a copy anew.
     fn check_gone(&self, points: &[Point]) -> Result<(), LiveError> {
         let LiveOptions { to_one, allow_full, names, .. } = &self.options;
-        // A data set below the root of a tree may be new.
-        if !self.empty || !to_one || *allow_full || self.name != self.root {
+        if !self.empty || !to_one || *allow_full {
             return Ok(());
         }
+        // A data set below the root of a tree that has no mark is new, or its first stream was cut
+        // off.
         let is_mark =
             |point: &&Point| names.parse(&point.name) == Some(OwnPoint::Bookmark(point.guid));
         match points.iter().filter(is_mark).max_by_key(|point| point.createtxg) {
-            Some(mark) => Err(LiveError::Gone { mark: mark.name.clone() }),
+            Some(mark) => {
+                let path = self.path();
+                let at = if path.is_empty() { String::new() } else { format!(" at {path:?}") };
+                Err(LiveError::Gone { at, mark: mark.name.clone() })
+            }
             None => Ok(()),
         }
     }
@@ -568,7 +573,8 @@ impl Source for LiveSource {
                     warn_of(&self.name, &stream.into_inner().finish()?);
                     let size = shape.map(|shape| shape.size);
                     increment.finish = Some(Finish { size, ..finish });
-                    self.options.allow_full = false;
+                    // Of a tree several data sets may be copied anew, each by a stream of its own.
+                    self.options.allow_full &= increment.shape.is_none();
                     return Ok(None);
                 }
                 (Err(error), _, Some(stream)) => return Err(failed(stream, snapshot, error)),

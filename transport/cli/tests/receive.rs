@@ -24,7 +24,9 @@ guid_of() { awk -F '\t' -v name="$1" '$1 == name { print $2 }' points; }
 for last; do [ "$before" != -i ] || base=$last; before=$last; done
 case "$*" in
 "list -H -o name -t filesystem,volume"*) grep -q "^$last$tab" datasets || { echo "cannot open '$last': dataset does not exist" >&2; exit 1; }; echo "$last" ;;
+"list -H -o name -t snapshot"*|"list -H -o name -t bookmark"*) grep -q "^$last$tab" points || { echo "cannot open '$last': dataset does not exist" >&2; exit 1; }; echo "$last" ;;
 "list -Hp -d 0 -t filesystem,volume"*) grep "^$last$tab" datasets ;;
+"list -Hp -r -t filesystem,volume"*) grep "^$last[/$tab]" datasets ;;
 "list -Hp"*"-t snapshot,bookmark"*) grep "^$last[@#]" points || true ;;
 "get -Hp -o value written "*) cat written ;;
 "get -Hp -o value pbkdf2salt "*) echo 0 ;;
@@ -276,4 +278,44 @@ fn a_target_that_went_back_is_gone_on_with_from_a_bookmark() {
     fake.arrives("zfs:tank/fs", 3, &[]);
     let calls = fs::read_to_string(fake.path("calls")).unwrap();
     assert!(calls.contains("-0000000000000001 tank/fs@driftline-"), "{calls}");
+}
+
+/// What stands below the root of a tree that goes by one stream, and was destroyed or renamed at
+/// the target.
+#[test]
+fn a_data_set_of_a_tree_that_is_gone_is_not_copied_anew_without_consent() {
+    let fake = Fake::new(PLAIN);
+    fake.arrives("zfs:tank/fs", 1, &[]);
+    let points = fs::read_to_string(fake.path("points")).unwrap();
+    let name = |kind: char| {
+        let start = format!("tank/fs{kind}");
+        let line = points.lines().find(|line| line.starts_with(&start)).unwrap();
+        line.split_once('\t').unwrap().0[start.len()..].to_owned()
+    };
+    let (short, mark) = (name('@'), name('#').replace("0001", "000b"));
+    let add = |name: &str, guid: u64| {
+        fake.add("datasets", &format!("{name}\t{PLAIN}\n"));
+        fake.add("points", &format!("{name}@{short}\t{guid}\t1\t1\t0\n"));
+        fs::write(fake.path(&format!("stream.0.{guid}")), stream(0, guid, &[], 0)).unwrap();
+    };
+    let tree = |tip: u64, code: i32, more: &[&str]| {
+        let options = [&["--with", "tree", "--latest"], more].concat();
+        let output = fake.push("zfs:tank/fs", tip, &options);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+        text(&output)
+    };
+    // It arrived once, as its bookmark says.
+    add("tank/fs/gone", 11);
+    fake.add("points", &format!("tank/fs/gone#{mark}\t11\t1\t1\t-\n"));
+    let said = tree(11, 3, &[]);
+    for word in ["target-gone", "at \\\"gone\\\"", &mark, "--full"] {
+        assert!(said.contains(word), "{word} is not in {said}");
+    }
+    assert_eq!(fake.received().len(), 1);
+    tree(11, 0, &["--full"]);
+    assert!(fake.received()[1].ends_with(" back/fs/gone"), "{:?}", fake.received());
+    // What never arrived needs nobody to agree.
+    add("tank/fs/new", 12);
+    tree(12, 0, &[]);
+    assert!(fake.received()[2].ends_with(" back/fs/new"), "{:?}", fake.received());
 }

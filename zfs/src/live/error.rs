@@ -61,11 +61,14 @@ pub enum LiveError {
     Diverged(#[from] Divergence),
     /// The target holds nothing, and is known to have held something.
     #[error(
-        "the target holds nothing, but {mark} shows that a generation had arrived there: the target \
-         was destroyed, renamed or moved, or its pool is not imported. Nothing was done. If the \
-         target has another name now, push to that name. To make a full copy, run again with --full"
+        "the target holds nothing{at}, but {mark} shows that a generation had arrived there: the \
+         target was destroyed, renamed or moved, or its pool is not imported. Nothing was done. If \
+         it has another name now, push to that name, or rename it as at the source. To make a full \
+         copy, run again with --full"
     )]
     Gone {
+        /// In a tree the data set below its root that is gone, as words; empty for the root.
+        at: String,
         /// The bookmark of what had arrived last.
         mark: PointName,
     },

@@ -64,7 +64,7 @@ impl LiveSource {
     }
 
     /// Where the data set that is planned for is below the root.
-    fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         self.name.below(&self.root).unwrap_or_default().to_owned()
     }
 
