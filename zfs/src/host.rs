@@ -187,8 +187,32 @@ impl Zfs {
                 let (engine, all) = (engine.clone(), snapshots.to_vec());
                 self.apart(snapshots[0].dataset(), "snapshot", move || engine.snapshot(&all))
             }
-            Err(_) => self.run(words(&["snapshot"], snapshots)).map(drop),
+            Err(_) => match self.run(words(&["snapshot"], snapshots)) {
+                Err(error) if error.is_one_at_most() => self.snapshot_among(snapshots, error),
+                taken => taken.map(drop),
+            },
         }
+    }
+
+    /// What [`snapshot`](Self::snapshot) does, by a ZFS that takes one at once, or a whole tree: takes
+    /// the tree that all of them are in, and destroys at once what nobody asked for.
+    fn snapshot_among(&self, snapshots: &[PointName], why: ZfsError) -> Result<(), ZfsError> {
+        let short = snapshots[0].short();
+        let first = snapshots[0].dataset().clone();
+        let is_above_all = |name: &DatasetName| {
+            snapshots.iter().all(|one| one.short() == short && one.dataset().below(name).is_some())
+        };
+        let root = std::iter::successors(Some(first), DatasetName::parent).find(is_above_all);
+        let Some(root) = root.and_then(|root| root.snapshot(short).ok()) else { return Err(why) };
+        self.snapshot_tree(&root)?;
+        let members = self.tree(root.dataset())?.into_iter();
+        let mut unasked: Vec<PointName> =
+            members.filter_map(|member| member.name.snapshot(short).ok()).collect();
+        unasked.retain(|point| !snapshots.contains(point));
+        for Stays { point, why } in self.destroy(&unasked)? {
+            tracing::warn!(snapshot = %point, why, "not needed, but cannot be destroyed");
+        }
+        Ok(())
     }
 
     /// Takes this snapshot, and at the same instant one of the same name of every data set below

@@ -46,12 +46,20 @@ pub(crate) fn is_lost() -> bool {
     LOST.load(Relaxed)
 }
 
-/// Prints one line on standard error. That it cannot be written is nobody's failure.
+/// Prints on standard error. Further lines are indented, so that none that came from elsewhere
+/// passes for one of ours. That it cannot be written is nobody's failure.
 pub(crate) fn complain(text: impl Display) {
-    let text = text.to_string();
-    let mut shown = harmless(&text, |_| false).into_owned();
-    shown.push('\n');
+    let shown = indented(&text.to_string());
     let _ = io::stderr().lock().write_all(shown.as_bytes());
+}
+
+fn indented(text: &str) -> String {
+    let lines = text.lines().map(|line| harmless(line, |_| false)).enumerate();
+    lines.fold(String::new(), |mut shown, (number, line)| {
+        let margin = if number == 0 || line.starts_with("  ") { "" } else { "  " };
+        let _ = writeln!(shown, "{margin}{line}");
+        shown
+    })
 }
 
 /// Escapes what a terminal would obey: control characters, and those that turn the direction of
@@ -146,6 +154,9 @@ mod tests {
         let evil = "a\x1b[2J\u{9b}1m\r\nINFO b\u{202e}c\t\u{7f}";
         let shown = harmless(evil, |_| false);
         assert_eq!(shown, "a\\u001b[2J\\u009b1m\\u000d\\nINFO b\\u202ec\\u0009\\u007f");
+        // An error may have several lines, and only the first begins at the margin.
+        let shown = indented("driftline: x\n  y\ndriftline: z\r\n\x1b[2J\n");
+        assert_eq!(shown, "driftline: x\n  y\n  driftline: z\n  \\u001b[2J\n");
         // A log line is one line, whatever is in it.
         let line = Log { colors: false }.line("one\ntwo\x1b[0m\n");
         assert_eq!(line, "one\\ntwo\\u001b[0m\n");

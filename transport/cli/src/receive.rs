@@ -106,9 +106,9 @@ impl ReceiveSink {
         Self { zfs, own: name.clone(), name, policy, root, work: Work::Idle }
     }
 
-    fn look(&self) -> Result<Found, ReceiveError> {
-        let Some(dataset) = self.zfs.dataset(&self.name)? else { return Ok(None) };
-        let mut points = self.zfs.points(&self.name)?;
+    fn look(&self, name: &DatasetName) -> Result<Found, ReceiveError> {
+        let Some(dataset) = self.zfs.dataset(name)? else { return Ok(None) };
+        let mut points = self.zfs.points(name)?;
         points.retain(Point::is_snapshot);
         points.sort_by_key(|point| Reverse(point.createtxg));
         Ok(Some((dataset, points)))
@@ -116,7 +116,7 @@ impl ReceiveSink {
 
     /// Refuses what `zfs receive` would refuse, with what a person may do about it.
     fn check(&self, base: Option<u64>) -> Result<Found, ReceiveError> {
-        let found = self.look()?;
+        let found = self.look(&self.name)?;
         let Some((dataset, points)) = &found else { return Ok(None) };
         if dataset.receive_resume_token.is_some() {
             return Ok(found);
@@ -134,17 +134,9 @@ impl ReceiveSink {
             are_empty &= written.is_ok_and(|bytes| bytes == "0");
         }
         if is_written || !are_empty {
-            return Err(self.diverged(points, later.len(), is_written));
+            return Err(diverged(&self.name, points, later.len(), is_written));
         }
         Ok(found)
-    }
-
-    /// The target has so many snapshots, the newest first, that the source lacks.
-    fn diverged(&self, points: &[Point], later: usize, written: bool) -> ReceiveError {
-        let name = |point: &Point| point.name.clone();
-        let (dataset, common) = (self.name.clone(), points.get(later).map(name));
-        let beyond = points[..later.min(points.len())].iter().rev().map(name).collect();
-        Divergence { dataset, common, beyond, written }.into()
     }
 
     /// What decides how a stream is received, besides its beginning.
@@ -198,14 +190,16 @@ impl ReceiveSink {
         let points = found.as_ref().map_or(&[][..], |(_, points)| points);
         // Of a raw increment ZFS wants the base to be the newest, even if the others are empty.
         if head.encrypted && !later(points, base).is_empty() {
-            return Err(self.diverged(points, later(points, base).len(), false));
+            return Err(diverged(&self.name, points, later(points, base).len(), false));
         }
         let abilities = self.zfs.abilities()?;
         let decision = if abilities.properties {
             decide(&self.name, head, &self.standing(found, head)?, &self.policy)?
         } else {
-            let (exclude, overrides) = (self.policy.exclude.clone(), self.policy.overrides());
-            Decision { exclude, overrides, ..Decision::default() }
+            if !self.policy.exclude.is_empty() || !self.policy.overrides().is_empty() {
+                return Err(PolicyError::NoProperties(self.name.clone()).into());
+            }
+            Decision::default()
         };
         self.tell(&decision);
         if let Some(root) = &self.root {
@@ -280,9 +274,13 @@ impl ReceiveSink {
                 Ok(())
             }
             Err(error) if error.is_modified_target() => {
-                let found = self.look()?;
-                match &found {
-                    Some((_, points)) if !points.is_empty() => Err(self.diverged(points, 0, true)),
+                // Of a tree it may be any of its data sets.
+                let written = error.modified_target().filter(|name| members.contains(name));
+                let written = written.unwrap_or_else(|| self.name.clone());
+                match &self.look(&written)? {
+                    Some((_, points)) if !points.is_empty() => {
+                        Err(diverged(&written, points, 0, true))
+                    }
                     _ => Err(error.into()),
                 }
             }
@@ -306,6 +304,14 @@ impl ReceiveSink {
     }
 }
 
+/// This data set has so many snapshots, the newest first, that the source lacks.
+fn diverged(dataset: &DatasetName, points: &[Point], later: usize, written: bool) -> ReceiveError {
+    let name = |point: &Point| point.name.clone();
+    let common = points.get(later).map(name);
+    let beyond = points[..later.min(points.len())].iter().rev().map(name).collect();
+    Divergence { dataset: dataset.clone(), common, beyond, written }.into()
+}
+
 /// The points, newest first, that are newer than this base, if that is one of them.
 fn later(points: &[Point], base: Option<u64>) -> &[Point] {
     let at = points.iter().position(|point| Some(point.guid) == base);
@@ -326,7 +332,9 @@ impl Sink for ReceiveSink {
     type Error = ReceiveError;
 
     fn state(&mut self) -> Result<SinkState, ReceiveError> {
-        let Some((dataset, points)) = self.look()? else { return Ok(SinkState::default()) };
+        let Some((dataset, points)) = self.look(&self.name)? else {
+            return Ok(SinkState::default());
+        };
         let told = points.iter().take(POINTS_MAX.into());
         Ok(SinkState {
             generation: points.first().map(|point| Generation::Zfs(point.guid)),

@@ -178,12 +178,16 @@ impl Fuse {
     /// there.
     fn refused(&self, to: &str, reason: &str, words: &[&str]) {
         let before = self.present(to);
-        let output = self.push("zfs", "zfs:ta/fs", to, &[]);
+        self.refused_with(to, &[], reason, words);
+        assert_eq!(self.present(to), before);
+    }
+
+    fn refused_with(&self, to: &str, options: &[&str], reason: &str, words: &[&str]) {
+        let output = self.push("zfs", "zfs:ta/fs", to, options);
         let text = text(&output);
         assert_eq!(output.status.code(), Some(3), "{text}");
         assert!(text.contains(&format!("\"reason\":\"{reason}\"")), "{text}");
         words.iter().for_each(|word| assert!(text.contains(word), "{word} is not in {text}"));
-        assert_eq!(self.present(to), before);
     }
 
     /// What there is at and below a data set, with its guids.
@@ -434,5 +438,94 @@ fn a_stream_that_is_cut_off_starts_anew() {
         assert_eq!(output.status.code(), Some(1), "{copy}: {}", text(&output));
         assert_eq!(fuse.present("tb"), before, "{copy} left something behind");
         fuse.arrives("tb/fs");
+    }
+}
+
+/// What a run that failed left goes, as where ZFS has bookmarks.
+#[test]
+fn snapshots_of_runs_that_fail_again_and_again_do_not_pile_up() {
+    let fuse = Fuse::start();
+    fuse.zfs("create ta/fs");
+    let root = fuse.mounted("ta/fs");
+    fill(&root);
+    let own = || {
+        let all = fuse.snapshots("ta/fs").into_iter();
+        all.filter(|one| one.name.contains("@driftline-")).collect::<Vec<_>>()
+    };
+    for copy in ["the first copy", "an increment"] {
+        let base = own();
+        for seed in 10..15 {
+            noise(&root.join("large"), 4_000_000, seed);
+            let output = fuse.push("cut", "zfs:ta/fs", "tb/fs", &[]);
+            assert_eq!(output.status.code(), Some(1), "{copy}: {}", text(&output));
+            let left = own();
+            assert!(left.len() <= 3, "{copy}: {left:?}");
+            // What the target holds is what the next increment starts from.
+            assert!(base.iter().all(|one| left[0].guid == one.guid), "{copy}: {left:?}");
+        }
+        fuse.arrives("tb/fs");
+    }
+}
+
+/// This ZFS takes one snapshot at once, or those of a whole tree.
+#[test]
+fn a_tree_is_pushed_one_by_one_from_one_instant() {
+    let fuse = Fuse::start();
+    for name in ["ta/fs", "ta/fs/a", "ta/fs/a/b", "ta/fs/left-out"] {
+        fuse.run("zfs", &["create", name]);
+        fs::write(fuse.mounted(name).join("name"), name).unwrap();
+    }
+    for count in 1..=2 {
+        let options = ["-r", "--exclude", "left*"];
+        let output = fuse.push("zfs", "zfs:ta/fs", "tb/copy", &options);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        for below in ["", "/a", "/a/b"] {
+            let (from, to) = (format!("ta/fs{below}"), format!("tb/copy{below}"));
+            let (source, target) = (fuse.snapshots(&from), fuse.snapshots(&to));
+            assert_eq!((source.len(), target.len()), (1, count), "{source:?} {target:?}");
+            let arrived = target.last().unwrap();
+            assert_eq!(source[0].guid, arrived.guid);
+            assert_eq!(source[0].txg, fuse.snapshots("ta/fs")[0].txg, "of one instant");
+            assert_eq!(files(&fuse.mounted(&from)), fuse.files_of(&arrived.name));
+        }
+        assert!(fuse.snapshots("ta/fs/left-out").is_empty(), "what takes no part keeps nothing");
+    }
+}
+
+#[test]
+fn what_this_zfs_cannot_do_is_said_in_one_sentence() {
+    let fuse = Fuse::start();
+    fuse.zfs("create ta/fs");
+    fill(&fuse.mounted("ta/fs"));
+    for option in [["--set-property", "compression=on"], ["--exclude-property", "atime"]] {
+        fuse.refused_with(
+            "tb/fs",
+            &option,
+            "unsupported",
+            &["run `zfs set` on tb/fs", "nothing was written"],
+        );
+    }
+    fuse.arrives("tb/fs");
+}
+
+#[test]
+fn a_data_set_of_a_tree_that_was_written_is_named() {
+    let fuse = Fuse::start();
+    fuse.zfs("create ta/fs");
+    fuse.zfs("create ta/fs/a");
+    let push = || fuse.push("zfs", "zfs:ta/fs", "tb/copy", &["--with", "tree"]);
+    let first = push();
+    assert_eq!(first.status.code(), Some(0), "{}", text(&first));
+    fuse.zfs("mount tb/copy");
+    fuse.zfs("mount tb/copy/a");
+    fs::write(fuse.mounted("tb/copy/a").join("of the target"), "kept").unwrap();
+    fs::write(fuse.mounted("ta/fs/a").join("new"), "new").unwrap();
+    let refused = push();
+    let said = text(&refused);
+    assert_eq!(refused.status.code(), Some(3), "{said}");
+    let newest = fuse.snapshots("tb/copy/a").pop().unwrap().name;
+    let rollback = format!("zfs rollback {newest}");
+    for word in ["tb/copy/a was written since", &rollback, "zfs rename tb/copy/a "] {
+        assert!(said.contains(word), "{word} is not in {said}");
     }
 }

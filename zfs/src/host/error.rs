@@ -5,7 +5,7 @@ use std::{fmt, io, path::PathBuf, time::Duration};
 use driftline_extent::{Explained, Reason};
 use rustix::io::Errno as Unix;
 
-use crate::PointName;
+use crate::{DatasetName, PointName};
 
 /// Why ZFS did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -121,8 +121,12 @@ impl fmt::Display for Cause {
     }
 }
 
-fn said(stderr: &str) -> &str {
-    if stderr.is_empty() { "it said nothing" } else { stderr }
+/// What the command said, in one line and without the list of all that it knows, which an old one
+/// prints where it does not know an option.
+fn said(stderr: &str) -> String {
+    let lines = stderr.lines().take_while(|line| !line.starts_with("usage:")).map(str::trim);
+    let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+    if lines.is_empty() { "it said nothing".to_owned() } else { lines.join("; ") }
 }
 
 fn listed(causes: &[Cause]) -> String {
@@ -230,9 +234,21 @@ impl ZfsError {
         self.says(&["unrecognized command", "invalid option", "bad property list", "invalid type"])
     }
 
+    /// Whether the command takes only one name where it was given several.
+    pub(super) fn is_one_at_most(&self) -> bool {
+        self.says(&["too many arguments"])
+    }
+
     /// Whether a stream was refused because its target was written since its newest snapshot.
     pub fn is_modified_target(&self) -> bool {
         self.says(&["has been modified"])
+    }
+
+    /// The data set that was written, where the stream was refused for that.
+    pub fn modified_target(&self) -> Option<DatasetName> {
+        let Self::Failed { stderr, .. } = self else { return None };
+        let (before, _) = stderr.split_once(" has been modified")?;
+        before.rsplit_once("destination ")?.1.parse().ok()
     }
 
     /// Those of these snapshots that could not be taken, each with why, as far as ZFS says it of
@@ -336,6 +352,42 @@ mod tests {
             "ZFS could not take snapshots: tank/a@b: it exists already (errno 17); \
              the pool is full (errno 28)"
         );
+    }
+
+    #[test]
+    fn what_is_said_in_several_lines_is_told_in_one() {
+        let failed = |stderr: &str| ZfsError::Failed {
+            command: "zfs snapshot t/a@x t/b@x".to_owned(),
+            status: "exit status: 2".to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        for (stderr, expected) in [
+            ("", "it said nothing"),
+            ("a\n\n b\n", "a; b"),
+            (
+                "too many arguments\nusage:\n\tsnapshot [-r] ...\n\nFor the property list",
+                "too many arguments",
+            ),
+        ] {
+            let expected = format!("zfs snapshot t/a@x t/b@x failed, exit status: 2: {expected}");
+            assert_eq!(failed(stderr).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn the_data_set_that_was_written_is_named() {
+        let failed = |stderr: &str| ZfsError::Failed {
+            command: "zfs receive -u tb/c".to_owned(),
+            status: "exit status: 1".to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        let error = failed(
+            "cannot receive incremental stream: destination tb/c/b 1 has been modified\nsince most \
+             recent snapshot",
+        );
+        assert_eq!(error.modified_target(), Some("tb/c/b 1".parse().unwrap()));
+        assert!(error.is_modified_target());
+        assert_eq!(failed("it has been modified").modified_target(), None);
     }
 
     /// What OpenZFS 2.3.9 said.

@@ -77,7 +77,7 @@ fn a_failure_carries_the_command_and_all_that_it_said() {
     let error = fake.zfs.run(["get", "tank/my vm"]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "zfs get 'tank/my vm' failed, exit status: 3: cannot open 'tank/my vm'\nagain"
+        "zfs get 'tank/my vm' failed, exit status: 3: cannot open 'tank/my vm'; again"
     );
 }
 

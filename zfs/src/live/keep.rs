@@ -1,6 +1,6 @@
 //! What is kept of a data set for its target, and what goes.
 
-use super::{LiveError, LiveSource, Pick};
+use super::{LiveError, LiveOptions, LiveSource, Pick};
 use crate::{
     Point, PointName,
     host::{Abilities, Stays},
@@ -32,12 +32,14 @@ impl LiveSource {
 
     /// Removes what failing runs have left of this data set.
     pub(super) fn tidy(&self, points: &[Point], abilities: Abilities, needed: &[u64]) {
-        // Bookmarks are what tells that a snapshot arrived.
         let Pick::New(moment) = &self.options.pick else { return };
-        if !abilities.bookmarks {
-            return;
+        let LiveOptions { names, keep, .. } = &self.options;
+        let mut left = left_behind(points, names, self.held, needed);
+        // Where no bookmark tells that a snapshot arrived, those that did are the oldest, and a
+        // target that holds nothing may come back with one of them.
+        if !abilities.bookmarks && self.held.is_none() {
+            left.drain(..left.len().min(keep + 1));
         }
-        let mut left = left_behind(points, &self.options.names, self.held, needed);
         let new = moment.snapshot_of(&self.name);
         left.retain(|name| new.as_ref() != Ok(name));
         if !left.is_empty() {

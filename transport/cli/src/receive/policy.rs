@@ -69,6 +69,14 @@ pub(crate) enum PolicyError {
          encrypted: make it with `zfs send -L -c`. If the source is a Driftline, upgrade it"
     )]
     Embedded(DatasetName),
+    /// What was agreed on cannot be done here.
+    #[error(
+        "the ZFS here cannot set properties as it receives, or leave them out: nothing was written \
+         to {0}. Push again without --set-property and --exclude-property (in a configuration \
+         set_properties and exclude_properties), and run `zfs set` on {0} afterwards; or upgrade \
+         this ZFS"
+    )]
+    NoProperties(DatasetName),
     /// It would be stored in plain text below what was to encrypt it.
     #[error(
         "{name} is not encrypted, though {above} is, which it is below: nothing was written. To \
@@ -101,7 +109,7 @@ pub(crate) enum PolicyError {
 impl Explained for PolicyError {
     fn reason(&self) -> Reason {
         match self {
-            Self::Embedded(_) => Reason::Unsupported,
+            Self::Embedded(_) | Self::NoProperties(_) => Reason::Unsupported,
             Self::PlainText { .. } => Reason::NotEncrypted,
             Self::KeyElsewhere { .. } => Reason::KeyMismatch,
         }
