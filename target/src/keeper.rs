@@ -49,6 +49,10 @@ pub trait Keeper: Send {
     /// snapshot of the same generation is not enough.
     fn keep(&mut self, committed: &Committed) -> io::Result<()>;
 
+    /// How many bytes can be written to the device before its storage is full, which may be before
+    /// the device is; `None` if that is not known. Changes nothing.
+    fn available(&self) -> io::Result<Option<u64>>;
+
     /// What was kept last. Changes nothing.
     fn kept(&self) -> io::Result<Kept>;
 }

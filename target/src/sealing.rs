@@ -91,7 +91,9 @@ impl<D: Disk> Replica<D> {
         }
         let chunks = self.overlay.0.entries(0..chunk_count(seal.size));
         let listed = self.ids.reserve(chunks.map(|entry| entry.map(|(index, _)| index)))?;
-        self.volume.check_space_for(reserve.finish()? + listed + BOOKS_ROOM)
+        let written = reserve.finish()?;
+        self.volume.check_available(written)?;
+        self.volume.check_space_for(written + listed + BOOKS_ROOM)
     }
 
     /// That the volume and its books are still where they were opened. What is told as committed

@@ -78,6 +78,20 @@ impl<D: Disk> VolumeStore<D> {
         if self.keeper.is_some() { Ok(()) } else { self.check_len(size) }
     }
 
+    /// That the storage below a device with a keeper has room for so many bytes: nothing of it can
+    /// be reserved.
+    pub(crate) fn check_available(&self, bytes: u64) -> Result<(), Problem> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        let full = |available| {
+            let detail = format!("this takes {bytes} bytes, and its pool has {available}");
+            io::Error::new(io::ErrorKind::StorageFull, detail)
+        };
+        match told("asked how much room it has", keeper.available())? {
+            Some(available) if available < bytes => told("written", Err(full(available))),
+            _ => Ok(()),
+        }
+    }
+
     fn check_len(&self, size: u64) -> Result<(), Problem> {
         let available = self.store.len()?;
         if self.store.is_fixed() && available < size {

@@ -22,6 +22,8 @@ const UNIT: u64 = 8192;
 #[derive(Debug, Default)]
 struct Storage {
     locked: bool,
+    /// Bytes that can still be written, if that is known.
+    available: Option<u64>,
     snapshots: Vec<(Generation, Vec<u8>)>,
 }
 
@@ -60,6 +62,10 @@ impl FileKeeper {
 }
 
 impl Keeper for FileKeeper {
+    fn available(&self) -> io::Result<Option<u64>> {
+        Ok(self.storage.lock().unwrap().available)
+    }
+
     fn create(&mut self, size: u64) -> io::Result<()> {
         self.storage.lock().unwrap().locked = true;
         self.resized(size, true)
@@ -292,4 +298,27 @@ fn what_a_scrub_puts_right_is_kept_anew() {
     deliver(&mut replica, plan(PlanKind::Full, Some(2), 2), &whole(&next), size).unwrap();
     drop(replica);
     place.holds(&next, 2);
+}
+
+/// The pool below a device may be full before the device is: that is seen before the seal.
+#[test]
+fn a_pool_without_room_for_an_increment_keeps_the_base() {
+    let place = Place::new();
+    let mut volume = pattern(3, 4 * CHUNK);
+    let size = volume.len() as u64;
+    let full = Plan { size: Some(size), ..plan(PlanKind::Full, None, 1) };
+    deliver(&mut place.open(), full, &whole(&volume), size).unwrap();
+    let room = |bytes| place.keeper.storage.lock().unwrap().available = Some(bytes);
+    let changes = [Change::Data { offset: 0, bytes: pattern(5, CHUNK) }];
+    let increment = plan(PlanKind::Incremental, Some(1), 2);
+    room(CHUNK as u64 - 1);
+    let error = deliver(&mut place.open(), increment.clone(), &changes, size).unwrap_err();
+    assert_eq!(error.reason(), Reason::TargetFull, "{error}");
+    let said = error.to_string();
+    assert!(said.contains("takes 65536 bytes, and its pool has 65535"), "{said}");
+    place.holds(&volume, 1);
+    room(CHUNK as u64);
+    deliver(&mut place.open(), increment, &changes, size).unwrap();
+    volume[..CHUNK].copy_from_slice(&pattern(5, CHUNK));
+    place.holds(&volume, 2);
 }

@@ -235,6 +235,10 @@ impl FakeKeeper {
 }
 
 impl Keeper for FakeKeeper {
+    fn available(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
     fn create(&mut self, size: u64) -> io::Result<()> {
         self.operate(|disk| {
             let keeping = disk.keeping()?;

@@ -294,6 +294,11 @@ impl Keeper for ZvolKeeper {
         self.set(&format!("{NEWEST}={}", name.short()))
     }
 
+    fn available(&self) -> io::Result<Option<u64>> {
+        let bytes = self.zfs.property(self.name.clone(), "available").map_err(in_zfs)?;
+        Ok(bytes.parse().ok())
+    }
+
     fn kept(&self) -> io::Result<Kept> {
         let Some(kept) = self.newest()? else {
             return Ok(Kept { generation: None, written: false });
@@ -348,6 +353,7 @@ case "$*" in
 "get -Hp -d 1"*) lines < points ;;
 "get -Hp -o name,property"*) grep "^$last	" points | lines ;;
 "get -Hp -o value written@"*) cat written ;;
+"get -Hp -o value available "*) echo 12345 ;;
 "snapshot -o "*) printf '%s\t%s\tlocal\t%s\n' "$last" "${3#*=}" "$(($(wc -l < points) + 100))" >> points ;;
 "set driftline:newest="*) echo "${2#*=}" > newest ;;
 *) echo "unknown: $*" >&2; exit 98 ;;
@@ -393,6 +399,7 @@ esac
         assert_eq!(counts[1..].iter().min(), counts[1..].iter().max(), "{counts:?}");
         let points = fs::read_to_string(folder.path().join("points")).unwrap();
         assert_eq!(points.lines().count(), 42);
+        assert_eq!(keeper.available().unwrap(), Some(12345));
         // Again, it is there.
         keeper.keep(&committed(40)).unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("points")).unwrap(), points);
