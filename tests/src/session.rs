@@ -12,7 +12,7 @@ use driftline_extent::{
 use driftline_manifest::ChunkKey;
 use driftline_transport::{
     Failure, Progress, TransportError,
-    deliver::{self, Outlet},
+    deliver::{self, LastSeen, Outlet},
     receive::Worker,
     witness::Witness,
 };
@@ -287,7 +287,8 @@ impl<'a, T: Target> Session<'a, T> {
     ) -> Result<Offer, Failure> {
         // What was offered last may have arrived without a word.
         let held = script.held.filter(|_| !script.overwrite && self.offered.is_empty());
-        deliver::recognise(state, held)?;
+        let last = held.map_or(LastSeen::Nothing, LastSeen::Held);
+        deliver::recognise(state, last)?;
         let record = self.witness.as_mut().and_then(|witness| witness.recall(state));
         source.recall(record.as_deref());
         let mut offer = deliver::plan(source, state, script.overwrite)?;

@@ -232,7 +232,7 @@ mod tests {
             compression: None,
             witness: None,
             patience,
-            arrived: LastSeen::Nothing,
+            arrived: crate::deliver::LastSeen::Nothing,
             held: None,
         };
         let started = tokio::time::Instant::now();

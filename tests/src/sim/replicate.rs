@@ -246,6 +246,7 @@ impl History<'_> {
         let pushed = Pushed {
             source: "the source".to_owned(),
             target: TARGET.to_owned(),
+            leads_to: None,
             last_ms: 1,
             generation: arrived.or_else(|| self.held.as_ref().map(|held| held.generation)),
             as_stream: false,
