@@ -101,6 +101,8 @@ impl Pushes {
         let path = self.path(target);
         match read_small(&path) {
             Ok(None) => Ok(None),
+            // Below what is no folder there is no record, and none can be kept, which is said.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
             Ok(Some(bytes)) => match decode(&bytes).filter(|pushed| pushed.target == target) {
                 Some(pushed) => Ok(Some(pushed)),
                 None => Err(PushedError::Damaged(path)),
