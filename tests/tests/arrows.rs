@@ -8,10 +8,11 @@ use std::{
 use serde_json::Value;
 
 /// What only the program and the tests may know all of.
-const LIBRARIES: [&str; 10] = [
+const LIBRARIES: [&str; 11] = [
     "driftline-command",
     "driftline-drbd",
     "driftline-extent",
+    "driftline-heap",
     "driftline-linstor",
     "driftline-manifest",
     "driftline-target",
@@ -22,9 +23,10 @@ const LIBRARIES: [&str; 10] = [
 ];
 
 /// Each package, and the packages of this workspace that it may depend on.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("driftline-command", &[]),
     ("driftline-extent", &[]),
+    ("driftline-heap", &[]),
     ("driftline-manifest", &["driftline-extent"]),
     ("driftline-drbd", &["driftline-command", "driftline-extent"]),
     ("driftline-linstor", &["driftline-extent"]),

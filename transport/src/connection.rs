@@ -177,7 +177,10 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
         let burst = self.limit.as_ref().map_or(self.read_len, |limit| limit.burst(PACED_LEN));
         let chunk = &self.sending[..self.sending.len().min(burst)];
         let wait = if wait_ms > 0 { TICK.min(Duration::from_millis(wait_ms)) } else { TICK };
-        self.received.reserve(burst);
+        // What was received shares its memory with what arrived beside it, so that is filled first.
+        if self.received.capacity() - self.received.len() < burst / 4 {
+            self.received.reserve(burst);
+        }
         let mut room = (&mut self.received).limit(burst);
         let moved = tokio::select! {
             read = self.reader.read_buf(&mut room), if wait_ms == 0 => {

@@ -16,6 +16,7 @@ pub mod receive;
 pub mod scan;
 pub mod witness;
 
+mod budget;
 mod connection;
 mod error;
 mod opening;

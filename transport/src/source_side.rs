@@ -24,6 +24,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
     Failure, Progress, Summary, TransportError,
+    budget::{self, Permit, Share},
     deliver::{self, Delivery, LastSeen, Outlet},
     pump::{Outgoing, Side, Turn},
     watched::Watched,
@@ -73,7 +74,8 @@ enum SourceCommand {
 }
 
 pub(crate) enum Delivered {
-    Batch(Vec<Announced>),
+    /// With the memory that its data may take.
+    Batch(Vec<Announced>, Permit),
     End(Finish),
 }
 
@@ -90,6 +92,8 @@ pub(crate) struct SourceSide {
     commands: CommandSender<SourceCommand>,
     packs: CommandSender<(ChunkKey, u32, Vec<Piece>)>,
     delivered: mpsc::Receiver<Delivered>,
+    /// The memory of what was announced and is not applied.
+    window: Permit,
     events: mpsc::UnboundedReceiver<SourceEvent>,
     plan: Option<Plan>,
     key: Option<ChunkKey>,
@@ -98,7 +102,7 @@ pub(crate) struct SourceSide {
     patience: Duration,
     /// What the worker was asked for and has not done: a plan, or a delivery.
     working: bool,
-    /// Whether the worker waits for an answer of the target.
+    /// Whether the worker waits for the target: for an answer, or for memory.
     asking: Arc<AtomicBool>,
     /// Batches that the packer was asked for and has not packed.
     packing: usize,
@@ -134,6 +138,8 @@ impl SourceSide {
         let volume: Option<Arc<dyn Volume + Send + Sync>> = volume.map(watch);
         let packer = Packer::new(compression)?;
         let asking = Arc::new(AtomicBool::new(false));
+        let share = budget::ALL.share();
+        let window = share.none();
         let worker = SourceWorker {
             asking: asking.clone(),
             source,
@@ -144,6 +150,7 @@ impl SourceSide {
             witness,
             commands: worker_commands,
             batches,
+            share,
             events: events.clone(),
             progress: progress.clone(),
         };
@@ -166,6 +173,7 @@ impl SourceSide {
             commands,
             packs,
             delivered,
+            window,
             events: side_events,
             plan: None,
             key: None,
@@ -233,7 +241,7 @@ impl Side for SourceSide {
                 self.working = false;
             }
             SourceEvent::Packed(..) => self.packing = self.packing.saturating_sub(1),
-            SourceEvent::Delivered(Delivered::Batch(_)) | SourceEvent::Failed(_) => {}
+            SourceEvent::Delivered(Delivered::Batch(..)) | SourceEvent::Failed(_) => {}
         }
         match event {
             SourceEvent::Asked(ask) => self.sender.handle_ask(ask),
@@ -241,7 +249,10 @@ impl Side for SourceSide {
                 self.plan = Some(offer.plan.clone());
                 self.sender.handle_plan(offer);
             }
-            SourceEvent::Delivered(Delivered::Batch(items)) => self.sender.handle_batch(items),
+            SourceEvent::Delivered(Delivered::Batch(items, permit)) => {
+                self.window.join(permit);
+                self.sender.handle_batch(items);
+            }
             SourceEvent::Delivered(Delivered::End(finish)) => self.sender.handle_end(finish),
             SourceEvent::Packed(seq, packed) => self.sender.handle_packed(seq, packed),
             SourceEvent::Failed(failure) => self.fail(failure),
@@ -249,7 +260,9 @@ impl Side for SourceSide {
     }
 
     fn handle_message(&mut self, message: Message) -> Result<(), TransportError> {
+        let used = self.sender.window_used();
         let handled = self.sender.handle_message(message);
+        self.window.give(used - self.sender.window_used());
         if let Err(SessionError::Refused { reason, detail }) = &handled {
             let _ = self.commands.send(SourceCommand::Refused(*reason, detail.clone()));
         }
@@ -322,6 +335,7 @@ struct SourceWorker<S> {
     arrived: LastSeen,
     commands: Commands<SourceCommand>,
     batches: mpsc::Sender<Delivered>,
+    share: Arc<Share>,
     events: mpsc::UnboundedSender<SourceEvent>,
     asking: Arc<AtomicBool>,
     progress: Arc<Progress>,
@@ -382,6 +396,7 @@ impl<S: Source> SourceWorker<S> {
     fn deliver(&mut self, plan: &Plan, key: &ChunkKey, begin: Begin) -> Result<(), Failure> {
         let mut outlet = ChannelOutlet {
             batches: &self.batches,
+            share: &self.share,
             commands: &self.commands,
             asking: &self.asking,
         };
@@ -397,13 +412,20 @@ impl<S: Source> SourceWorker<S> {
 
 struct ChannelOutlet<'a> {
     batches: &'a mpsc::Sender<Delivered>,
+    share: &'a Arc<Share>,
     commands: &'a Commands<SourceCommand>,
     asking: &'a AtomicBool,
 }
 
 impl Outlet for ChannelOutlet<'_> {
     fn batch(&mut self, items: Vec<Announced>) -> bool {
-        self.batches.blocking_send(Delivered::Batch(items)).is_ok()
+        let data_len = items.iter().map(|announced| announced.item.data_len()).sum();
+        // It may take memory again once the target has taken in what this session holds.
+        self.asking.store(true, Relaxed);
+        let permit = self.share.take(data_len, || self.batches.is_closed());
+        self.asking.store(false, Relaxed);
+        let Some(permit) = permit else { return false };
+        self.batches.blocking_send(Delivered::Batch(items, permit)).is_ok()
     }
 
     fn compared(&mut self) -> Option<Vec<Compared>> {

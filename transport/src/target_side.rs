@@ -1,8 +1,12 @@
 //! The target side of a session: the receiver and its worker.
 
-use std::sync::{
-    Arc,
-    mpsc::{Receiver as Commands, Sender as CommandSender, channel},
+use std::{
+    collections::VecDeque,
+    pin::pin,
+    sync::{
+        Arc,
+        mpsc::{Receiver as Commands, Sender as CommandSender, channel},
+    },
 };
 
 use driftline_extent::{Ask, Begin, Committed, Finish, Lack, Offer, Plan, Target, TargetState};
@@ -11,6 +15,7 @@ use tokio::{sync::mpsc, task};
 
 use crate::{
     Failure, Progress, Summary, TransportError,
+    budget::{self, Permit, Share},
     pump::{Outgoing, Side, Turn},
     receive::Worker,
 };
@@ -26,11 +31,14 @@ enum TargetCommand {
 pub(crate) enum TargetEvent {
     Answered(Box<TargetState>),
     Begun(Begin),
-    LookedUp(u32, Vec<Lack>),
+    /// What is lacking of a batch, and how many bytes of it have an old version that is kept.
+    LookedUp(u32, Vec<Lack>, u64),
     Applied(u32),
     Misfits(u32, Vec<u16>),
     Committed(Committed),
     Failed(Failure),
+    /// There is memory for the next batch.
+    Room,
 }
 
 pub(crate) struct TargetSide {
@@ -39,6 +47,11 @@ pub(crate) struct TargetSide {
     events: mpsc::UnboundedReceiver<TargetEvent>,
     /// What the worker was asked for and has not done.
     asked: usize,
+    /// Batches that wait for memory before they are looked up.
+    waiting: VecDeque<Batch>,
+    /// The memory of those that were, in order.
+    looked_up: VecDeque<(u32, Permit)>,
+    share: Arc<Share>,
     plan: Option<Plan>,
     progress: Arc<Progress>,
     summary: Summary,
@@ -64,6 +77,9 @@ impl TargetSide {
             commands,
             events: side_events,
             asked: 0,
+            waiting: VecDeque::new(),
+            looked_up: VecDeque::new(),
+            share: budget::ALL.share(),
             plan: None,
             progress,
             summary: Summary { before: Some(Box::new(state)), ..Summary::default() },
@@ -83,6 +99,22 @@ impl TargetSide {
         // A worker that is gone has said why, or its events end: that is the next to be heard.
         let _ = self.commands.send(command);
     }
+
+    /// Has batches looked up as far as there is memory for them: the source sends what they lack.
+    fn look_up(&mut self) {
+        while let Some(batch) = self.waiting.front()
+            && let Some(permit) = self.share.try_take(room_for(batch))
+            && let Some(batch) = self.waiting.pop_front()
+        {
+            self.looked_up.push_back((batch.seq, permit));
+            self.command(TargetCommand::LookUp(batch));
+        }
+    }
+}
+
+/// The memory that a batch may take: for its data, and for old versions of that.
+fn room_for(batch: &Batch) -> u64 {
+    2 * batch.data_len()
 }
 
 /// Works until nobody can ask for more, or the target has failed.
@@ -97,9 +129,12 @@ fn run_target<T: Target>(
                 worker.answer(&ask).map(|state| TargetEvent::Answered(Box::new(state)))
             }
             TargetCommand::Begin(offer) => worker.begin(&offer).map(TargetEvent::Begun),
-            TargetCommand::LookUp(batch) => {
-                worker.look_up(&batch.items).map(|lacks| TargetEvent::LookedUp(batch.seq, lacks))
-            }
+            TargetCommand::LookUp(batch) => worker.look_up(&batch.items).map(|lacks| {
+                let kept = batch.items.iter().zip(&lacks);
+                let kept = kept.filter(|(_, lack)| matches!(lack, Lack::Unlike(_)));
+                let kept = kept.map(|(item, _)| item.data_len()).sum();
+                TargetEvent::LookedUp(batch.seq, lacks, kept)
+            }),
             TargetCommand::Apply(arrived) => {
                 let seq = arrived.batch.seq;
                 worker.apply(*arrived).map(|misfits| match misfits.is_empty() {
@@ -123,7 +158,19 @@ impl Side for TargetSide {
     type Event = TargetEvent;
 
     async fn next_event(&mut self) -> TargetEvent {
-        self.events.recv().await.unwrap_or_else(|| TargetEvent::Failed(Failure::worker_gone()))
+        loop {
+            let mut freed = pin!(self.share.freed());
+            freed.as_mut().enable();
+            if self.waiting.front().is_some_and(|batch| self.share.may_take(room_for(batch))) {
+                return TargetEvent::Room;
+            }
+            tokio::select! {
+                event = self.events.recv() => {
+                    return event.unwrap_or_else(|| TargetEvent::Failed(Failure::worker_gone()));
+                }
+                () = freed, if !self.waiting.is_empty() => {}
+            }
+        }
     }
 
     fn turn(&self) -> Turn {
@@ -138,12 +185,22 @@ impl Side for TargetSide {
     }
 
     fn handle_event(&mut self, event: TargetEvent) {
-        self.asked = self.asked.saturating_sub(1);
+        if !matches!(event, TargetEvent::Room) {
+            self.asked = self.asked.saturating_sub(1);
+        }
         match event {
+            TargetEvent::Room => self.look_up(),
             TargetEvent::Answered(state) => self.receiver.handle_answered(*state),
             TargetEvent::Begun(begin) => self.receiver.handle_begun(begin),
-            TargetEvent::LookedUp(seq, lacks) => self.receiver.handle_looked_up(seq, lacks),
-            TargetEvent::Applied(seq) => self.receiver.handle_applied(seq),
+            TargetEvent::LookedUp(seq, lacks, kept) => {
+                let of_it = self.looked_up.iter_mut().find(|(other, _)| *other == seq);
+                of_it.into_iter().for_each(|(_, permit)| permit.keep(permit.len() / 2 + kept));
+                self.receiver.handle_looked_up(seq, lacks);
+            }
+            TargetEvent::Applied(seq) => {
+                self.looked_up.pop_front();
+                self.receiver.handle_applied(seq);
+            }
             TargetEvent::Misfits(seq, misfits) => self.receiver.handle_misfits(seq, misfits),
             TargetEvent::Committed(committed) => {
                 self.summary.increments.extend(self.plan.take().map(|plan| (plan, committed)));
@@ -173,7 +230,8 @@ impl Side for TargetSide {
                 }
                 ReceiverOutput::LookUp(batch) => {
                     self.progress.add_announced(batch.data_len());
-                    self.command(TargetCommand::LookUp(batch));
+                    self.waiting.push_back(batch);
+                    self.look_up();
                 }
                 ReceiverOutput::Apply(arrived) => {
                     let data = arrived.parts.iter().map(|part| u64::from(part.raw_len)).sum();

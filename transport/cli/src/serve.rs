@@ -23,7 +23,7 @@ use driftline_transport::{
 use driftline_wire::{Peer, PublicKey, SecretKey, Verb, limits::SILENCE_MS_MAX};
 use tokio::{
     net::TcpStream,
-    sync::{Mutex, OwnedMutexGuard},
+    sync::{Mutex, Notify, OwnedMutexGuard},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -71,8 +71,15 @@ const ERROR_LEN_MAX: usize = 400;
 /// What one peer may ask for at once, and then in so long; more has to wait.
 const PEER_REQUESTS: (u32, Duration) = (200, Duration::from_millis(50));
 
+/// Arenas of the allocator. Sessions come and go, each with threads of its own: what one has freed
+/// is used by the next where they have the same.
+const ARENAS: u8 = 2;
+/// How long after a session has ended what it used is given back to the system: others may end too.
+const GIVE_BACK_AFTER: Duration = Duration::from_secs(1);
+
 /// Runs until it is told to stop.
 pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::Result<()> {
+    driftline_heap::share_arenas(ARENAS);
     let config = Config::read(path)?;
     let key = keyfile::read(&config.key)?;
     if config.has_linstor() {
@@ -126,7 +133,9 @@ pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::R
         trust_dir: config.trust_dir.clone().unwrap_or_else(|| trust_dir.to_owned()),
         config,
         key,
+        ended: Notify::new(),
     });
+    tokio::spawn(give_back(server.clone()));
     for (_, volume) in server.config.volumes() {
         if let Volume::Target { place, terms } = volume {
             let remembered = Some(server.trust_dir.clone());
@@ -163,6 +172,16 @@ pub(crate) async fn run(path: &Path, check: bool, trust_dir: &Path) -> anyhow::R
     Ok(())
 }
 
+/// Gives the memory of sessions that have ended back to the system.
+async fn give_back(server: Arc<Server>) {
+    loop {
+        server.ended.notified().await;
+        sleep(GIVE_BACK_AFTER).await;
+        // If that fails, the next end of a session tries it again.
+        let _ = blocking(driftline_heap::give_back).await;
+    }
+}
+
 struct Server {
     config: Config,
     key: SecretKey,
@@ -181,6 +200,8 @@ struct Server {
     index: Option<Arc<Index>>,
     /// Where manifests and incidents are.
     trust_dir: PathBuf,
+    /// A session has ended.
+    ended: Notify,
 }
 
 /// One session at a time writes a volume.
@@ -242,10 +263,13 @@ impl Server {
             };
             drop(handshake);
             match opened {
-                Ok((connection, key)) => tokio::select! {
-                    () = self.session(connection, key, address) => {}
-                    () = stop.cancelled() => {}
-                },
+                Ok((connection, key)) => {
+                    tokio::select! {
+                        () = self.session(connection, key, address) => {}
+                        () = stop.cancelled() => {}
+                    }
+                    self.ended.notify_one();
+                }
                 Err(error) => {
                     if let Some(left_out) = self.strangers.may() {
                         let error = chain(&error);

@@ -4,7 +4,10 @@ use std::{
     io, mem,
     num::NonZero,
     ops::Range,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     thread,
 };
 
@@ -16,6 +19,9 @@ use crate::ChunkKey;
 /// most of it is still in the core's own cache.
 const PIECE_CHUNKS: usize = 16;
 
+/// The same while others name chunks as well: with many of them, what they read takes much memory.
+const SHORT_CHUNKS: usize = 4;
+
 /// What the place that is read to is aligned to: a cache line. An allocator may give one that
 /// begins 16 bytes into a page, and to copy whole pages there takes a fifth longer, as each load
 /// waits for the store before it that has the same address within a page.
@@ -26,6 +32,35 @@ const THREADS_MIN: usize = 4;
 
 /// More would not make a disk faster.
 const THREADS_MAX: usize = 16;
+
+/// Nor would more than these for all of a process: whoever finds all of them at work names alone.
+const THREADS_ALL: usize = 32;
+
+/// Threads that name chunks now.
+static WORKING: AtomicUsize = AtomicUsize::new(0);
+
+/// Threads that one caller has.
+struct Crew {
+    threads: usize,
+    /// Whether somebody had some before.
+    shared: bool,
+}
+
+impl Crew {
+    fn of(wanted: usize) -> Self {
+        let free = |working: usize| wanted.min(THREADS_ALL.saturating_sub(working)).max(1);
+        let before =
+            WORKING.fetch_update(Relaxed, Relaxed, |working| Some(working + free(working)));
+        let before = before.unwrap_or_else(|working| working);
+        Self { threads: free(before), shared: before > 0 }
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        WORKING.fetch_sub(self.threads, Relaxed);
+    }
+}
 
 /// Where a volume may hold data, for somebody who goes over it in order. Its storage is asked once
 /// for each run of data: some file systems look at every page to find out where one ends.
@@ -103,13 +138,14 @@ fn name_chunks(
     size: u64,
     runs: Vec<(u64, &mut [ChunkId])>,
 ) -> io::Result<()> {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let full: usize = runs.iter().map(|(_, ids)| ids.len().div_ceil(PIECE_CHUNKS)).sum();
+    let crew = Crew::of(cores.clamp(THREADS_MIN, THREADS_MAX).min(full / 2));
+    let len = if crew.shared { SHORT_CHUNKS } else { PIECE_CHUNKS };
     let mut pieces = Vec::new();
     for (first, ids) in runs {
-        let starts = (first..).step_by(PIECE_CHUNKS);
-        pieces.extend(starts.zip(ids.chunks_mut(PIECE_CHUNKS)));
+        pieces.extend((first..).step_by(len).zip(ids.chunks_mut(len)));
     }
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = cores.clamp(THREADS_MIN, THREADS_MAX).min(pieces.len() / 2);
     // Where chunks are scattered, pieces are short.
     let longest = pieces.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
     let pieces = Mutex::new(pieces.into_iter());
@@ -123,11 +159,11 @@ fn name_chunks(
             name_piece(key, volume, size, first, ids, buffer)?;
         }
     };
-    if threads < 2 {
+    if crew.threads < 2 {
         return work();
     }
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..crew.threads).map(|_| scope.spawn(work)).collect();
         let ends = workers
             .into_iter()
             .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

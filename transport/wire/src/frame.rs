@@ -17,6 +17,8 @@ pub(crate) const TAG_LEN: usize = 16;
 const BULK_FRONT_LEN: usize = HEADER_LEN + PART_HEADER_LEN;
 /// What a bulk frame has around the bytes of its part.
 pub(crate) const BULK_ROOM: usize = BULK_FRONT_LEN + TAG_LEN;
+/// A body shorter than this is copied: to open the frame took longer.
+const KEPT_LEN_MIN: usize = 32 << 10;
 /// Longest body of a Noise message.
 const NOISE_LEN_MAX: usize = 65_535;
 
@@ -166,7 +168,12 @@ impl BulkKey {
                 &tag.into(),
             )
             .map_err(|_| BulkError::Crypto)?;
-        DataPart::from_bytes(body.freeze()).map_err(BulkError::Decode)
+        // A short part must not keep all that was received with it.
+        let body = match body.len() < KEPT_LEN_MIN {
+            true => Bytes::copy_from_slice(&body),
+            false => body.freeze(),
+        };
+        DataPart::from_bytes(body).map_err(BulkError::Decode)
     }
 }
 

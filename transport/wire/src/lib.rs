@@ -150,8 +150,9 @@
 //!
 //! For a span, *want* means that the target holds something else; the source then announces
 //! shorter spans of it, down to single chunks, or its chunks as items. So the window bounds memory
-//! on both sides: at most 32 MiB of data and 64 batches are announced and not applied. Batches are
-//! numbered, applied in order, and hashed on both sides; `finish` comes when all are applied. A
+//! on both sides: at most 32 MiB of data and 64 batches of at most 1 MiB are announced and not
+//! applied. Each side may hold less: a source waits with the next batch, and a target with what it
+//! wants of one. Batches are numbered, applied in order, and hashed on both sides; `finish` comes when all are applied. A
 //! target that is asked to begin where an earlier session was cut off says from which chunk on it
 //! needs items.
 //!

@@ -15,8 +15,9 @@ pub const CONTROL_LEN_MAX: usize = 65_535 - 16 - 16;
 /// Items in a batch. The largest item encoding times this stays below [`CONTROL_LEN_MAX`].
 pub const BATCH_ITEMS_MAX: usize = 512;
 
-/// Data bytes that the items of one batch may ask for.
-pub const BATCH_DATA_MAX: u64 = 4 << 20;
+/// Data bytes that the items of one batch may ask for. It is the least that a session needs memory
+/// for, and a session of several holds little more.
+pub const BATCH_DATA_MAX: u64 = 1 << 20;
 
 /// Hashes of grains that a target may tell of one batch. At least half of what the grains of an
 /// item have room for is data, so no batch leads to more.

@@ -182,6 +182,11 @@ impl Sender {
             && self.window_used <= WINDOW_DATA_MAX - BATCH_DATA_MAX
     }
 
+    /// Data bytes that were announced and not applied.
+    pub const fn window_used(&self) -> u64 {
+        self.window_used
+    }
+
     /// The next thing to do.
     pub fn poll(&mut self) -> Option<SenderOutput> {
         self.output.pop_front()

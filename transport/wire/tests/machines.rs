@@ -199,20 +199,20 @@ fn batches_come_in_order_and_once() {
 #[test]
 fn the_data_window_holds_what_it_says_and_is_free_again_once_applied() {
     let full = |receiver: &mut Receiver, seq| {
-        announce(receiver, seq, &(0..64).map(whole).collect::<Vec<_>>(), false);
+        announce(receiver, seq, &(0..16).map(whole).collect::<Vec<_>>(), false);
     };
     let mut receiver = receiving(PlanKind::Incremental, 0);
-    (0..8).for_each(|seq| full(&mut receiver, seq));
-    assert_eq!(applied(&mut receiver).len(), 8);
+    (0..32).for_each(|seq| full(&mut receiver, seq));
+    assert_eq!(applied(&mut receiver).len(), 32);
     // Thirty-two MiB are announced; one block is too much.
     let mut over = receiving(PlanKind::Incremental, 0);
-    (0..8).for_each(|seq| full(&mut over, seq));
-    violation(over.handle_message(batch(8, [block(0)])), "more than the window holds");
+    (0..32).for_each(|seq| full(&mut over, seq));
+    violation(over.handle_message(batch(32, [block(0)])), "more than the window holds");
     // What has no data needs no window, and what was applied frees its share.
-    receiver.handle_message(batch(8, [hole(0)])).unwrap();
+    receiver.handle_message(batch(32, [hole(0)])).unwrap();
     receiver.handle_applied(0);
-    full(&mut receiver, 9);
-    violation(receiver.handle_message(batch(10, [block(0)])), "more than the window holds");
+    full(&mut receiver, 33);
+    violation(receiver.handle_message(batch(34, [block(0)])), "more than the window holds");
 }
 
 #[test]
@@ -386,8 +386,8 @@ fn what_does_not_fit_comes_whole_before_anything_else_is_applied() {
     let said = outputs(&mut receiver);
     assert_eq!(said, [0, 1].map(|seq| ReceiverOutput::Send(Message::Applied { seq })));
     // The window is free again, all of it.
-    for seq in 2..10 {
-        announce(&mut receiver, seq, &(0..64).map(whole).collect::<Vec<_>>(), false);
+    for seq in 2..34 {
+        announce(&mut receiver, seq, &(0..16).map(whole).collect::<Vec<_>>(), false);
     }
 }
 
@@ -545,13 +545,13 @@ fn only_what_was_announced_is_wanted_and_applied() {
 #[test]
 fn a_sender_keeps_within_the_window() {
     let mut sender = delivering();
-    let full = || (0..64).map(|index| held(whole(index))).collect::<Vec<_>>();
-    for _ in 0..8 {
+    let full = || (0..16).map(|index| held(whole(index))).collect::<Vec<_>>();
+    for _ in 0..32 {
         assert!(sender.wants_batch());
         sender.handle_batch(full());
     }
     assert!(!sender.wants_batch());
-    sender.handle_message(Message::Want { seq: 0, lacks: vec![Lack::Nothing; 64] }).unwrap();
+    sender.handle_message(Message::Want { seq: 0, lacks: vec![Lack::Nothing; 16] }).unwrap();
     assert!(!sender.wants_batch());
     sender.handle_message(Message::Applied { seq: 0 }).unwrap();
     assert!(sender.wants_batch());

@@ -167,10 +167,10 @@ fn chunks(count: u64) -> Message {
 }
 
 #[test]
-fn a_batch_asks_for_at_most_four_mebibytes() {
-    assert_eq!(Message::from_bytes(&chunks(64).to_bytes()), Ok(chunks(64)));
-    let over = limit("data of a batch", 65 << 16, 4 << 20);
-    assert_eq!(Message::from_bytes(&chunks(65).to_bytes()), over);
+fn a_batch_asks_for_at_most_one_mebibyte() {
+    assert_eq!(Message::from_bytes(&chunks(16).to_bytes()), Ok(chunks(16)));
+    let over = limit("data of a batch", 17 << 16, 1 << 20);
+    assert_eq!(Message::from_bytes(&chunks(17).to_bytes()), over);
 }
 
 /// A batch of one item, through the codec.
