@@ -84,7 +84,8 @@ pub use inspect::{Found, Inspection, inspect, is_listed};
 pub use keeper::{Keeper, Kept};
 pub use loss::agree_to_loss;
 pub use open_path::{
-    Options, open, open_in_place, open_kept, open_kept_to_read, open_to_read, state_dir_of,
+    Options, open, open_in_place, open_kept, open_kept_to_read, open_to_read, open_to_verify,
+    state_dir_of,
 };
 pub use read_path::{Reading, books_of, open_read, open_read_through};
 pub use replica::{Disks, Replica};

@@ -13,8 +13,8 @@ use crate::{
     inspect::open_book,
     loss::is_agreed,
     own::{
-        Guard, check_not_dangling, is_link, lock_to_read, lock_volume, parent_of, resolved,
-        sync_dir, take_lock,
+        Guard, check_not_dangling, is_link, lock_to_read, lock_volume, lock_volume_to_read,
+        parent_of, resolved, sync_dir, take_lock,
     },
     restored::check_free,
     state::{Slots, State, Status},
@@ -88,6 +88,22 @@ pub fn open_kept_to_read(
     open_kept(path, options, keeper).or_else(|error| look(path, options, true, error))
 }
 
+/// As [`open_to_read`], for whoever writes nothing at all: others may read it at the same time.
+pub fn open_to_verify(
+    path: &Path,
+    options: &Options,
+    keeper: Option<Box<dyn Keeper>>,
+) -> Result<Replica<FileDisk>, TargetError> {
+    let options = &Options { create: false, ..options.clone() };
+    let kept = keeper.is_some();
+    match open_any(path, options, keeper) {
+        Ok(replica) => replica.shared(),
+        // Others have it: if they only read, they have it shared.
+        Err(TargetError { problem: Problem::Busy { .. }, .. }) => open_looking(path, options, kept),
+        Err(error) => look(path, options, kept, error),
+    }
+}
+
 /// Opens for reading only what could not be opened otherwise, if it was for want of writing.
 fn look(
     path: &Path,
@@ -98,10 +114,20 @@ fn look(
     if !error.problem.is_of_writing() {
         return Err(error);
     }
+    let name = path.display();
+    let replica = open_looking(path, options, kept)?;
+    tracing::warn!(volume = %name, "the replica cannot be written ({error}): opening it read-only");
+    Ok(replica)
+}
+
+fn open_looking(
+    path: &Path,
+    options: &Options,
+    kept: bool,
+) -> Result<Replica<FileDisk>, TargetError> {
     let name = path.display().to_string();
     let (disks, guard) =
         open_disks_to_read(path, options, kept).map_err(|problem| problem.of(&name))?;
-    tracing::warn!(volume = name, "the replica cannot be written ({error}): opening it read-only");
     Ok(Replica::open_to_read(&name, disks, random(&name)?)?.guarded_by(guard))
 }
 
@@ -270,7 +296,7 @@ fn open_disks_to_read(
     let mut guard = Guard::default();
     guard.hold(lock_to_read(&dir.join(LOCK))?);
     if kind.is_some_and(|kind| kind.is_file()) {
-        guard.hold(Some(lock_volume(path)?));
+        guard.hold(Some(lock_volume_to_read(path)?));
     }
     let book = |name: &str| {
         let path = dir.join(name);

@@ -57,6 +57,19 @@ impl Guard {
         self.locks.extend(lock.into());
     }
 
+    /// Lets others in that read as well. Who waits to write may come first: then it is busy.
+    pub(crate) fn share(&self) -> Result<(), Problem> {
+        for lock in &self.locks {
+            match flock(lock, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(Problem::Busy { pid: None }),
+                // A file system without locks had none before either.
+                Err(error) => tracing::debug!(%error, "a lock cannot be shared"),
+            }
+        }
+        Ok(())
+    }
+
     /// Takes `path` away at the end, which this process has just made.
     pub(crate) fn made(&mut self, path: &Path) {
         if let Ok(metadata) = fs::symlink_metadata(path) {
@@ -198,15 +211,15 @@ pub(crate) fn take_lock(path: &Path, file: File) -> Result<File, Problem> {
     Ok(file)
 }
 
-/// Takes the lock as far as that is possible without writing: where a file system is read-only,
-/// nobody writes it. `None` if there is none.
+/// Shares the lock with others that read, as far as that is possible without writing: where a file
+/// system is read-only, nobody writes it. `None` if there is none.
 pub(crate) fn lock_to_read(path: &Path) -> Result<Option<File>, Problem> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
     let Ok(file) = options.open(path) else { return Ok(None) };
-    match try_lock(&file) {
-        Ok(false) => Err(busy(file)),
-        Ok(true) | Err(_) => Ok(Some(file)),
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => Err(busy(file)),
+        Ok(()) | Err(_) => Ok(Some(file)),
     }
 }
 
@@ -220,6 +233,17 @@ pub(crate) fn lock_volume(path: &Path) -> Result<File, Problem> {
     let at = |source: io::Error| Problem::Open { path: path.to_owned(), source };
     let file = File::open(path).map_err(at)?;
     if try_lock(&file).map_err(at)? { Ok(file) } else { Err(Problem::Busy { pid: None }) }
+}
+
+/// The same, shared with others that read.
+pub(crate) fn lock_volume_to_read(path: &Path) -> Result<File, Problem> {
+    let at = |source: io::Error| Problem::Open { path: path.to_owned(), source };
+    let file = File::open(path).map_err(at)?;
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(Problem::Busy { pid: None }),
+        Err(error) => Err(at(error.into())),
+    }
 }
 
 fn try_lock(file: &File) -> io::Result<bool> {

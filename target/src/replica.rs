@@ -117,6 +117,15 @@ impl<D: Disk> Replica<D> {
         self
     }
 
+    /// Writes nothing from now on, and lets others in that read as well.
+    pub(crate) fn shared(mut self) -> Result<Self, TargetError> {
+        if let Some(guard) = &self.guard {
+            guard.share().map_err(|problem| problem.of(&self.name))?;
+        }
+        self.reads_only = true;
+        Ok(self)
+    }
+
     /// Refuses copies over what stands here, whatever an offer agrees to.
     pub(crate) const fn forbid_overwrite(mut self) -> Self {
         self.overwrite_forbidden = true;

@@ -12,9 +12,9 @@ use std::sync::{
 
 use tokio::sync::{Notify, futures::Notified};
 
-/// Bytes that all sessions of this process share. One alone may have as many as the window of the
-/// protocol has.
-pub(crate) static ALL: Budget = Budget::new(48 << 20);
+/// Bytes that all sessions of this process share. One alone may have 26 MiB, which at a round trip
+/// of 25 ms is 1 GiB/s.
+pub(crate) static ALL: Budget = Budget::new(40 << 20);
 
 /// Bytes that a session may hold however little is left: a batch is being applied while another
 /// arrives.
@@ -207,9 +207,9 @@ mod tests {
 
     #[test]
     fn who_waits_hears_of_what_is_given_back_and_of_the_end() {
-        let budget = budget(4);
+        let budget = budget(8);
         let (one, other) = (budget.share(), budget.share());
-        let (held, mut own) = (one.try_take(8 * MIB).unwrap(), other.try_take(2 * MIB).unwrap());
+        let (held, mut own) = (one.try_take(16 * MIB).unwrap(), other.try_take(2 * MIB).unwrap());
         thread::scope(|scope| {
             let waiting = scope.spawn(|| other.take(MIB, || false));
             drop(held);

@@ -69,7 +69,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 pub(crate) fn verify(arguments: &args::Verify, trust_dir: &Path, json: bool) -> anyhow::Result<u8> {
     let place = TargetPlace::of(&arguments.target.parse()?)?;
     let mut replica =
-        place.open_to_read(&TargetTerms::looking(&place, &arguments.state, trust_dir)?)?;
+        place.open_to_verify(&TargetTerms::looking(&place, &arguments.state, trust_dir)?)?;
     let report = replica.verify(&mut |_| {})?;
     let against = arguments.against.as_deref().map(local).transpose()?;
     let found = match against {

@@ -1,6 +1,7 @@
 //! `driftline scrub`: reads a replica again, remembers what is found, and puts it right.
 
 use std::{
+    mem,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -124,7 +125,7 @@ fn open_when_free(
     terms: &TargetTerms,
     repair: bool,
 ) -> Result<Replica<FileDisk>, AnyTargetError> {
-    let until = Instant::now() + BUSY_MAX;
+    let (until, mut told) = (Instant::now() + BUSY_MAX, false);
     loop {
         let opened = match repair {
             true => place.open_replica(false, terms),
@@ -132,6 +133,12 @@ fn open_when_free(
         };
         match opened {
             Err(error) if error.reason() == Reason::TargetBusy && Instant::now() < until => {
+                if !mem::replace(&mut told, true) {
+                    let minutes = BUSY_MAX.as_secs() / 60;
+                    tracing::info!(
+                        "{error}: waiting up to {minutes} min for whoever reads or writes it"
+                    );
+                }
                 thread::sleep(BUSY_STEP);
             }
             opened => return opened,

@@ -346,6 +346,22 @@ impl TargetPlace {
         }
     }
 
+    /// The same for whoever writes nothing: others may read it at the same time.
+    pub(crate) fn open_to_verify(
+        &self,
+        terms: &TargetTerms,
+    ) -> Result<Replica<FileDisk>, AnyTargetError> {
+        let options = Options { state_dir: terms.state_dir.clone(), ..Options::default() };
+        let options = Options { state_dir: self.state_dir(&options), ..options };
+        let keeper: Option<Box<dyn Keeper>> = match self {
+            Self::Zvol(name) => {
+                Some(Box::new(ZvolKeeper::new(Zfs::find()?, name.clone(), terms.root_dataset())))
+            }
+            Self::File(_) | Self::Zfs(_) => None,
+        };
+        Ok(driftline_target::open_to_verify(&self.volume()?, &options, keeper)?)
+    }
+
     /// Opens the replica that it is for reading: each chunk is compared with its books, and nobody
     /// writes it meanwhile.
     pub(crate) fn open_verified(
