@@ -23,6 +23,9 @@ const READ_LEN: usize = 256 << 10;
 const OPENING_READ_LEN: usize = 4 << 10;
 /// Longest single read or write while a bandwidth limit is at work: it bounds the bursts.
 const PACED_LEN: usize = 16 << 10;
+/// Bytes that a peer has to read now and then while there is always something to read. On a link of
+/// 1 Mbit/s that takes 9 s.
+const READ_MIN: u64 = 1 << 20;
 /// How often the link looks at its timeouts.
 const TICK: Duration = Duration::from_secs(1);
 /// How long a connection attempt may take.
@@ -49,6 +52,8 @@ pub struct Connection<S> {
     /// Room that is made for each read.
     read_len: usize,
     limit: Option<SharedLimit>,
+    /// Bytes that were written since the peer last counted as one that reads.
+    written: u64,
     progress: Arc<Progress>,
 }
 
@@ -70,6 +75,7 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
             started: Instant::now(),
             read_len: OPENING_READ_LEN,
             limit: None,
+            written: 0,
             progress,
         };
         match connection.next_event().await? {
@@ -191,11 +197,18 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
             written = self.writer.write(chunk), if wait_ms == 0 && !chunk.is_empty() => {
                 let written = written?;
                 self.sending.advance(written);
+                self.written += written as u64;
                 self.progress.add_sent(written as u64);
                 Some(written as u64)
             }
             () = sleep(wait) => None,
         };
+        // What a limit of our own keeps back is not the peer's doing.
+        let lags = !self.is_flushed() && self.written < READ_MIN && self.limit.is_none();
+        if !lags {
+            self.written = 0;
+        }
+        self.progress.lags(lags);
         match (moved, &self.limit) {
             (Some(0), _) => return Err(TransportError::Closed),
             (Some(moved), Some(limit)) => limit.moved(moved),
@@ -329,7 +342,46 @@ impl Listener {
 
 #[cfg(test)]
 mod tests {
+    use driftline_extent::Reason;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_link_reads_enough_and_a_peer_that_sips_does_not() {
+        let [ours, theirs] = [1, 2].map(|seed| SecretKey::from_random([seed; 32]));
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (dial, listen) = (Peer::Dial(theirs.public()), Peer::Listen(vec![ours.public()]));
+        let listened = tokio::spawn(Connection::open(far, theirs, listen, Arc::default()));
+        let (mut sender, _) = Connection::open(near, ours, dial, Arc::default()).await.unwrap();
+        sender.step().await.unwrap();
+        let (mut receiver, _) = listened.await.unwrap().unwrap();
+        let refuse = Message::Refuse { reason: Reason::Failed, detail: "x".repeat(1024) };
+        // 12,500 bytes ten times a second are 1 Mbit/s.
+        for (sip, enough) in [(12_500, true), (100, false)] {
+            let mut longest = Duration::ZERO;
+            for _ in 0..200 {
+                while sender.unsent() < 4 << 20 {
+                    sender.send(&refuse).unwrap();
+                }
+                let tenth = Instant::now() + Duration::from_millis(100);
+                while let Ok(step) = tokio::time::timeout_at(tenth, sender.step()).await {
+                    step.unwrap();
+                }
+                receiver.reader.read_exact(&mut vec![0; sip]).await.unwrap();
+                longest = longest.max(sender.progress.unread());
+            }
+            assert_eq!(longest < Duration::from_secs(10), enough, "{sip}: {longest:?}");
+        }
+        // Whoever has nothing to read is not slow.
+        let drain = async { while receiver.reader.read(&mut [0; 4096]).await.is_ok() {} };
+        let flush = async {
+            while !sender.is_flushed() {
+                sender.step().await.unwrap();
+            }
+        };
+        tokio::select! { () = drain => {}, () = flush => {} }
+        assert!(sender.progress.unread() < Duration::from_secs(1));
+    }
 
     /// However soon a listener hangs up, the dialler knows what that may mean, and tries again.
     #[tokio::test]

@@ -7,12 +7,18 @@ use std::{
 
 use tokio::time::Instant;
 
+/// Stands for no time at all.
+const NEVER: u64 = u64::MAX;
+
 /// What a session has done so far. All numbers are bytes; readers may be a little late.
 #[derive(Debug)]
 pub struct Progress {
     started: Instant,
     /// When something last happened that brings the session on, in milliseconds since the start.
     touched_ms: AtomicU64,
+    /// Since when the peer has read too little of what there is to read, likewise; [`NEVER`] if it
+    /// has not.
+    lagging_ms: AtomicU64,
     expected: AtomicU64,
     read: AtomicU64,
     announced: AtomicU64,
@@ -44,6 +50,7 @@ impl Default for Progress {
         Self {
             started: Instant::now(),
             touched_ms: zero(),
+            lagging_ms: AtomicU64::new(NEVER),
             expected: zero(),
             read: zero(),
             announced: zero(),
@@ -61,10 +68,31 @@ impl Progress {
         self.started.elapsed().saturating_sub(touched)
     }
 
+    /// For how long the peer has read less than 1 MiB though there was always something to read.
+    pub fn unread(&self) -> Duration {
+        match self.lagging_ms.load(Relaxed) {
+            NEVER => Duration::ZERO,
+            since => self.started.elapsed().saturating_sub(Duration::from_millis(since)),
+        }
+    }
+
     /// Something has brought the session on.
     pub(crate) fn touch(&self) {
-        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.touched_ms.store(now_ms, Relaxed);
+        self.touched_ms.store(self.now_ms(), Relaxed);
+    }
+
+    /// Whether the peer has something to read, and has not read enough of it since this was first
+    /// said.
+    pub fn lags(&self, lags: bool) {
+        if !lags {
+            self.lagging_ms.store(NEVER, Relaxed);
+        } else if self.lagging_ms.load(Relaxed) == NEVER {
+            self.lagging_ms.store(self.now_ms(), Relaxed);
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The counters now.

@@ -42,12 +42,7 @@ mod trust;
 mod zvol;
 mod zvol_delta;
 
-use std::{
-    env,
-    os::unix::process::CommandExt,
-    process::{self, ExitCode},
-    sync::Arc,
-};
+use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use clap::Parser;
@@ -62,16 +57,10 @@ use crate::{
     stop::{Signals, stopped},
 };
 
-/// A block of this size, freed once, has glibc keep up to twice as much of what is freed later.
-const KEPT_LEN: usize = 16 << 20;
-
 fn main() -> ExitCode {
-    keep_freed_memory();
+    driftline_heap::keep_freed();
     let arguments = Arguments::parse();
     start_logging(&arguments);
-    if matches!(&arguments.command, Command::Serve(serve) if !serve.check) {
-        keep_it_in_few_arenas();
-    }
     let json = arguments.json;
     // What such a command prints is all that it does, or a program waits for it.
     let must_print = json
@@ -172,28 +161,6 @@ fn make_key(keygen: &args::Keygen) -> anyhow::Result<()> {
     };
     say(key.public());
     Ok(())
-}
-
-/// Has glibc keep memory that is freed, for what is needed next: it gives it back to the system from
-/// 128 KiB on, and fetches it again page by page, which took a third of the CPU time of a first copy.
-/// Both limits rise with the first large block that is freed (mallopt(3), `M_MMAP_THRESHOLD`). With
-/// another allocator this does nothing.
-fn keep_freed_memory() {
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT_LEN)));
-}
-
-/// Starts this program anew with two of glibc's arenas (mallopt(3), `M_ARENA_MAX`) if nothing else
-/// is said. Each thread of a session has an arena of its own otherwise, and each keeps what was freed
-/// in it: a listener with ten sessions kept 236 MiB, and keeps 79.
-fn keep_it_in_few_arenas() {
-    const ARENAS: &str = "MALLOC_ARENA_MAX";
-    let (Ok(program), None) = (env::current_exe(), env::var_os(ARENAS)) else { return };
-    let mut arguments = env::args_os();
-    let mut again = process::Command::new(program);
-    again.arg0(arguments.next().unwrap_or_default()).args(arguments).env(ARENAS, "2");
-    // It returns only where it failed, and then this goes on as it is.
-    let error = again.exec();
-    tracing::debug!(%error, "more memory is kept than has to be");
 }
 
 fn start_logging(arguments: &Arguments) {

@@ -3,6 +3,9 @@
 //!
 //! With another C library these functions do nothing.
 
+/// A block of this size, freed once, has glibc keep up to twice as much of what is freed later.
+const KEPT_LEN: usize = 16 << 20;
+
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "glibc has no other handle on its allocator")]
 mod gnu {
@@ -15,6 +18,13 @@ mod gnu {
         // SAFETY: the call takes a number, and glibc locks what it changes.
         unsafe { libc::malloc_trim(0) };
     }
+}
+
+/// Has glibc keep memory that is freed, for what is needed next: it gives it back to the system from
+/// 128 KiB on, and fetches it again page by page, which took a third of the CPU time of a first copy.
+/// Both limits rise with the first large block that is freed (mallopt(3), `M_MMAP_THRESHOLD`).
+pub fn keep_freed() {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT_LEN)));
 }
 
 /// Has all threads of this process allocate from at most `most` arenas. Memory that is free in one

@@ -199,6 +199,13 @@ impl Seat {
                     quiet.as_secs()
                 );
             }
+            if self.progress.unread() >= limits.stalled_after {
+                return format!(
+                    "its peer read less than 1 MiB in {} s though there was more to read \
+                     (stalled_after)",
+                    limits.stalled_after.as_secs()
+                );
+            }
             if quiet >= limits.stalled_max {
                 return format!("it made no progress for {} s (stalled_max)", quiet.as_secs());
             }
@@ -294,6 +301,20 @@ mod tests {
         assert!(why.contains("stalled_after"), "{why}");
         drop(stalled);
         timeout(Duration::from_secs(10), waiting).await.expect("there is room").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_sips_does_not_hold_its_volume() {
+        let seats = seats("stalled_after = \"1s\"", 4);
+        let progress = Arc::new(Progress::default());
+        let seat = seats.take(A, "vm", progress.clone()).await;
+        let stalled = timeout(Duration::from_millis(1500), seat.stalled());
+        assert!(stalled.await.is_err(), "there was nothing to read");
+        progress.lags(true);
+        let why = timeout(Duration::from_secs(10), seat.stalled()).await.unwrap();
+        assert!(why.contains("read less than 1 MiB in 1 s"), "{why}");
+        progress.lags(false);
+        assert!(timeout(Duration::from_millis(500), seat.stalled()).await.is_err());
     }
 
     #[tokio::test]
