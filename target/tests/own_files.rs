@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink},
 };
 
 use common::*;
@@ -114,6 +114,19 @@ fn a_first_copy_to_a_file_that_was_removed_is_not_called_committed() {
     let finish = Finish { tip: Generation::Zfs(1), size: Some(size), root };
     let error = replica.commit(&finish).unwrap_err();
     assert!(matches!(error.problem, Problem::Replaced { .. }), "{error}");
+}
+
+/// The folder of the books may be a link that this user made, and none of anybody else's.
+#[test]
+fn a_link_of_another_user_leads_to_no_books() {
+    let place = Place::holding(&pattern(3, CHUNK));
+    let (dir, elsewhere) = (state_dir_of(&place.path), place._dir.path().join("ssd"));
+    fs::rename(&dir, &elsewhere).unwrap();
+    symlink(&elsewhere, &dir).unwrap();
+    assert_eq!(place.open().state().generation, Some(Generation::Zfs(1)));
+    lchown(&dir, Some(65534), None).unwrap();
+    let error = place.try_open().unwrap_err();
+    assert!(matches!(error.problem, Problem::NotOurs { owner: 65534, .. }), "{error}");
 }
 
 #[test]

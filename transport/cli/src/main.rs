@@ -64,15 +64,16 @@ fn main() -> ExitCode {
     let json = arguments.json;
     // What such a command prints is all that it does, or a program waits for it.
     let must_print = json
-        || matches!(
-            arguments.command,
+        || match &arguments.command {
             Command::Status(_)
-                | Command::Map(_)
-                | Command::Incidents(_)
-                | Command::Keygen(_)
-                | Command::Verify(_)
-                | Command::Scrub(_)
-        );
+            | Command::Map(_)
+            | Command::Incidents(_)
+            | Command::Keygen(_)
+            | Command::Verify(_)
+            | Command::Scrub(_) => true,
+            Command::Serve(serve) => serve.check,
+            _ => false,
+        };
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

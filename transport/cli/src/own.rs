@@ -98,8 +98,11 @@ pub(crate) fn check_no_replica(
     check_no_volume(own, place)?;
     let beside = place.bytes().map(|path| books_beside(&resolved(&path)));
     let Some(books) = state.state_dir.as_deref().map(resolved).or(beside) else { return Ok(()) };
+    let entries = fs::read_dir(&books).into_iter().flatten().flatten();
+    let kept: Vec<FileAt> = entries.map(|entry| FileAt::of(&entry.path())).collect();
     for (what, path) in own.iter().filter_map(|(what, path)| Some((what, (*path)?))) {
-        if resolved(path).starts_with(&books) {
+        let file = FileAt::of(path);
+        if file.path.starts_with(&books) || kept.iter().any(|book| book.is(&file)) {
             let path = path.display();
             misused!("{what} is {path}, within the books of {place}: name a file elsewhere");
         }

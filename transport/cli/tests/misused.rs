@@ -96,6 +96,7 @@ fn a_file_that_is_named_twice_is_not_overwritten() {
     let source = noise(&dir.join("a.img"), 1 << 16, 1);
     json(dir, 0, &["push", "file:a.img", "file:r.img"]);
     symlink("a.img", dir.join("link")).unwrap();
+    fs::hard_link(dir.join("r.img.driftline/state"), dir.join("hard")).unwrap();
     fs::write(dir.join("notes"), "theirs").unwrap();
     fs::write(dir.join("none"), "").unwrap();
     let push = |code, more: &[&str]| {
@@ -113,6 +114,7 @@ fn a_file_that_is_named_twice_is_not_overwritten() {
         &["--metrics", "r.img"],
         &["--metrics", "r.img.driftline/m"],
         &["--metrics", "m", "--index", "./m"],
+        &["--metrics", "hard"],
     ] {
         let refused = push(2, named);
         assert_eq!(refused["error"]["reason"], "usage", "{refused}");
@@ -121,6 +123,7 @@ fn a_file_that_is_named_twice_is_not_overwritten() {
             assert_eq!(json(dir, 2, &scrub)["error"]["reason"], "usage", "{named:?}");
         }
     }
+    fs::remove_file(dir.join("hard")).unwrap();
     assert!(fs::read(dir.join("a.img")).unwrap() == source);
     assert!(fs::read(dir.join("r.img")).unwrap() == source);
     // What holds something else stays as it is; metrics stop no copy.

@@ -133,10 +133,10 @@ fn batches_have_at_least_one_item_and_at_most_512() {
         let lacks = vec![Lack::Unlike(vec![GrainHash([7; 8]); hashes]); count];
         Message::Want { seq: 3, lacks }
     };
-    assert_eq!(Message::from_bytes(&unlike(16, 128).to_bytes()), Ok(unlike(16, 128)));
-    let over = limit("hashes of a batch", 2050, 2048);
+    assert_eq!(Message::from_bytes(&unlike(16, 32).to_bytes()), Ok(unlike(16, 32)));
+    let over = limit("hashes of a batch", 515, 512);
     assert_eq!(Message::from_bytes(&unlike(2, 1025).to_bytes()), limit("item count", 1025, 512));
-    assert_eq!(Message::from_bytes(&unlike(5, 410).to_bytes()), over);
+    assert_eq!(Message::from_bytes(&unlike(5, 103).to_bytes()), over);
     let many = patched(&want(9), 7, &[17]);
     assert_eq!(Message::from_bytes(&many), limit("hashes of an item", 17, 16));
     let narrowed = |count| Message::Narrowed { seq: 3, grains: vec![GrainMask(5); count] };
