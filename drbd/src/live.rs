@@ -31,8 +31,8 @@ use std::{
 };
 
 use driftline_extent::{
-    Change, Finish, Generation, Plan, PlanKind, Reason, Source, Standing, TargetState, Volume,
-    VolumeId,
+    Change, Finish, Generation, Plan, PlanKind, Reason, Scheme, Source, Standing, TargetState,
+    Volume, VolumeId,
 };
 
 pub use error::{LiveError, NoRotation};
@@ -328,9 +328,7 @@ impl LiveVolume {
     /// name it starts earlier, as nothing was cleared yet.
     fn part_from(&self, base: Option<&Generation>) -> Result<(), LiveError> {
         let minor = Minor(self.found.minor);
-        if let Some(Generation::Drbd(_)) = base
-            && base == Some(&Generation::drbd(minor.current_uuid()?))
-        {
+        if base.is_some() && base == Some(&Generation::drbd(minor.current_uuid()?)) {
             minor.rename()?;
         }
         Ok(())
@@ -342,23 +340,23 @@ impl LiveVolume {
             current.volume.learn(state);
         }
         current.volume.recall(self.recalled.as_deref());
+        let missing = Standing::Suspect(Reason::MapMissing);
         let plan = match base {
             // What was compared before, of the same volume.
-            Some(Generation::Content(_)) => {
-                current.volume.plan_scan(None, Standing::Suspect(Reason::MapMissing))?
+            Some(base) if base.scheme() == Scheme::CONTENT => {
+                current.volume.plan_scan(None, missing)?
             }
             _ if current.rotated => current.volume.plan(base)?,
-            Some(Generation::Drbd(uuid)) => {
+            Some(base) => {
                 let superblock = &current.volume.metadata().superblock;
                 let doubt = Doubt::BaseMismatch { tip: superblock.current_uuid };
-                let base = superblock.descends_from(*uuid).then_some(Generation::Drbd(*uuid));
-                if base.is_none() && !self.options.allow_full {
-                    let holds = Some(Generation::Drbd(*uuid));
-                    return Err(DrbdError::Unusable { doubt, holds }.into());
+                let uuid = base.drbd_uuid();
+                let known = uuid.is_some_and(|uuid| superblock.descends_from(uuid));
+                if uuid.is_some() && !known && !self.options.allow_full {
+                    return Err(DrbdError::Unusable { doubt, holds: Some(*base) }.into());
                 }
-                current.volume.plan_scan(base, Standing::Suspect(Reason::MapMissing))?
+                current.volume.plan_scan(known.then_some(*base), missing)?
             }
-            Some(_) => current.volume.plan_scan(None, Standing::Suspect(Reason::MapMissing))?,
             None => current.volume.plan(None)?,
         };
         Ok(self.cross_checked(Plan { volume: Some(self.options.volume), ..plan }))
@@ -366,9 +364,8 @@ impl LiveVolume {
 
     /// The plan of an increment, with the pool's delta for its map where that can be had.
     fn cross_checked(&mut self, plan: Plan) -> Plan {
-        let (PlanKind::Incremental, Some(Generation::Drbd(holds))) = (plan.kind, plan.base) else {
-            return plan;
-        };
+        let holds = plan.base.filter(|_| plan.kind == PlanKind::Incremental);
+        let Some(holds) = holds.as_ref().and_then(Generation::drbd_uuid) else { return plan };
         let (Some(zvol_delta), Some(current)) = (self.options.cross_check, &mut self.current)
         else {
             return plan;
@@ -552,7 +549,8 @@ impl Source for LiveVolume {
             self.options.allow_full = false;
         }
         match base {
-            None | Some(Generation::Drbd(_) | Generation::Content(_)) => {}
+            None => {}
+            Some(base) if [Scheme::DRBD, Scheme::CONTENT].contains(&base.scheme()) => {}
             Some(_) if self.options.allow_full => {}
             Some(base) => return Err(LiveError::Foreign(*base)),
         }

@@ -4,7 +4,7 @@ use std::{fmt, io, sync::Arc};
 
 use driftline_extent::{
     BLOCK_LEN, CHUNK_LEN, Change, Extent, ExtentSet, Finish, Generation, Plan, PlanKind, Reason,
-    Source, Standing, TargetState, Volume,
+    Scheme, Source, Standing, TargetState, Volume,
 };
 
 use crate::{
@@ -152,17 +152,17 @@ impl DrbdVolume {
     /// How to get to this tip from `base`, and what to believe of it.
     fn choose(&self, base: &Generation) -> Result<Way, DrbdError> {
         let tip = &self.metadata.superblock;
-        let judged = match *base {
-            Generation::Drbd(uuid) => {
+        let judged = match base.drbd_uuid() {
+            Some(uuid) => {
                 let base = Base { uuid, size: self.base_size, record: self.record.as_ref() };
                 judge(&base, &self.metadata).map(|proof| proof.slot)
             }
             // What was kept with that content says whether it is of this volume.
-            Generation::Content(_) => match &self.record {
+            None if base.scheme() == Scheme::CONTENT => match &self.record {
                 Some(record) if tip.descends_from(record.current_uuid) => Err(Doubt::NotRotated),
                 _ => Err(Doubt::BaseMismatch { tip: tip.current_uuid }),
             },
-            _ => Err(Doubt::BaseMismatch { tip: tip.current_uuid }),
+            None => Err(Doubt::BaseMismatch { tip: tip.current_uuid }),
         };
         match judged {
             Ok(_) if self.overwrite => Ok(Way::Scan { base: None, standing: Standing::Proven }),

@@ -78,7 +78,7 @@ fn delivered(source: &mut DrbdVolume) -> Vec<(u64, u64, bool)> {
     ranges
 }
 
-const HELD: Option<Generation> = Some(Generation::Drbd(BASE));
+const HELD: Option<Generation> = Some(Generation::drbd(BASE));
 
 #[test]
 fn a_proven_map_is_an_increment_of_what_changed() {
@@ -133,7 +133,7 @@ fn what_was_not_rotated_is_named_by_its_content() {
     assert_eq!((planned.kind, planned.tip), (PlanKind::Incremental, None));
     assert!(last.is_unnamed().unwrap());
     // What was kept with it says that it is of this volume, and everything is compared.
-    let content = Generation::Content(driftline_extent::Root([7; 32]));
+    let content = Generation::content(driftline_extent::Root([7; 32]));
     let record = last.record();
     for (record, standing) in [(record.as_deref(), Some(Reason::MapMissing)), (None, None)] {
         let mut next = open(&spec());
@@ -181,7 +181,7 @@ fn what_is_not_proven_is_scanned_and_says_why() {
 
 #[test]
 fn a_target_of_another_history_is_refused_without_consent() {
-    for held in [Generation::drbd(0x77 << 40), Generation::Zfs(BASE), Generation::Drbd(4)] {
+    for held in [Generation::drbd(0x77 << 40), Generation::zfs(BASE), Generation::drbd(4)] {
         let error = plan(&mut open(&spec()), Some(held), SIZE).unwrap_err();
         assert_eq!(error.reason(), Reason::BaseMismatch);
         assert!(error.to_string().contains("--full"), "{error}");

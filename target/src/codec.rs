@@ -1,12 +1,12 @@
 //! Fixed little-endian layouts: the few shapes that the state and the journal share.
 //!
-//! A generation takes 40 bytes: a tag (0 none, 1 ZFS guid, 2 content root, 3 DRBD UUID), 7
-//! bytes of zero, then 32 bytes of which a guid or UUID uses the first 8. An optional volume id
-//! takes 24: a tag (0 none, 1 some), 7 bytes of zero, 16 of id. Unused bytes are zero.
+//! A generation takes 40 bytes: a tag, then 32 bytes of which the name uses the first. The tag is
+//! `u64` 0 for none, 1 for a ZFS guid, 2 for a content root, 3 for a DRBD UUID; of any other kind it
+//! is one byte, 64 and the length of the name, and 7 bytes with the letters of its scheme. An
+//! optional volume id takes 24: a tag (0 none, 1 some), 7 bytes of zero, 16 of id. Unused bytes are
+//! zero.
 
-use driftline_extent::{Generation, ReplicaId, Root, VolumeId};
-
-use crate::Problem;
+use driftline_extent::{Generation, ReplicaId, Scheme, VolumeId};
 
 /// Bytes of a BLAKE3 checksum.
 pub(crate) const CHECKSUM_LEN: usize = 32;
@@ -33,15 +33,17 @@ impl Writer {
         self.bytes(&value.to_le_bytes())
     }
 
-    pub(crate) fn generation(self, generation: Option<Generation>) -> Result<Self, Problem> {
-        let (tag, bytes) = match generation {
-            None => (0, [0; 32]),
-            Some(Generation::Zfs(guid)) => (1, padded(guid)),
-            Some(Generation::Content(root)) => (2, root.0),
-            Some(Generation::Drbd(uuid)) => (3, padded(uuid)),
-            Some(other) => return Err(Problem::UnknownGeneration(other)),
+    pub(crate) fn generation(self, generation: Option<Generation>) -> Self {
+        let Some(generation) = generation else { return self.bytes(&[0; 40]) };
+        let (scheme, name) = (generation.scheme(), generation.name());
+        let tagged = match scheme.code() {
+            Some(code) => self.u64(code.into()),
+            None => {
+                let padded = array_of::<{ Scheme::LEN_MAX }>(scheme.as_str().as_bytes());
+                self.bytes(&[OPEN_TAG + name.len() as u8]).bytes(&padded)
+            }
         };
-        Ok(self.u64(tag).bytes(&bytes))
+        tagged.bytes(&array_of::<{ Generation::LEN_MAX }>(name))
     }
 
     pub(crate) fn volume(self, volume: Option<VolumeId>) -> Self {
@@ -65,11 +67,14 @@ impl Writer {
     }
 }
 
-/// A number in the place of a generation's 32 bytes.
-fn padded(number: u64) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&number.to_le_bytes());
-    bytes
+/// What the length of a name is added to, where the scheme follows in letters.
+const OPEN_TAG: u8 = 64;
+
+/// The bytes, and zeros behind them.
+fn array_of<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut padded = [0; N];
+    padded[..bytes.len()].copy_from_slice(bytes);
+    padded
 }
 
 /// The part that a checksum at the end covers; `None` if it does not fit.
@@ -107,18 +112,26 @@ impl Reader<'_> {
 
     /// The generation, if there is one; the outer `None` is for a tag without a meaning.
     pub(crate) fn generation(&mut self) -> Option<Option<Generation>> {
-        let tag = self.u64()?;
-        let bytes: [u8; 32] = self.array()?;
-        match tag {
-            0 => Some(None),
-            1 => Reader(&bytes).u64().map(|guid| Some(Generation::Zfs(guid))),
-            2 => Some(Some(Generation::Content(Root(bytes)))),
-            // Bit 0 is no part of the name.
-            3 => {
-                Reader(&bytes).u64().filter(|uuid| uuid & 1 == 0).map(|u| Some(Generation::Drbd(u)))
-            }
-            _ => None,
+        let tag: [u8; 8] = self.array()?;
+        let name: [u8; Generation::LEN_MAX] = self.array()?;
+        let number = u64::from_le_bytes(tag);
+        if number == 0 {
+            return Some(None);
         }
+        let coded = u8::try_from(number).ok().and_then(Scheme::of_code);
+        let (scheme, len) = match coded {
+            Some(coded) => coded,
+            None => {
+                let [len, letters @ ..] = tag;
+                let letters = str::from_utf8(&letters).ok()?.trim_end_matches('\0');
+                // One generation is written in one way.
+                let scheme = Scheme::new(letters).filter(|scheme| scheme.code().is_none())?;
+                (scheme, len.checked_sub(OPEN_TAG)?.into())
+            }
+        };
+        let (name, rest) = name.split_at_checked(len)?;
+        let is_padded = rest.iter().all(|byte| *byte == 0);
+        Generation::new(scheme, name).filter(|_| is_padded).map(Some)
     }
 
     /// The volume id, if there is one; the outer `None` is for a tag without a meaning.

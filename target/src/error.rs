@@ -433,11 +433,6 @@ pub enum Problem {
     /// An item, plan or end that no correct source sends.
     #[error("the increment is malformed: {0}")]
     Malformed(&'static str),
-    /// A generation of a kind that this version cannot record.
-    #[error(
-        "this version cannot record a generation of this kind ({0}): use a newer Driftline here"
-    )]
-    UnknownGeneration(Generation),
     /// A call that needs a session came outside of one.
     #[error("there is no session: no increment was begun")]
     NoSession,
@@ -528,7 +523,7 @@ impl Problem {
             Self::BeyondEnd { .. } | Self::Conflict { .. } | Self::Malformed(_) => {
                 Reason::StreamDamaged
             }
-            Self::UnknownGeneration(_) | Self::Newer { .. } | Self::Opaque => Reason::Unsupported,
+            Self::Newer { .. } | Self::Opaque => Reason::Unsupported,
         }
     }
 }

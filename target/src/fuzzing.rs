@@ -50,7 +50,7 @@ pub fn state(data: &[u8]) {
 pub fn journal(data: &[u8]) {
     let mended = [false, true].map(|sealed| mend(data, sealed).into_disk());
     for journal in std::iter::once(Memory::of(data)).chain(mended) {
-        exercise(Disks { journal, ..books() }, Some(Generation::Zfs(2)));
+        exercise(Disks { journal, ..books() }, Some(Generation::zfs(2)));
     }
 }
 
@@ -83,8 +83,8 @@ const fn header() -> Header {
         replica: ReplicaId([1; 16]),
         epoch: 3,
         nonce: [2; 32],
-        base: Some(Generation::Zfs(1)),
-        tip: Some(Generation::Zfs(2)),
+        base: Some(Generation::zfs(1)),
+        tip: Some(Generation::zfs(2)),
         volume: None,
         base_size: VOLUME_LEN,
     }
@@ -111,7 +111,7 @@ fn mend(data: &[u8], sealed: bool) -> Journal<Memory> {
         let _ = journal.append(&header(), &mut end, &record, payload);
     }
     if sealed {
-        let (root, tip) = (Root([3; 32]), Generation::Zfs(2));
+        let (root, tip) = (Root([3; 32]), Generation::zfs(2));
         let _ = journal.commit(&Seal { header: header(), tip, size, root, end });
     }
     journal
@@ -132,7 +132,7 @@ fn exercise(disks: Disks<Memory>, tip: Option<Generation>) {
         bytes_expected: 0,
     };
     if replica.begin(&Offer { plan: plan.clone(), overwrite: false }).is_ok() {
-        let tip = Generation::Zfs(2);
+        let tip = Generation::zfs(2);
         let _ = replica.commit(&Finish { tip, size: None, root: None });
     }
     // A source compares all, and some of it is another thing.
@@ -143,7 +143,7 @@ fn exercise(disks: Disks<Memory>, tip: Option<Generation>) {
         let _ = replica.lacks(&[Item::Zero { index: 0, count: 1 }, item]);
         let _ = replica.apply(&Item::Zero { index: 0, count: 1 }, None);
         let root = Some(Root([3; 32]));
-        let _ = replica.commit(&Finish { tip: Generation::Zfs(3), size: None, root });
+        let _ = replica.commit(&Finish { tip: Generation::zfs(3), size: None, root });
     }
     let _ = replica.scrub(true, 1, &mut |_| {});
 }
@@ -161,7 +161,7 @@ fn books() -> Disks<Memory> {
     let disks = empty(VOLUME_LEN);
     let mut tree = TreeHasher::new(&ChunkKey::new(&SECRET));
     tree.push_zeros(chunk_count(VOLUME_LEN));
-    let (generation, root) = (Generation::Zfs(1), tree.into_root(VOLUME_LEN));
+    let (generation, root) = (Generation::zfs(1), tree.into_root(VOLUME_LEN));
     let state = State {
         epoch: 3,
         status: Status::Complete { generation, root },

@@ -113,8 +113,8 @@ impl Header {
             .bytes(&self.replica.0)
             .u64(self.epoch)
             .bytes(&self.nonce)
-            .generation(self.base)?
-            .generation(self.tip)?
+            .generation(self.base)
+            .generation(self.tip)
             .volume(self.volume)
             .u64(self.base_size)
             .pad(HEADER_LEN - CHECKSUM_LEN)
@@ -173,7 +173,7 @@ impl Seal {
         let seal = Writer::default()
             .bytes(SEAL_MAGIC)
             .bytes(&self.header.encode()?)
-            .generation(Some(self.tip))?
+            .generation(Some(self.tip))
             .u64(self.size)
             .bytes(&self.root.0)
             .u64(self.end.records)
@@ -556,8 +556,8 @@ mod tests {
             replica: ReplicaId([1; 16]),
             epoch: 0x0203,
             nonce: [4; 32],
-            base: Some(Generation::Zfs(5)),
-            tip: Some(Generation::Content(Root([6; 32]))),
+            base: Some(Generation::zfs(5)),
+            tip: Some(Generation::content(Root([6; 32]))),
             volume: Some(VolumeId([7; 16])),
             base_size: 0x0809,
         }
@@ -584,7 +584,7 @@ mod tests {
         assert_eq!(Header::decode(&bytes), Some(header()));
 
         let end = Position { at: 8192 + 152, records: 1, chain: [10; 32] };
-        let (header, tip) = (header(), Generation::Zfs(11));
+        let (header, tip) = (header(), Generation::zfs(11));
         let seal = Seal { header, tip, size: 12, root: Root([13; 32]), end };
         let encoded = seal.encode().unwrap();
         assert_eq!(encoded.len(), SEAL_LEN);

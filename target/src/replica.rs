@@ -3,15 +3,14 @@
 use std::{collections::HashMap, fmt, ops::Range, path::PathBuf, sync::Arc};
 
 use driftline_extent::{
-    Begin, CHUNK_LEN, ChunkId, Committed, Finish, Generation, GrainMask, Item, Lack, Offer, Plan,
-    PlanKind, Reason, Root, Target, TargetState, VOLUME_LEN_MAX, Volume, chunk_count,
+    Begin, CHUNK_LEN, ChunkId, Committed, Finish, GrainMask, Item, Lack, Offer, Plan, PlanKind,
+    Reason, Root, Scheme, Target, TargetState, VOLUME_LEN_MAX, Volume, chunk_count,
 };
 use driftline_manifest::{ChunkKey, is_zero};
 
 use crate::{
     Disk, Elsewhere, Index, Problem, TargetError, Update, VerifyReport,
     chunks::{Patch, Valid, chunk_buf, validate},
-    codec::Writer,
     direct::Direct,
     elsewhere::Entry,
     ids::{IdList, Overlay},
@@ -378,7 +377,9 @@ impl<D: Disk> Replica<D> {
                 Ok(Mode::Journaled)
             }
             (PlanKind::Scan, Status::Complete { generation, .. })
-                if !overwrite && (is_content(&generation) || plan.base == Some(generation)) =>
+                if !overwrite
+                    && (generation.scheme() == Scheme::CONTENT
+                        || plan.base == Some(generation)) =>
             {
                 Ok(Mode::Journaled)
             }
@@ -407,9 +408,6 @@ impl<D: Disk> Replica<D> {
         }
         if plan.size.is_some_and(|size| size > VOLUME_LEN_MAX) {
             return Err(Problem::Malformed("the volume is larger than any can be"));
-        }
-        for generation in [plan.base, plan.tip].into_iter().flatten() {
-            storable(&generation)?;
         }
         plan.size.map_or(Ok(()), |size| self.volume.check_room(size))
     }
@@ -472,7 +470,6 @@ impl<D: Disk> Replica<D> {
     }
 
     fn commit_session(&mut self, finish: &Finish) -> Result<Committed, Problem> {
-        storable(&finish.tip)?;
         if finish.size.is_some_and(|size| size > VOLUME_LEN_MAX) {
             return Err(Problem::Malformed("the volume is larger than any can be"));
         }
@@ -551,13 +548,4 @@ pub(crate) fn remember(received: &mut HashMap<ChunkId, u64>, id: ChunkId, place:
 pub(crate) fn draw(seed: &[u8; 32], drawn: &mut u64) -> [u8; 32] {
     *drawn += 1;
     *blake3::keyed_hash(seed, &drawn.to_le_bytes()).as_bytes()
-}
-
-const fn is_content(generation: &Generation) -> bool {
-    matches!(generation, Generation::Content(_))
-}
-
-/// That a generation is of a kind that the books can record.
-fn storable(generation: &Generation) -> Result<(), Problem> {
-    Writer::default().generation(Some(*generation)).map(drop)
 }

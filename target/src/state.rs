@@ -122,13 +122,13 @@ impl State {
         }
     }
 
-    fn encode(&self, sequence: u64) -> Result<Vec<u8>, Problem> {
+    fn encode(&self, sequence: u64) -> Vec<u8> {
         let (tag, tip, watermark) = match self.status {
             Status::Complete { .. } => (1, None, 0),
             Status::Direct { tip, watermark } => (2, tip, watermark),
             Status::Adopted => (3, None, 0),
         };
-        let slot = Writer::default()
+        Writer::default()
             .bytes(MAGIC)
             .u32(VERSION)
             .u32(tag)
@@ -137,16 +137,15 @@ impl State {
             .bytes(&self.replica.0)
             .bytes(&self.chunk_key)
             .volume(self.volume)
-            .generation(self.generation())?
+            .generation(self.generation())
             .bytes(&self.root().map_or([0; 32], |root| root.0))
             .u64(self.size)
-            .generation(tip)?
+            .generation(tip)
             .u64(watermark)
             .u32(u32::from(self.kept))
             .u64(self.scrubbed_ms.unwrap_or(0))
             .pad(SLOT_LEN - CHECKSUM_LEN)
-            .checksummed();
-        Ok(slot)
+            .checksummed()
     }
 
     /// The fields after magic and version.
@@ -248,7 +247,7 @@ impl<D: Disk> Slots<D> {
     /// Makes `state` what the next open finds: entirely or not at all.
     pub(crate) fn commit(&mut self, state: &State) -> Result<(), Problem> {
         let sequence = self.sequence + 1;
-        let (at, slot) = (sequence % 2 * SLOT_LEN as u64, state.encode(sequence)?);
+        let (at, slot) = (sequence % 2 * SLOT_LEN as u64, state.encode(sequence));
         self.store.write_at(at, &slot)?;
         self.store.settle()?;
         // What is told as committed must be what the next open finds.
@@ -282,6 +281,8 @@ fn read_slot<D: Disk>(store: &Store<D>, slot: u64) -> Result<Slot, Problem> {
 
 #[cfg(test)]
 mod tests {
+    use driftline_extent::Scheme;
+
     use super::*;
 
     fn state(status: Status) -> State {
@@ -299,8 +300,8 @@ mod tests {
 
     #[test]
     fn the_layout_is_pinned() {
-        let complete = Status::Complete { generation: Generation::Zfs(6), root: Root([7; 32]) };
-        let bytes = state(complete).encode(8).unwrap();
+        let complete = Status::Complete { generation: Generation::zfs(6), root: Root([7; 32]) };
+        let bytes = state(complete).encode(8);
         let mut expected =
             b"DRIFTST\n\x01\0\0\0\x01\0\0\0\x08\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0".to_vec();
         expected.extend([1; 16]);
@@ -315,9 +316,9 @@ mod tests {
         let checksum = *blake3::hash(&expected).as_bytes();
         expected.extend(checksum);
         assert!(bytes == expected);
-        let kept = State { kept: true, ..state(complete) }.encode(8).unwrap();
+        let kept = State { kept: true, ..state(complete) }.encode(8);
         assert_eq!((&kept[..232], &kept[232..240]), (&bytes[..232], &[1, 0, 0, 0, 0, 0, 0, 0][..]));
-        let scrubbed = State { scrubbed_ms: Some(0x0102), ..state(complete) }.encode(8).unwrap();
+        let scrubbed = State { scrubbed_ms: Some(0x0102), ..state(complete) }.encode(8);
         assert_eq!(
             (&scrubbed[..236], &scrubbed[236..244]),
             (&bytes[..236], &[2, 1, 0, 0, 0, 0, 0, 0][..])
@@ -331,7 +332,7 @@ mod tests {
     fn the_generation_of_a_drbd_device_is_pinned() {
         let uuid = 0x1122_3344_5566_7789;
         let complete = Status::Complete { generation: Generation::drbd(uuid), root: Root([7; 32]) };
-        let mut bytes = state(complete).encode(8).unwrap();
+        let mut bytes = state(complete).encode(8);
         let mut expected = vec![3, 0, 0, 0, 0, 0, 0, 0];
         expected.extend([0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
         expected.extend([0; 24]);
@@ -342,12 +343,38 @@ mod tests {
     }
 
     #[test]
+    fn a_generation_of_any_storage_is_pinned() {
+        let generation = Generation::new(Scheme::known("qemu"), &[0xab, 0xcd]).unwrap();
+        let bytes = state(Status::Complete { generation, root: Root([7; 32]) }).encode(8);
+        let mut expected = [&[66][..], b"qemu\0\0\0", &[0xab, 0xcd]].concat();
+        expected.resize(40, 0);
+        assert_eq!(bytes[GENERATION_AT..][..40], expected);
+        for (at, wrong) in [
+            // No name, one that is too long, one that ends where it should not.
+            (0, &[64][..]),
+            (0, &[97]),
+            (0, &[65]),
+            // Letters that no scheme has, and those of one that has a number.
+            (1, b"Qemu"),
+            (1, b"q\0mu"),
+            (1, b"drbd"),
+        ] {
+            let mut bytes = bytes.clone();
+            bytes[GENERATION_AT + at..][..wrong.len()].copy_from_slice(wrong);
+            assert_eq!(State::decode(Reader(&bytes[12..])), None, "{at} {wrong:?}");
+        }
+    }
+
+    #[test]
     fn what_is_written_is_read() {
-        let tip = Some(Generation::Content(Root([9; 32])));
+        let qemu = Scheme::known("qemu");
+        let tip = Some(Generation::content(Root([9; 32])));
         let root = Root([7; 32]);
         for status in [
-            Status::Complete { generation: Generation::Zfs(u64::MAX), root },
+            Status::Complete { generation: Generation::zfs(u64::MAX), root },
             Status::Complete { generation: Generation::drbd(u64::MAX), root },
+            Status::Complete { generation: Generation::new(qemu, &[0]).unwrap(), root },
+            Status::Complete { generation: Generation::new(qemu, &[9; 32]).unwrap(), root },
             Status::Direct { tip, watermark: 10 },
             Status::Direct { tip: None, watermark: 0 },
             Status::Adopted,
@@ -355,7 +382,7 @@ mod tests {
             for kept in [false, true] {
                 let scrubbed_ms = kept.then_some(u64::MAX);
                 let state = State { kept, scrubbed_ms, ..state(status) };
-                let bytes = state.encode(8).unwrap();
+                let bytes = state.encode(8);
                 let fields = Reader(&checked(&bytes).unwrap()[12..]);
                 assert_eq!(State::decode(fields), Some((8, state)));
             }

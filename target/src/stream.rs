@@ -311,7 +311,7 @@ impl<S: Sink> StreamTarget<S> {
             return Err(StreamProblem::NotAStream);
         }
         let is_point =
-            |base| self.state.points.iter().any(|point| base == Generation::Zfs(point.guid));
+            |base| self.state.points.iter().any(|point| base == Generation::zfs(point.guid));
         if plan.base != self.state.generation && !plan.base.is_some_and(is_point) {
             let holds = self.state.generation;
             return Err(StreamProblem::NotTheBase { offered: plan.base, holds });

@@ -238,7 +238,7 @@ fn what_was_written_since_is_noticed_wherever_it_is() {
     let device = fs::OpenOptions::new().write(true).open(&place.keeper.path).unwrap();
     device.write_all_at(b"x", 2 * CHUNK as u64 + 77).unwrap();
     let mut replica = place.open();
-    assert_eq!(replica.state().generation, Some(Generation::Zfs(1)));
+    assert_eq!(replica.state().generation, Some(Generation::zfs(1)));
     // No chunk of this increment was touched, and yet it is refused before it begins.
     // Consent would not mend what the increment does not touch.
     for overwrite in [false, true] {

@@ -81,7 +81,7 @@ fn what_is_moved_while_it_is_written_is_not_called_committed() {
                 _ => {}
             }
             let size = Some(3 * CHUNK as u64);
-            let finish = Finish { tip: Generation::Zfs(2), size, root: None };
+            let finish = Finish { tip: Generation::zfs(2), size, root: None };
             let error = replica.commit(&finish).unwrap_err();
             let what = format!("{moved}, replaced {replaced}: {error}");
             assert!(matches!(error.problem, Problem::Replaced { .. }), "{what}");
@@ -92,7 +92,7 @@ fn what_is_moved_while_it_is_written_is_not_called_committed() {
             let _ = fs::remove_dir_all(&path);
             fs::rename(&aside, &path).unwrap();
             let mut replica = place.open();
-            assert_eq!(replica.state().generation, Some(Generation::Zfs(1)), "{what}");
+            assert_eq!(replica.state().generation, Some(Generation::zfs(1)), "{what}");
             deliver(&mut replica, plan, &changes, 3 * CHUNK as u64).unwrap();
             assert!(replica.verify(&mut |_| {}).unwrap().is_clean(), "{what}");
         }
@@ -111,7 +111,7 @@ fn a_first_copy_to_a_file_that_was_removed_is_not_called_committed() {
     let (items, root) = items(&key(&replica), plan.kind, &whole(&volume), size, 0);
     put(&mut replica, &items[0]).unwrap();
     fs::remove_file(&place.path).unwrap();
-    let finish = Finish { tip: Generation::Zfs(1), size: Some(size), root };
+    let finish = Finish { tip: Generation::zfs(1), size: Some(size), root };
     let error = replica.commit(&finish).unwrap_err();
     assert!(matches!(error.problem, Problem::Replaced { .. }), "{error}");
 }

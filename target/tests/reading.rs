@@ -60,11 +60,11 @@ fn a_replica_that_was_stopped_is_read_as_one_generation_or_completed_first() {
             reading = open_read(&place.path, &books).unwrap();
         }
         let Reading::Ready(verified) = reading else { panic!("stop {stop}: not completed") };
-        if verified.state().generation == Some(Generation::Zfs(1)) {
+        if verified.state().generation == Some(Generation::zfs(1)) {
             assert!(content(&verified) == base, "stop {stop}");
             old += 1;
         } else {
-            assert_eq!(verified.state().generation, Some(Generation::Zfs(2)));
+            assert_eq!(verified.state().generation, Some(Generation::zfs(2)));
             assert!(content(&verified) == tip, "stop {stop}");
             new += 1;
         }

@@ -41,7 +41,7 @@ fn another_size_is_refused_and_mended_only_by_consent() {
     let moved: u64 = items.iter().map(|chunked| put(&mut replica, chunked).unwrap()).sum();
     assert_eq!(moved, 3 * CHUNK_LEN);
     let size = Some(3 * CHUNK_LEN);
-    replica.commit(&Finish { tip: Generation::Zfs(2), size, root }).unwrap();
+    replica.commit(&Finish { tip: Generation::zfs(2), size, root }).unwrap();
     assert!(replica.verify(&mut |_| {}).unwrap().is_clean());
     assert!(fs::read(&place.path).unwrap() == content);
 }
@@ -139,7 +139,7 @@ fn a_refusal_changes_nothing() {
     let mut ok = offer(Plan { volume: Some(other), ..plan(PlanKind::Incremental, Some(1), 2) });
     ok.overwrite = true;
     replica.begin(&ok).unwrap();
-    assert_eq!(replica.state().generation, Some(Generation::Zfs(1)));
+    assert_eq!(replica.state().generation, Some(Generation::zfs(1)));
 }
 
 /// A source that shows only streams compares by one of all of it, from what the target holds.
@@ -229,7 +229,7 @@ fn a_journal_of_a_state_that_was_lost_is_not_completed() {
         drop(replica);
         power.crash(0);
         let mut replica = opened(&power);
-        assert_eq!(replica.state().generation, Some(Generation::Zfs(9)), "stop {stop}");
+        assert_eq!(replica.state().generation, Some(Generation::zfs(9)), "stop {stop}");
         assert!(replica.verify(&mut |_| {}).unwrap().is_clean(), "stop {stop}");
         drop(replica);
         assert!(power.content("volume") == other, "stop {stop}");
@@ -248,7 +248,7 @@ fn an_older_state_over_a_newer_volume_is_noticed() {
     state[4096 + 20] ^= 1;
     fs::write(place.book("state"), &state).unwrap();
     let mut replica = place.open();
-    assert_eq!(replica.state().generation, Some(Generation::Zfs(1)));
+    assert_eq!(replica.state().generation, Some(Generation::zfs(1)));
     assert!(!replica.verify(&mut |_| {}).unwrap().root_matches);
     let error = deliver(&mut replica, next, &changes, 2 * CHUNK_LEN).unwrap_err();
     assert!(matches!(error.problem, Problem::ListDamaged), "{error}");
@@ -282,7 +282,7 @@ fn files_that_are_missing_or_foreign() {
     assert!(fs::read(&place.path).unwrap() == foreign);
     drop(replica);
     let seen = inspect(&place.path, None).unwrap().unwrap();
-    assert_eq!(seen.state.generation, Some(Generation::Zfs(1)));
+    assert_eq!(seen.state.generation, Some(Generation::zfs(1)));
     assert_eq!(seen.opened_by, Some(std::process::id()));
 
     fs::remove_file(&place.path).unwrap();
@@ -320,13 +320,13 @@ fn what_does_not_fit_its_name_or_root_is_not_committed() {
     replica.begin(&offer(next.clone())).unwrap();
     put(&mut replica, &items[0]).unwrap();
     replica.mark(1).unwrap();
-    let finish = Finish { tip: Generation::Zfs(2), size: None, root: Some(Root([1; 32])) };
+    let finish = Finish { tip: Generation::zfs(2), size: None, root: Some(Root([1; 32])) };
     let error = replica.commit(&finish).unwrap_err();
     assert_eq!(error.reason(), Reason::RootMismatch);
     drop(replica);
     assert!(fs::read(&place.path).unwrap() == volume);
     let replica = place.open();
-    assert_eq!(replica.state().generation, Some(Generation::Zfs(1)));
+    assert_eq!(replica.state().generation, Some(Generation::zfs(1)));
     assert_eq!(replica.state().resume, None);
 }
 
@@ -357,7 +357,7 @@ fn malformed_items_are_refused() {
     replica.begin(&offer(plan(PlanKind::Incremental, Some(1), 2))).unwrap();
     let (items, _) = items(&key(&replica), PlanKind::Incremental, &changes, 10 * CHUNK_LEN, 0);
     put(&mut replica, &items[0]).unwrap();
-    let finish = Finish { tip: Generation::Zfs(2), size: None, root: None };
+    let finish = Finish { tip: Generation::zfs(2), size: None, root: None };
     assert_eq!(replica.commit(&finish).unwrap_err().reason(), Reason::StreamDamaged);
 }
 
@@ -387,7 +387,7 @@ fn a_scan_from_the_generation_held_is_admitted() {
     }
     let size = other.len() as u64;
     let root = tree.into_root(size);
-    let tip = Generation::Zfs(3);
+    let tip = Generation::zfs(3);
     let finish = Finish { tip, size: Some(size), root: Some(root) };
     assert_eq!(replica.commit(&finish).unwrap().generation, tip);
     assert!(fs::read(&place.path).unwrap() == other);
@@ -411,7 +411,7 @@ fn what_a_new_end_would_cut_off_is_compared_first() {
         let error = deliver(&mut place.open(), shrunk, &[], 2 * CHUNK_LEN).unwrap_err();
         assert!(matches!(error.problem, Problem::Modified { .. }), "{error}");
         assert!(fs::read(&place.path).unwrap() == before);
-        assert_eq!(place.open().state().generation, Some(Generation::Zfs(1)));
+        assert_eq!(place.open().state().generation, Some(Generation::zfs(1)));
     }
 }
 

@@ -170,7 +170,7 @@ fn what_stands_there_is_checked_before_anything_changes() {
     let moved: u64 = items.iter().map(|chunked| put(&mut replica, chunked).unwrap()).sum();
     assert_eq!(moved, GRAIN_LEN);
     let size = Some(4 * CHUNK_LEN);
-    replica.commit(&Finish { tip: Generation::Zfs(3), size, root }).unwrap();
+    replica.commit(&Finish { tip: Generation::zfs(3), size, root }).unwrap();
     assert!(replica.verify(&mut |_| {}).unwrap().is_clean());
     assert!(fs::read(&place.path).unwrap() == fresh);
 }
@@ -196,7 +196,7 @@ fn equal_data_moves_once_and_the_same_item_may_come_twice() {
     let zero = Item::Zero { index: 4, count: 10 };
     replica.apply(&zero, None).unwrap();
     replica.apply(&zero, None).unwrap();
-    replica.commit(&Finish { tip: Generation::Zfs(2), size: None, root: None }).unwrap();
+    replica.commit(&Finish { tip: Generation::zfs(2), size: None, root: None }).unwrap();
     let expected = [&twice[..], &twice, &old[2 * CHUNK..3 * CHUNK], &twice].concat();
     assert!(fs::read(&place.path).unwrap() == expected);
     // Two items that disagree are an error, not a choice.
@@ -233,12 +233,12 @@ fn an_increment_goes_on_where_it_was_cut_off() {
     assert_eq!(replica.state(), seen);
     let resume = replica.state().resume.unwrap();
     assert_eq!(resume.from, 3);
-    assert_eq!((resume.base, resume.tip), (Some(Generation::Zfs(1)), Some(Generation::Zfs(2))));
+    assert_eq!((resume.base, resume.tip), (Some(Generation::zfs(1)), Some(Generation::zfs(2))));
     assert_eq!(replica.begin(&offer(next)).unwrap().from, 3);
     for chunked in &all(3) {
         put(&mut replica, chunked).unwrap();
     }
-    replica.commit(&Finish { tip: Generation::Zfs(2), size: None, root: None }).unwrap();
+    replica.commit(&Finish { tip: Generation::zfs(2), size: None, root: None }).unwrap();
     let mut expected = pattern(3, 6 * CHUNK);
     apply(&mut expected, &changes, 6 * CHUNK_LEN);
     assert!(fs::read(&place.path).unwrap() == expected);
@@ -280,7 +280,7 @@ fn a_first_copy_goes_on_only_towards_the_same_tip() {
         put(&mut replica, chunked).unwrap();
     }
     // A root that does not fit sends it back to the start.
-    let finish = |root| Finish { tip: Generation::Zfs(1), size: None, root };
+    let finish = |root| Finish { tip: Generation::zfs(1), size: None, root };
     assert!(replica.commit(&finish(Some(Root([0; 32])))).is_err());
     let mut replica = place_again(&place, replica);
     assert_eq!(replica.state().resume, None);
@@ -289,7 +289,7 @@ fn a_first_copy_goes_on_only_towards_the_same_tip() {
         put(&mut replica, chunked).unwrap();
     }
     let mut replica = place_again(&place, replica);
-    let other = Plan { tip: Some(Generation::Zfs(9)), ..full.clone() };
+    let other = Plan { tip: Some(Generation::zfs(9)), ..full.clone() };
     assert_eq!(begin(&mut replica, &other), 0);
     assert_eq!(fs::read(&place.path).unwrap(), vec![0; volume.len()]);
     assert!(replica.commit(&finish(None)).is_err(), "a whole copy without a root");
@@ -335,7 +335,7 @@ fn a_first_copy_of_what_became_shorter_starts_over() {
 fn a_scan_of_what_became_shorter_starts_over() {
     let place = place();
     let mut replica = place.open();
-    let content = Generation::Content(Root([8; 32]));
+    let content = Generation::content(Root([8; 32]));
     let full = Plan { tip: Some(content), ..plan(PlanKind::Full, None, 1) };
     deliver(&mut replica, full, &whole(&pattern(3, 4 * CHUNK)), 4 * CHUNK_LEN).unwrap();
     starts_over_when_shorter(&place, replica, &plan(PlanKind::Scan, None, 2));
@@ -360,7 +360,7 @@ fn starts_over_when_shorter(place: &Place, mut replica: Replica<FileDisk>, plan:
     for chunked in &items {
         put(&mut replica, chunked).unwrap();
     }
-    let tip = Generation::Content(root.unwrap());
+    let tip = Generation::content(root.unwrap());
     replica.commit(&Finish { tip, size: Some(size), root }).unwrap();
     assert!(fs::read(&place.path).unwrap() == short);
 }
@@ -429,7 +429,7 @@ fn a_scan_compares_spans_first() {
     let volume = pattern(3, 5 * CHUNK + 99);
     let place = place();
     let mut replica = place.open();
-    let content = Generation::Content(Root([8; 32]));
+    let content = Generation::content(Root([8; 32]));
     let size = volume.len() as u64;
     let full = Plan { tip: Some(content), ..plan(PlanKind::Full, None, 1) };
     deliver(&mut replica, full, &whole(&volume), size).unwrap();
@@ -505,7 +505,7 @@ fn of_a_narrowed_item_only_what_differs_is_journaled() {
     // A session that was cut off goes on with it.
     let mut replica = place_again(&place, replica);
     assert_eq!(replica.begin(&offer(next)).unwrap().from, 2);
-    replica.commit(&Finish { tip: Generation::Zfs(2), size: None, root: None }).unwrap();
+    replica.commit(&Finish { tip: Generation::zfs(2), size: None, root: None }).unwrap();
     assert!(replica.verify(&mut |_| {}).unwrap().is_clean());
     assert!(fs::read(&place.path).unwrap() == volume);
 }
@@ -528,7 +528,7 @@ fn grains_that_do_not_make_an_item_are_no_harm() {
     // Nothing is kept of it: it does not come twice, and nothing is made of it.
     assert!(!replica.patch(item, GrainMask(1 << 15), &data[CHUNK - 4096..]).unwrap());
     replica.apply(item, Some(data)).unwrap();
-    replica.commit(&Finish { tip: Generation::Zfs(2), size: None, root: None }).unwrap();
+    replica.commit(&Finish { tip: Generation::zfs(2), size: None, root: None }).unwrap();
     assert!(fs::read(&place.path).unwrap() == volume);
     drop(replica);
     // More or less than the grains have is no mistake of a hash.

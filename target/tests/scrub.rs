@@ -260,7 +260,7 @@ fn replaced(place: &Place, volume: &[u8], tip: u64) {
     assert!(replica.state().damaged);
     send_all(&mut replica, PlanKind::Scan, volume, tip).unwrap();
     let TargetState { generation, damaged, .. } = replica.state();
-    assert_eq!((generation, damaged), (Some(Generation::Zfs(tip)), false));
+    assert_eq!((generation, damaged), (Some(Generation::zfs(tip)), false));
     drop(replica);
     assert_eq!(fs::read(place.book("repair")).unwrap(), b"");
     holds(place, volume);
@@ -296,7 +296,7 @@ fn the_source_replaces_what_a_scrub_has_found() {
             let moved = send_all(&mut replica, kind, content, tip).unwrap();
             assert!(moved <= 8 * CHUNK_LEN, "{moved} bytes moved");
             let state = replica.state();
-            assert_eq!((state.generation, state.damaged), (Some(Generation::Zfs(tip)), false));
+            assert_eq!((state.generation, state.damaged), (Some(Generation::zfs(tip)), false));
             assert_eq!(state.root, Some(naive_root(&key(&replica), content)));
             drop(replica);
             holds(&place, content);
@@ -439,7 +439,7 @@ fn power_loss_at_every_operation_of_a_repair() {
             assert!(found == 5 || found == 3, "stop {stop}, seed {seed}: {found} are damaged");
             kinds.insert(found);
             let state = opened(&power).unwrap().state();
-            assert_eq!(state.generation, Some(Generation::Zfs(1)));
+            assert_eq!(state.generation, Some(Generation::zfs(1)));
             let again = scrub(&mut opened(&power).unwrap(), true);
             assert_eq!((again.repaired + 3, again.awaited), (found, 3), "stop {stop}, seed {seed}");
             power.crash(seed);
@@ -473,7 +473,7 @@ fn power_loss_at_every_operation_of_what_replaces_damage() {
             power.crash(stop * 16 + seed);
             let mut replica = opened(&power).unwrap();
             let state = replica.state();
-            if state.generation == Some(Generation::Zfs(1)) {
+            if state.generation == Some(Generation::zfs(1)) {
                 // The consent stands until something was committed.
                 assert!(state.damaged, "stop {stop}, seed {seed}");
                 send_all(&mut replica, PlanKind::Scan, &next, 2).unwrap();

@@ -11,8 +11,8 @@ use driftline_target::{Sink, SinkState, StreamTarget};
 use proptest::prelude::*;
 
 const SECRET: [u8; 32] = [9; 32];
-const ONE: Generation = Generation::Zfs(1);
-const TWO: Generation = Generation::Zfs(2);
+const ONE: Generation = Generation::zfs(1);
+const TWO: Generation = Generation::zfs(2);
 
 #[derive(Debug, thiserror::Error)]
 #[error("the pool is full")]
@@ -127,7 +127,7 @@ proptest! {
         let (mut base, mut seen) = (None, std::collections::HashSet::new());
         let mut sent = Vec::new();
         for (parts, number) in streams.iter().zip(1..) {
-            let tip = Generation::Zfs(number);
+            let tip = Generation::zfs(number);
             target.begin(&offer(PlanKind::Stream, base, Some(tip))).unwrap();
             // `lacks` runs ahead of `apply`, as it does in a session.
             let mut waiting: VecDeque<(Item, &Vec<u8>, bool)> = VecDeque::new();
@@ -254,7 +254,7 @@ fn what_is_not_the_announced_stream_never_ends_it() {
     ends("another length", VerifyFailed, Finish { size: Some(4097), ..right.clone() });
     ends("no root", StreamDamaged, Finish { root: None, ..right.clone() });
     ends("no length", StreamDamaged, Finish { size: None, ..right.clone() });
-    ends("another tip", StreamDamaged, finish(&[1; 4096], Generation::Zfs(3)));
+    ends("another tip", StreamDamaged, finish(&[1; 4096], Generation::zfs(3)));
     fails("too early", StreamDamaged, move |t| {
         t.lacks(&[second])?;
         t.commit(&right).map(drop)
@@ -264,7 +264,7 @@ fn what_is_not_the_announced_stream_never_ends_it() {
 #[test]
 fn what_the_sink_says_is_what_counts() {
     // It took everything, and holds something else.
-    for reaches in [ONE, Generation::Zfs(3)] {
+    for reaches in [ONE, Generation::zfs(3)] {
         let (mut sink, _) = keeper(Some(ONE));
         sink.reaches = Some(reaches);
         let mut target = target(sink);

@@ -70,7 +70,7 @@ impl DataSet {
 
     /// Its newest snapshot.
     pub fn generation(&self) -> Option<Generation> {
-        self.snapshots.first().map(|point| Generation::Zfs(point.guid))
+        self.snapshots.first().map(|point| Generation::zfs(point.guid))
     }
 
     /// Takes a stream. If it is cut off, keeps what was verified of it.
@@ -255,7 +255,7 @@ impl Source for Send {
 
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, StreamError> {
         let mut stream = match self.stream.take() {
-            Some(stream) if base == Some(&Generation::Zfs(self.to)) => stream,
+            Some(stream) if base == Some(&Generation::zfs(self.to)) => stream,
             _ => OpaqueStream::new(Cursor::new(self.bytes())),
         };
         stream.learn(&self.told);

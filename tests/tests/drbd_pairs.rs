@@ -52,7 +52,7 @@ impl Image {
             for page in &self.pages {
                 hash.update(&page.to_le_bytes());
             }
-            Generation::Content(Root(*hash.finalize().as_bytes()))
+            Generation::content(Root(*hash.finalize().as_bytes()))
         };
         Some((generation, volume.record().unwrap()))
     }

@@ -88,7 +88,7 @@ struct Model {
 impl Model {
     fn held(&self, number: u64) -> Held {
         let root = root(&self.ids, self.size);
-        Held { generation: Generation::Zfs(number), size: self.size, root }
+        Held { generation: Generation::zfs(number), size: self.size, root }
     }
 
     fn after(&self, notes: &[Note], size: u64) -> Self {
@@ -233,7 +233,7 @@ impl Scenario {
                 // And whatever is listed can be proven, and gone on from.
                 (0..3).for_each(|span| manifest.prove(span * SPAN_CHUNKS).unwrap());
                 drop(manifest);
-                let next = Held { generation: Generation::Zfs(3), ..held };
+                let next = Held { generation: Generation::zfs(3), ..held };
                 let root = deliver(&world, Some(held), &[], next).unwrap();
                 assert_eq!(root, held.root, "{what}");
             }
@@ -366,7 +366,7 @@ fn a_session_that_was_cut_goes_on_with_its_log() {
     // Further than it reaches, and as another increment.
     assert!(!begin(2 * SPAN_CHUNKS + 8).0);
     let (mut manifest, _) = Manifest::open(files(world), &state).unwrap();
-    assert!(!manifest.begin(Some(&Generation::Zfs(9)), 4, &mut |_| {}).unwrap());
+    assert!(!manifest.begin(Some(&Generation::zfs(9)), 4, &mut |_| {}).unwrap());
 }
 
 #[test]

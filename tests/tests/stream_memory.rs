@@ -15,7 +15,7 @@ use driftline_transport::{
 };
 use driftline_wire::{Peer, SecretKey, Verb};
 
-const TIP: Generation = Generation::Zfs(1);
+const TIP: Generation = Generation::zfs(1);
 const PART: usize = 128 << 10;
 const PARTS: u64 = 4096;
 

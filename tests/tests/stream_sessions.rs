@@ -65,7 +65,7 @@ fn read(streams: &[u8]) -> (u64, Option<Generation>) {
             }
             seen.insert(part);
         }
-        tip = source.ends().map(|ends| Generation::Zfs(ends.to));
+        tip = source.ends().map(|ends| Generation::zfs(ends.to));
     }
     (repeated, tip)
 }
@@ -148,7 +148,7 @@ fn what_repeats_moves_once_also_from_one_increment_to_the_next() {
     let mut again = Send::new(ONE, TWO, &content(1));
     let went = push(&mut again, &data_set, 2, &Script::default());
     assert_ended(&went, "the second");
-    assert_eq!(data_set.borrow().generation(), Some(Generation::Zfs(TWO)));
+    assert_eq!(data_set.borrow().generation(), Some(Generation::zfs(TWO)));
     let stream = data_set.borrow().streams[1].clone();
     assert_eq!(went.data_packed, stream.len() as u64 - repeated(&stream));
     // In one session they are.
@@ -284,7 +284,7 @@ fn the_source_hears_of_the_token_and_the_snapshots() {
     push(&mut source, &data_set, 2, &script);
     assert_eq!(source.token(), Some(&partial.token()));
     let state = target(&data_set).state();
-    assert_eq!(state.generation, Some(Generation::Zfs(ONE)));
+    assert_eq!(state.generation, Some(Generation::zfs(ONE)));
     assert!(state.resume.is_none(), "only the storage knows where to go on");
 }
 

@@ -16,7 +16,7 @@ use wire_support::{
     CHUNK, ONE, SOURCE, TARGET, VOLUME, full_copy, image_one, link, public, push_links, target,
 };
 
-const TWO: Generation = Generation::Zfs(0x2222);
+const TWO: Generation = Generation::zfs(0x2222);
 
 /// Links for a pull: the target dials.
 fn pull_links(seed: u64) -> (Link, Link) {

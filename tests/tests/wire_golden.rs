@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use bytes::{Bytes, BytesMut};
 use driftline_extent::{
     Ask, Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item,
-    Lack, Offer, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Standing, Takes,
+    Lack, Offer, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Scheme, Standing, Takes,
     TargetState, VolumeId,
 };
 use driftline_tests::hex;
@@ -29,14 +29,14 @@ fn file(name: &str) -> Vec<u8> {
     }
 }
 
-const BASE: Generation = Generation::Zfs(0x1122_3344_5566_7788);
-const TIP: Generation = Generation::Zfs(0x99aa_bbcc_ddee_ff00);
+const BASE: Generation = Generation::zfs(0x1122_3344_5566_7788);
+const TIP: Generation = Generation::zfs(0x99aa_bbcc_ddee_ff00);
 const ROOT: Root = Root([0x55; 32]);
 const VOLUME: VolumeId = VolumeId([0x53; 16]);
 const REPLICA: ReplicaId = ReplicaId([0x51; 16]);
 
 fn state() -> TargetState {
-    let resume = Resume { base: Some(BASE), tip: Some(Generation::Content(ROOT)), from: 3 };
+    let resume = Resume { base: Some(BASE), tip: Some(Generation::content(ROOT)), from: 3 };
     TargetState {
         replica: REPLICA,
         chunk_key: [0x52; 32],
@@ -64,7 +64,7 @@ fn stream_state() -> TargetState {
     TargetState { volume, root, size: 0, resume, takes, ..state() }
 }
 
-fn offers() -> [(&'static str, Message); 5] {
+fn offers() -> [(&'static str, Message); 6] {
     let offer = |plan, overwrite| Message::Offer(Offer { plan, overwrite });
     let incremental = Plan {
         kind: PlanKind::Incremental,
@@ -79,7 +79,7 @@ fn offers() -> [(&'static str, Message); 5] {
         kind: PlanKind::Full,
         volume: None,
         base: None,
-        tip: Some(Generation::Zfs(1)),
+        tip: Some(Generation::zfs(1)),
         size: Some(1 << 60),
         standing: Standing::Proven,
         bytes_expected: 0,
@@ -102,6 +102,7 @@ fn offers() -> [(&'static str, Message); 5] {
         standing: Standing::Suspect(Reason::SlotCleared),
         bytes_expected: 1 << 30,
     };
+    let open = Generation::new(Scheme::known("qemu"), &[0xa1, 0xa2, 0xa3]).unwrap();
     let stream = Plan {
         kind: PlanKind::Stream,
         volume: None,
@@ -113,7 +114,8 @@ fn offers() -> [(&'static str, Message); 5] {
     };
     [
         ("offer-stream", offer(stream, false)),
-        ("offer-drbd", offer(drbd, false)),
+        ("offer-drbd", offer(drbd.clone(), false)),
+        ("offer-open", offer(Plan { base: None, tip: Some(open), ..drbd }, false)),
         ("offer-incremental", offer(incremental, false)),
         ("offer-full", offer(full, true)),
         ("offer-scan", offer(scan, false)),
@@ -154,7 +156,7 @@ fn messages() -> Vec<(&'static str, Message)> {
     let lacks = vec![nothing.clone(), all.clone(), Lack::Unlike(hashes.to_vec()), all, nothing];
     let grains = vec![GrainMask(0x8001), GrainMask(0)];
     let size = Some(0x50000);
-    let finish = Finish { tip: Generation::Content(ROOT), size, root: Some(ROOT) };
+    let finish = Finish { tip: Generation::content(ROOT), size, root: Some(ROOT) };
     let finish_incremental = Finish { tip: TIP, size: None, root: None };
     let transcript = [0x71; 32];
     let committed = Committed { generation: TIP, root: ROOT, size: 0x50000, zeroed: Some(0x20000) };
@@ -201,7 +203,25 @@ fn the_role_of_a_drbd_device_is_not_sent() {
     let mut bytes = file("offer-drbd");
     let at = bytes.iter().position(|byte| *byte == 0x88).unwrap();
     bytes[at] |= 1;
-    assert_eq!(Message::from_bytes(&bytes), Err(DecodeError::Invalid { what: "DRBD UUID" }));
+    assert_eq!(Message::from_bytes(&bytes), Err(DecodeError::Invalid { what: "generation" }));
+}
+
+/// Nor is a scheme that has a number written in letters.
+#[test]
+fn a_scheme_has_one_encoding() {
+    let mut bytes = file("offer-open");
+    let at = bytes.windows(4).position(|letters| letters == b"qemu").unwrap();
+    let invalid = |what| Err(DecodeError::Invalid { what });
+    for letters in [b"drbd", b"QEMU", b"qe\0u"] {
+        bytes[at..][..4].copy_from_slice(letters);
+        assert_eq!(Message::from_bytes(&bytes), invalid("generation scheme"), "{letters:?}");
+    }
+    let mut bytes = file("offer-open");
+    bytes[at + 4] = 0;
+    assert_eq!(Message::from_bytes(&bytes), invalid("generation"));
+    bytes[at + 4] = 33;
+    bytes.extend([0; 64]);
+    assert_eq!(Message::from_bytes(&bytes), invalid("generation"));
 }
 
 #[test]

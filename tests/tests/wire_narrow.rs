@@ -17,8 +17,8 @@ use driftline_wire::{Link, Peer, SecretKey};
 
 const CHUNK: usize = CHUNK_LEN as usize;
 const VOLUME: VolumeId = VolumeId([0xaa; 16]);
-const ONE: Generation = Generation::Zfs(0x1111);
-const TWO: Generation = Generation::Zfs(0x2222);
+const ONE: Generation = Generation::zfs(0x1111);
+const TWO: Generation = Generation::zfs(0x2222);
 const GRAIN: usize = GRAIN_LEN as usize;
 
 /// Links for a push: the source dials.

@@ -139,7 +139,7 @@ impl Side {
     /// One run, with what the map says.
     fn run(&mut self, kind: PlanKind, items: &[Item]) -> Result<(Root, Testimony), Failure> {
         self.seed += 1;
-        let tip = Generation::Zfs(self.seed);
+        let tip = Generation::zfs(self.seed);
         let size = self.volume.size;
         let mut plan = self.plan(kind, tip);
         let mut witness = Witness::new(self.terms());
@@ -160,7 +160,7 @@ impl Side {
     /// One run of a map that says that some chunks have changed, in which all is compared instead.
     fn comparison(&mut self, changed: &[u64]) -> (Root, Testimony) {
         self.seed += 1;
-        let tip = Generation::Zfs(self.seed);
+        let tip = Generation::zfs(self.seed);
         let mut plan = self.plan(PlanKind::Incremental, tip);
         let mut witness = Witness::new(self.terms());
         let told = witness.testimony();
@@ -310,7 +310,7 @@ fn a_stale_chunk_fails_the_run_and_turns_the_next_into_a_scan() {
     let failure = side.increment(&[3]).unwrap_err();
     assert_eq!(failure.reason, Reason::AuditMismatch);
     assert!(failure.detail.contains(&(900 * CHUNK_LEN).to_string()), "{failure}");
-    let mut plan = side.plan(PlanKind::Incremental, Generation::Zfs(50));
+    let mut plan = side.plan(PlanKind::Incremental, Generation::zfs(50));
     let mut witness = Witness::new(side.terms());
     let reader: Reader = side.volume.clone();
     witness.plan(&before, &mut plan, Some(reader)).unwrap();
@@ -319,9 +319,9 @@ fn a_stale_chunk_fails_the_run_and_turns_the_next_into_a_scan() {
     witness.begin(Begin { from: 0 }).unwrap();
     let ids: Vec<ChunkId> = (0..1024).map(|index| side.volume.id(index)).collect();
     witness.note_scanned(0, &ids).unwrap();
-    let root = witness.conclude(Some(Generation::Zfs(50)), 64 << 20).unwrap().unwrap();
+    let root = witness.conclude(Some(Generation::zfs(50)), 64 << 20).unwrap().unwrap();
     let committed =
-        Committed { generation: Generation::Zfs(50), root, size: 64 << 20, zeroed: None };
+        Committed { generation: Generation::zfs(50), root, size: 64 << 20, zeroed: None };
     witness.committed(&committed);
     side.state.advance(&committed);
     // It is mended, and maps are believed again.
@@ -378,7 +378,7 @@ fn a_comparison_tells_what_the_map_has_missed() {
 fn a_target_with_another_root_is_compared() {
     let mut side = Side::new(64 << 20);
     side.state.root = Some(Root([9; 32]));
-    let mut plan = side.plan(PlanKind::Incremental, Generation::Zfs(50));
+    let mut plan = side.plan(PlanKind::Incremental, Generation::zfs(50));
     let mut witness = Witness::new(side.terms());
     let reader: Reader = side.volume.clone();
     witness.plan(&side.state, &mut plan, Some(reader)).unwrap();
@@ -404,7 +404,7 @@ fn an_increment_that_was_cut_off_has_the_same_root() {
         let changed = [3, 70, 900];
         changed.iter().for_each(|chunk| side.volume.write(*chunk, 1));
         let state = side.state.clone();
-        let plan = side.plan(PlanKind::Incremental, Generation::Zfs(50));
+        let plan = side.plan(PlanKind::Incremental, Generation::zfs(50));
         let item = |index: u64| Item::Chunk {
             index,
             data: BlockMask::covering(512, 1024),
@@ -426,7 +426,7 @@ fn an_increment_that_was_cut_off_has_the_same_root() {
             remove(&side.dir.path().join("manifest/log"));
         }
         let (mut witness, told) = session(71, &changed[2..]);
-        let root = witness.conclude(Some(Generation::Zfs(50)), 64 << 20).unwrap();
+        let root = witness.conclude(Some(Generation::zfs(50)), 64 << 20).unwrap();
         let rebuilt = told.lock().unwrap().rebuilt;
         assert_eq!(rebuilt, lost.then_some(Reason::ManifestMissing));
         let ids: Vec<ChunkId> = (0..1024).map(|index| side.volume.id(index)).collect();

@@ -282,7 +282,7 @@ fn changes<S: Source>(
     if let (None, None, Some(volume)) = (tip, root, volume) {
         root = Some(root_of(volume, key)?);
     }
-    match tip.or_else(|| root.map(Generation::Content)) {
+    match tip.or_else(|| root.map(Generation::content)) {
         Some(tip) => Ok(Finish { tip, size, root }),
         None => Err(Failure::new(Reason::Failed, "the source does not name its generation")),
     }
@@ -386,7 +386,7 @@ fn scan<S: Source>(
     {
         return Err(changed(0));
     }
-    let tip = tip.unwrap_or(Generation::Content(root));
+    let tip = tip.unwrap_or(Generation::content(root));
     Ok(Finish { tip, size: Some(size), root: Some(root) })
 }
 

@@ -308,7 +308,7 @@ mod tests {
         worker.await.unwrap();
         // The next command was on its way when the worker failed.
         side.command(TargetCommand::Commit(Finish {
-            tip: Generation::Zfs(1),
+            tip: Generation::zfs(1),
             size: None,
             root: None,
         }));

@@ -19,7 +19,7 @@ pub fn stream(data: &[u8]) {
             && !begin.compound
         {
             // What has everything is read over another generation as well.
-            base.get_or_insert_with(|| Generation::Zfs(begin.fromguid.max(1)));
+            base.get_or_insert_with(|| Generation::zfs(begin.fromguid.max(1)));
         }
     }
     parts(data);

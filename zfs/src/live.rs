@@ -256,7 +256,7 @@ impl LiveSource {
         let cut = self.cut.take();
         let cut = points
             .iter()
-            .find(|point| point.is_snapshot() && cut == Some(Generation::Zfs(point.guid)));
+            .find(|point| point.is_snapshot() && cut == Some(Generation::zfs(point.guid)));
         if let Some(point) = cut {
             return Ok(point.clone());
         }
@@ -307,8 +307,7 @@ impl LiveSource {
         }
         let held = match held {
             None => None,
-            Some(Generation::Zfs(guid)) => Some(*guid),
-            Some(other) => return Err(LiveError::Foreign(*other)),
+            Some(held) => Some(held.zfs_guid().ok_or(LiveError::Foreign(*held))?),
         };
         match choose_base(points, tip, held) {
             Ok(base) => Ok(base),
@@ -418,7 +417,7 @@ impl LiveSource {
             Some(token) => self.zfs.resume(&token.to_string())?,
             None => self.zfs.send(&request(increment, abilities))?,
         };
-        let held = base.as_ref().map(|base| Generation::Zfs(base.guid));
+        let held = base.as_ref().map(|base| Generation::zfs(base.guid));
         let mut stream = SendStream::for_target(sending, &self.takes);
         match stream.plan(held.as_ref()) {
             Ok(_) => {
@@ -449,10 +448,7 @@ impl Source for LiveSource {
     fn learn(&mut self, target: &TargetState) {
         self.takes = target.takes.clone();
         self.cut = target.resume.as_ref().and_then(|resume| resume.tip);
-        self.held = match target.generation {
-            Some(Generation::Zfs(guid)) => Some(guid),
-            _ => None,
-        };
+        self.held = target.generation.as_ref().and_then(Generation::zfs_guid);
         let is_cut = matches!(&target.takes, Takes::Stream { token: Some(_), .. });
         self.empty = target.generation.is_none() && target.resume.is_none() && !is_cut;
     }
@@ -468,17 +464,14 @@ impl Source for LiveSource {
         let abilities = self.zfs.abilities()?;
         let points = self.zfs.points(&self.name)?;
         self.check_gone(&points)?;
-        if let Some(Generation::Zfs(guid)) = base {
-            self.arrived(&points, *guid, abilities);
+        if let Some(guid) = base.and_then(Generation::zfs_guid) {
+            self.arrived(&points, guid, abilities);
         }
         let token = match &self.takes {
             Takes::Stream { token: Some(token), .. } => Some(self.go_on(token, &points)?),
             _ => None,
         };
-        let cut = self.cut.and_then(|cut| match cut {
-            Generation::Zfs(guid) => Some(guid),
-            _ => None,
-        });
+        let cut = self.cut.as_ref().and_then(Generation::zfs_guid);
         let needed = token.as_ref().map(|(_, token)| token.toguid).into_iter().chain(cut);
         self.tidy(&points, abilities, &needed.collect::<Vec<_>>());
         let (tip, token) = match token {
@@ -502,7 +495,7 @@ impl Source for LiveSource {
         };
         // Of a package ZFS says where it leads only at its end.
         let told = shape.is_some() || !matches!(package, Package::Replicate | Package::Steps);
-        let start = from.as_ref().map(|point| Generation::Zfs(point.guid));
+        let start = from.as_ref().map(|point| Generation::zfs(point.guid));
         let mut plan = plan_of(kind, start, told.then_some(tip.guid));
         plan.size = shape.map(|shape| shape.size);
         let device = match (shape, self.options.read_back) {
@@ -590,7 +583,7 @@ impl Source for LiveSource {
             // What was read is the snapshot, which does not change.
             (None, Some(shape)) if increment.shown && increment.stream.is_none() => {
                 self.needed |= self.options.pick.is_new(&increment.tip.name);
-                let tip = Generation::Zfs(increment.tip.guid);
+                let tip = Generation::zfs(increment.tip.guid);
                 Ok(Finish { tip, size: Some(shape.size), root: None })
             }
             _ => Err(LiveError::Unplanned),

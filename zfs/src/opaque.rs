@@ -254,10 +254,7 @@ impl<R: Read> Source for OpaqueStream<R> {
     /// Says [`PlanKind::UpToDate`] only at the end of the input, if some stream led to `base`
     /// and none went on from there.
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, StreamError> {
-        let held = match base {
-            Some(Generation::Zfs(guid)) => Some(*guid),
-            _ => None,
-        };
+        let held = base.and_then(Generation::zfs_guid);
         let mut at_base = held.is_some() && held == self.last_tip;
         while let Some(ends) = self.open()? {
             let fits = ends.from == held && held.is_some() == base.is_some();
@@ -295,7 +292,7 @@ impl<R: Read> Source for OpaqueStream<R> {
     fn finish(&mut self) -> Result<Finish, StreamError> {
         match &self.current {
             Some(Current { delivered: true, ends: Some(ends), .. }) => {
-                Ok(Finish { tip: Generation::Zfs(ends.to), size: None, root: None })
+                Ok(Finish { tip: Generation::zfs(ends.to), size: None, root: None })
             }
             _ => Err(self.reader.error(Fault::Unfinished)),
         }

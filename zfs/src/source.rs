@@ -136,7 +136,7 @@ impl<R: Read> ZvolStream<R> {
         }
         let Finish { tip, size, .. } = self.finish()?;
         let fromguid = self.current.as_ref().map_or(0, |substream| substream.view.fromguid);
-        map.base = (fromguid != 0).then_some(Generation::Zfs(fromguid));
+        map.base = (fromguid != 0).then_some(Generation::zfs(fromguid));
         map.tip = Some(tip);
         map.size = size;
         map.granularity = map.granularity.max(self.block_len());
@@ -281,10 +281,8 @@ impl<R: Read> Source for ZvolStream<R> {
     /// Says [`PlanKind::UpToDate`] only at the end of the stream, if some substream led to
     /// `base` and none went on from there.
     fn plan(&mut self, base: Option<&Generation>) -> Result<Plan, StreamError> {
-        let mut at_base = match (base, self.last_tip) {
-            (Some(Generation::Zfs(held)), Some(tip)) => *held == tip,
-            _ => false,
-        };
+        let held = base.and_then(Generation::zfs_guid);
+        let mut at_base = held.is_some() && held == self.last_tip;
         self.current = None;
         while let Some(begin) = self.next_begin()? {
             let ends = (begin.fromguid, begin.toguid);
@@ -292,13 +290,11 @@ impl<R: Read> Source for ZvolStream<R> {
             let kind = match base {
                 None if begin.fromguid == 0 => Some(PlanKind::Full),
                 None => return Err(self.mismatch(base, ends)),
-                Some(Generation::Zfs(held)) if begin.toguid == *held => {
+                Some(_) if held == Some(begin.toguid) => {
                     at_base = true;
                     None
                 }
-                Some(Generation::Zfs(held)) if begin.fromguid == *held => {
-                    Some(PlanKind::Incremental)
-                }
+                Some(_) if held == Some(begin.fromguid) => Some(PlanKind::Incremental),
                 // Once something was delivered, a whole volume is another volume.
                 Some(_) if begin.fromguid == 0 && self.allow_full && self.last_tip.is_none() => {
                     Some(PlanKind::Full)
@@ -311,10 +307,10 @@ impl<R: Read> Source for ZvolStream<R> {
                 return Ok(plan_of(kind, base, Some(begin.toguid)));
             }
         }
-        match base {
-            Some(Generation::Zfs(held)) if at_base => {
-                self.last_tip = Some(*held);
-                Ok(plan_of(PlanKind::UpToDate, None, Some(*held)))
+        match held {
+            Some(held) if at_base => {
+                self.last_tip = Some(held);
+                Ok(plan_of(PlanKind::UpToDate, None, Some(held)))
             }
             _ => Err(match self.seen {
                 Some(ends) => self.mismatch(base, ends),
@@ -348,7 +344,7 @@ impl<R: Read> Source for ZvolStream<R> {
         let Some(Substream { view, .. }) = current else {
             return Err(self.reader.error(Fault::Unfinished));
         };
-        Ok(Finish { tip: Generation::Zfs(view.toguid), size: view.size, root: None })
+        Ok(Finish { tip: Generation::zfs(view.toguid), size: view.size, root: None })
     }
 
     fn bytes_read(&self) -> u64 {
@@ -369,7 +365,7 @@ pub(crate) fn plan_of(kind: PlanKind, base: Option<Generation>, tip: Option<u64>
         kind,
         volume: None,
         base,
-        tip: tip.map(Generation::Zfs),
+        tip: tip.map(Generation::zfs),
         size: None,
         standing: Standing::Proven,
         bytes_expected: 0,

@@ -185,14 +185,14 @@ mod tests {
         assert!(bytes.starts_with(&parts) && !parts.is_empty());
         // What was begun as a stream goes on as one, whatever is told now.
         stream.learn(&TargetState::nothing());
-        let next = stream.plan(Some(&Generation::Zfs(1))).unwrap();
-        assert_eq!((next.kind, next.tip), (PlanKind::Stream, Some(Generation::Zfs(2))));
+        let next = stream.plan(Some(&Generation::zfs(1))).unwrap();
+        assert_eq!((next.kind, next.tip), (PlanKind::Stream, Some(Generation::zfs(2))));
         assert!(stream.next_map().unwrap().is_none());
     }
 
     #[test]
     fn consent_to_a_full_copy_is_not_forgotten() {
-        let (bytes, other) = (recorded(), Generation::Zfs(9));
+        let (bytes, other) = (recorded(), Generation::zfs(9));
         for consent in [false, true] {
             let mut stream = SendStream::new(&bytes[..]).allow_full(consent);
             stream.learn(&TargetState::nothing());
@@ -212,6 +212,6 @@ mod tests {
         while let Some(map) = stream.next_map().unwrap() {
             tips.extend(map.tip);
         }
-        assert_eq!(tips, [1, 2].map(Generation::Zfs));
+        assert_eq!(tips, [1, 2].map(Generation::zfs));
     }
 }

@@ -60,8 +60,8 @@ pub(crate) fn plan(kind: PlanKind, base: Option<u64>, tip: u64) -> Plan {
     Plan {
         kind,
         volume: Some(VolumeId([1; 16])),
-        base: base.map(Generation::Zfs),
-        tip: Some(Generation::Zfs(tip)),
+        base: base.map(Generation::zfs),
+        tip: Some(Generation::zfs(tip)),
         size: None,
         standing: Standing::Proven,
         bytes_expected: 0,

@@ -1,6 +1,6 @@
 //! The invariants.
 
-use driftline_extent::{CHUNK_LEN, Extent, Generation, PlanKind, Reason, Target};
+use driftline_extent::{CHUNK_LEN, Extent, Generation, PlanKind, Reason, Scheme, Target};
 
 use super::{
     disks,
@@ -174,7 +174,7 @@ impl History<'_> {
             *at >= run.committed
                 && match stand.name {
                     Some(name) => name == found,
-                    None => matches!(found, Generation::Content(_)),
+                    None => found.scheme() == Scheme::CONTENT,
                 }
         });
         let fits = stands.iter().rposition(|(_, stand)| self.holds(content, &stand.content));

@@ -6,7 +6,7 @@ use std::{io::Cursor, sync::Arc};
 use driftline_drbd::{DrbdError, DrbdVolume, Layout, SharedVolume};
 use driftline_extent::{
     BLOCK_LEN, CHUNK_LEN, Change, Explained, Extent, Finish, Generation, Plan, PlanKind, Reason,
-    Source, Standing, TargetState, Volume, VolumeId,
+    Scheme, Source, Standing, TargetState, Volume, VolumeId,
 };
 use driftline_zfs::{StreamError, ZvolStream};
 
@@ -352,7 +352,7 @@ impl Plain {
         let kind = match base {
             _ if std::mem::replace(&mut self.delivered, true) => PlanKind::UpToDate,
             None => PlanKind::Full,
-            Some(Generation::Content(_)) => PlanKind::Scan,
+            Some(base) if base.scheme() == Scheme::CONTENT => PlanKind::Scan,
             Some(_) if self.overwrite => PlanKind::Scan,
             Some(_) => return Err(SourceError::Said(Reason::BaseMismatch, "no plain volume's")),
         };

@@ -179,7 +179,7 @@ impl Storage {
             Kind::Zfs => {
                 self.named += 1;
                 let record = Record::Births(self.births.clone(), self.now);
-                (Some(Generation::Zfs(self.named)), record)
+                (Some(Generation::zfs(self.named)), record)
             }
             Kind::Drbd => {
                 let spec = self.device.on_disk(self.live.len);
@@ -367,9 +367,8 @@ impl Storage {
         tip: &Snapshot,
         (codec, noise): (u8, &[u64]),
     ) -> Vec<u8> {
-        let guid = |generation: Option<&Generation>| match generation {
-            Some(Generation::Zfs(guid)) => *guid,
-            _ => 0,
+        let guid = |generation: Option<&Generation>| {
+            generation.and_then(Generation::zfs_guid).unwrap_or_default()
         };
         let found = base.and_then(|base| self.find(base));
         let opening = Opening::volume(guid(base), guid(tip.generation.as_ref()));

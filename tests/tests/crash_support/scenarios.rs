@@ -6,7 +6,7 @@ use driftline_tests::disk::World;
 use super::{CHUNK, Ground, Scenario, changed, random, whole};
 
 pub(crate) const fn generation(guid: u64) -> Generation {
-    Generation::Zfs(guid)
+    Generation::zfs(guid)
 }
 
 pub(crate) fn data(chunk: usize, block: usize, seed: u64, len: usize) -> Change {
@@ -170,7 +170,7 @@ pub(crate) fn scan(ground: Ground) -> Scenario {
     let changes = [data(2, 0, 40, CHUNK), data(3, 9, 41, 512), data(6, 0, 42, CHUNK)];
     let mut tip = changed(&base, &changes, 7 * CHUNK + 200);
     tip[4 * CHUNK..5 * CHUNK].fill(0);
-    let holds = Generation::Content(Root([1; 32]));
+    let holds = Generation::content(Root([1; 32]));
     Scenario {
         name: "scan",
         world: replica_of(&base, holds, ground),
@@ -182,7 +182,7 @@ pub(crate) fn scan(ground: Ground) -> Scenario {
         overwrite: false,
         changes: whole(&tip),
         tip,
-        tip_generation: Generation::Content(Root([2; 32])),
+        tip_generation: Generation::content(Root([2; 32])),
         informed: true,
         other: Vec::new(),
     }

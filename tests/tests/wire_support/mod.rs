@@ -35,7 +35,7 @@ pub(crate) fn push_links(seed: u64) -> (Link, Link) {
 }
 
 pub(crate) const VOLUME: VolumeId = VolumeId([0xaa; 16]);
-pub(crate) const ONE: Generation = Generation::Zfs(0x1111);
+pub(crate) const ONE: Generation = Generation::zfs(0x1111);
 
 pub(crate) fn target(replica: u8) -> MemoryTarget {
     MemoryTarget::new(ReplicaId([replica; 16]), [7; 32])

@@ -294,7 +294,7 @@ impl LinstorSource {
         let points = zfs.points(dataset)?;
         let cut = self.cut();
         let is =
-            |guid: u64, generation: Option<&Generation>| generation == Some(&Generation::Zfs(guid));
+            |guid: u64, generation: Option<&Generation>| generation == Some(&Generation::zfs(guid));
         // Of another past of the volume it cannot be told what is needed.
         if base.is_some() && !points.iter().any(|point| is(point.guid, base)) {
             return Ok(Vec::new());

@@ -5,7 +5,7 @@ use std::{fmt, fs, io, path::Path, sync::Arc};
 
 use driftline_extent::{
     BLOCK_LEN, Change, Explained, Extent, Finish, Generation, OVERWRITE, Plan, PlanKind, Reason,
-    Source, Standing, Unreadable, Volume, VolumeId,
+    Scheme, Source, Standing, Unreadable, Volume, VolumeId,
 };
 
 use crate::content::{self, ContentError};
@@ -148,7 +148,7 @@ impl Source for PlainVolume {
         let kind = match base {
             _ if self.delivered => PlanKind::UpToDate,
             None => PlanKind::Full,
-            Some(Generation::Content(_)) => PlanKind::Scan,
+            Some(base) if base.scheme() == Scheme::CONTENT => PlanKind::Scan,
             Some(_) if self.overwrite => PlanKind::Scan,
             Some(base) => {
                 return Err(PlainError::BaseMismatch { name: self.name.clone(), base: *base });

@@ -337,7 +337,7 @@ impl Sink for ReceiveSink {
         };
         let told = points.iter().take(POINTS_MAX.into());
         Ok(SinkState {
-            generation: points.first().map(|point| Generation::Zfs(point.guid)),
+            generation: points.first().map(|point| Generation::zfs(point.guid)),
             token: dataset.receive_resume_token,
             points: told
                 .map(|point| Told { guid: point.guid, name: point.name.to_string() })
@@ -363,10 +363,7 @@ impl Sink for ReceiveSink {
     }
 
     fn begin(&mut self, offer: &Offer) -> Result<(), ReceiveError> {
-        let base = match offer.plan.base {
-            Some(Generation::Zfs(guid)) => Some(guid),
-            _ => None,
-        };
+        let base = offer.plan.base.as_ref().and_then(Generation::zfs_guid);
         self.work = Work::Begun { found: self.check(base)?, base, bytes: Vec::new() };
         Ok(())
     }

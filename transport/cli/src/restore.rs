@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use driftline_drbd::host::Found;
-use driftline_extent::{Generation, Reason};
+use driftline_extent::{Generation, Reason, Scheme};
 use driftline_target::{FileDisk, InPlace, Problem, is_one_volume, open_in_place};
 use driftline_transport::{Failure, Progress, SourceJob, deliver::LastSeen};
 
@@ -100,7 +100,7 @@ async fn restore(
     };
     let size = committed.size;
     // The name of content is only told from other names of this very restore.
-    let named = Some(committed.generation).filter(|of| !matches!(of, Generation::Content(_)));
+    let named = Some(committed.generation).filter(|of| of.scheme() != Scheme::CONTENT);
     Ok(Restored {
         of: of.or(named),
         size,

@@ -374,7 +374,7 @@ esac
     }
 
     fn committed(guid: u64) -> Committed {
-        let (generation, root) = (Generation::Zfs(guid), Root([0; 32]));
+        let (generation, root) = (Generation::zfs(guid), Root([0; 32]));
         Committed { generation, root, size: 1 << 20, zeroed: None }
     }
 
@@ -393,7 +393,7 @@ esac
         for guid in 1..=40 {
             keeper.keep(&committed(guid)).unwrap();
             let kept = keeper.kept().unwrap();
-            assert_eq!(kept, Kept { generation: Some(Generation::Zfs(guid)), written: false });
+            assert_eq!(kept, Kept { generation: Some(Generation::zfs(guid)), written: false });
             counts.push(asked(&folder));
         }
         assert_eq!(counts[1..].iter().min(), counts[1..].iter().max(), "{counts:?}");
@@ -419,7 +419,7 @@ esac
                 Some(note) => fs::write(file("newest"), note).unwrap(),
                 None => fs::remove_file(file("newest")).unwrap(),
             }
-            assert_eq!(keeper.kept().unwrap().generation, Some(Generation::Zfs(2)));
+            assert_eq!(keeper.kept().unwrap().generation, Some(Generation::zfs(2)));
         }
         // The snapshot was taken, and the note of it was not.
         keeper.keep(&committed(3)).unwrap();
@@ -429,7 +429,7 @@ esac
         let before = points();
         keeper.keep(&committed(4)).unwrap();
         assert_eq!(points(), before, "it was taken twice");
-        assert_eq!(keeper.kept().unwrap().generation, Some(Generation::Zfs(4)));
+        assert_eq!(keeper.kept().unwrap().generation, Some(Generation::zfs(4)));
         // The same generation again, after something was written: another snapshot of it.
         fs::write(file("written"), "512\n").unwrap();
         keeper.keep(&committed(4)).unwrap();

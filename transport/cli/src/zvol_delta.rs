@@ -18,7 +18,7 @@ fn map_of(base: &str, tip: &str) -> anyhow::Result<ChangeMap> {
     let points = zfs.points(tip.dataset())?;
     let guid = points.iter().find(|point| point.name == base).map(|point| point.guid);
     let Some(guid) = guid else { anyhow::bail!("{base} is gone") };
-    let from = Generation::Zfs(guid);
+    let from = Generation::zfs(guid);
     let mut stream =
         ZvolStream::new(zfs.send(&SendRequest { base: Some(base), ..SendRequest::full(tip) })?);
     let map = stream.plan(Some(&from)).and_then(|_| stream.change_map());

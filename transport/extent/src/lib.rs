@@ -33,7 +33,7 @@ pub use chunk::{
     GrainHash, GrainMask, Item, PART_LEN_MAX, PART_OWN_MIN, Root, VOLUME_LEN_MAX, chunk_count,
 };
 pub use extent::Extent;
-pub use generation::{Generation, NoGeneration, VolumeId};
+pub use generation::{Generation, NoGeneration, Scheme, VolumeId};
 pub use reason::{OVERWRITE, Reason};
 pub use seam::{
     Ask, Begin, Committed, Explained, Finish, Lack, Offer, POINT_NAME_LEN_MAX, POINTS_MAX, Plan,

@@ -5,7 +5,7 @@ use driftline_extent::{
     TargetState,
 };
 
-const TIP: Generation = Generation::Zfs(2);
+const TIP: Generation = Generation::zfs(2);
 
 #[test]
 fn a_part_covers_no_range_of_a_volume() {

@@ -187,7 +187,7 @@ impl Session {
             self.read_tip(size)?;
         }
         let root = self.manifest.tip_root(size)?;
-        let generation = tip.unwrap_or(Generation::Content(root));
+        let generation = tip.unwrap_or(Generation::content(root));
         self.manifest.seal(Held { generation, size, root }, pass.clone())?;
         Ok(root)
     }

@@ -74,7 +74,7 @@ fn target(held: Held) -> TargetState {
 }
 
 const fn tip(size: u64) -> Held {
-    Held { generation: Generation::Zfs(9), size, root: Root([3; 32]) }
+    Held { generation: Generation::zfs(9), size, root: Root([3; 32]) }
 }
 
 /// A file in memory, which takes no more room than what is written to it.
@@ -138,7 +138,7 @@ fn exercise(files: Files<FileStorage>, number: u64) {
     let _ = (manifest.base(&state), manifest.compared_ms(), manifest.suspect());
     let pass = manifest.pass().cloned().unwrap_or_else(|| Pass::covering(chunk_count(size), 0));
     let _ = pass.ranges(pass.share(1 << 40, 1 << 30)).count();
-    let generation = Generation::Zfs(10);
+    let generation = Generation::zfs(10);
     let mut told = |entry: &Entry| assert!(entry.chunks().start < 5);
     let Ok(true) = manifest.begin(Some(&generation), 5, &mut told) else { return };
     let _ = manifest.note(5, &[ChunkId([4; 32]); 3]);

@@ -352,7 +352,7 @@ mod tests {
             detail: "two\nlines".into(),
             source: source.into(),
             target: "vm@host:1".into(),
-            base: Some(Generation::Zfs(1)),
+            base: Some(Generation::zfs(1)),
             tip: None,
             extents: Extent::new(65536, 65536).into_iter().collect(),
             chunks: 7,
@@ -379,13 +379,13 @@ mod tests {
         assert!(incidents.acknowledge(&name, 2000).unwrap().1.acknowledged_ms == Some(2000));
         // Again, it is when it was seen first.
         assert!(incidents.acknowledge(&name, 3000).unwrap().1.acknowledged_ms == Some(2000));
-        incidents.mend("zfs:tank/vm", "vm@host:1", 4000, Generation::Zfs(2)).unwrap();
+        incidents.mend("zfs:tank/vm", "vm@host:1", 4000, Generation::zfs(2)).unwrap();
         let later = Incident { first_ms: 5000, last_ms: 5000, ..incident("zfs:tank/vm") };
         let find = |wanted: &str| {
             let all = incidents.all().unwrap().into_iter();
             all.filter(|(name, _)| name == wanted).map(|(_, found)| found).next().unwrap()
         };
-        assert_eq!(find(&name).mended, Some((4000, Generation::Zfs(2))));
+        assert_eq!(find(&name).mended, Some((4000, Generation::zfs(2))));
         assert_eq!(find(&other).mended, None);
         assert_eq!(incidents.keep(&later).unwrap(), name);
         let again = find(&name);
@@ -453,7 +453,7 @@ mod tests {
                         if thread == 0 && time == TIMES / 2 {
                             incidents.acknowledge(&other.name(), 5).unwrap();
                         }
-                        incidents.mend("b", "vm@host:1", 6, Generation::Zfs(2)).unwrap();
+                        incidents.mend("b", "vm@host:1", 6, Generation::zfs(2)).unwrap();
                     }
                 });
             }
@@ -463,7 +463,7 @@ mod tests {
             |source: &str| all.iter().find(|(_, one)| one.source == source).unwrap().1.clone();
         assert_eq!(find("a").count, THREADS * TIMES);
         let other = find("b");
-        assert_eq!((other.acknowledged_ms, other.mended), (Some(5), Some((6, Generation::Zfs(2)))));
+        assert_eq!((other.acknowledged_ms, other.mended), (Some(5), Some((6, Generation::zfs(2)))));
     }
 
     #[test]

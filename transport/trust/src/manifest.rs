@@ -591,9 +591,9 @@ mod tests {
     fn what_a_log_is_of_is_pinned() {
         let target = TargetState { replica: ReplicaId([7; 16]), ..TargetState::nothing() };
         let identity = Identity::of(&target);
-        let (generation, root) = (Generation::Zfs(9), Root([3; 32]));
+        let (generation, root) = (Generation::zfs(9), Root([3; 32]));
         let held = Held { generation, size: 1 << 30, root };
-        let tip = Generation::Content(Root([4; 32]));
+        let tip = Generation::content(Root([4; 32]));
         let hex = |bytes: [u8; 32]| Root(bytes).to_string();
         assert_eq!(
             hex(context(&identity, Some(&held), Some(&tip))),
@@ -609,7 +609,7 @@ mod tests {
             context(&identity, Some(&held), Some(&tip)),
             context(&other, Some(&held), Some(&tip)),
             context(&identity, Some(&Held { size: 1, ..held }), Some(&tip)),
-            context(&identity, Some(&Held { generation: Generation::Zfs(8), ..held }), Some(&tip)),
+            context(&identity, Some(&Held { generation: Generation::zfs(8), ..held }), Some(&tip)),
             context(&identity, Some(&held), Some(&generation)),
             context(&identity, None, Some(&tip)),
             context(&identity, Some(&held), None),

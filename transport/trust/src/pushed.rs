@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     fn pushed(source: &str, target: &str, last_ms: u64) -> Pushed {
-        let generation = Some(Generation::Zfs(last_ms));
+        let generation = Some(Generation::zfs(last_ms));
         let (source, target) = (source.into(), target.into());
         let as_stream = last_ms.is_multiple_of(2);
         let leads_to = as_stream.then(|| "file:/b".to_owned());

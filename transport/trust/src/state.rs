@@ -258,10 +258,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let target = TargetState { replica: ReplicaId([7; 16]), ..TargetState::nothing() };
-        let held = Held { generation: Generation::Zfs(9), size: 1 << 30, root: Root([3; 32]) };
+        let held = Held { generation: Generation::zfs(9), size: 1 << 30, root: Root([3; 32]) };
         let pass = Pass::covering(held.chunks(), 5).advanced(100, 77);
         let sealed = Sealed {
-            tip: Held { generation: Generation::Content(Root([4; 32])), ..held },
+            tip: Held { generation: Generation::content(Root([4; 32])), ..held },
             context: [5; 32],
             end: Position { at: 6, check: [7; 32] },
             pass: pass.advanced(3, 99),
@@ -288,7 +288,7 @@ mod tests {
     fn the_largest_state_fits_its_slot() {
         let size = VOLUME_LEN_MAX;
         let held =
-            Held { generation: Generation::Content(Root([9; 32])), size, root: Root([3; 32]) };
+            Held { generation: Generation::content(Root([9; 32])), size, root: Root([3; 32]) };
         let mut pass = Pass::covering(held.chunks(), u64::MAX / 2);
         for round in 0..200 {
             pass = pass.advanced(held.chunks() / 70, u64::MAX / 2 + round);

@@ -2,7 +2,7 @@
 
 use driftline_extent::{
     BlockMask, CHUNK_LEN, ChunkId, Generation, Item, PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX,
-    Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Standing, TOKEN_LEN_MAX, Takes,
+    Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Scheme, Standing, TOKEN_LEN_MAX, Takes,
     VOLUME_LEN_MAX, VolumeId,
 };
 
@@ -201,36 +201,36 @@ macro_rules! array_codec {
 
 array_codec!(ChunkId, ReplicaId, Root, VolumeId);
 
+/// Behind this stand the letters of a scheme that has no number.
+const OPEN_SCHEME: u8 = 4;
+
 impl Codec for Generation {
     fn encode(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Zfs(guid) => {
-                out.u8(1);
-                out.u64(*guid);
+        match self.scheme().code() {
+            Some(code) => out.u8(code),
+            None => {
+                out.u8(OPEN_SCHEME);
+                out.text(self.scheme().as_str(), Scheme::LEN_MAX as u16);
+                out.u8(self.name().len() as u8);
             }
-            Self::Content(root) => {
-                out.u8(2);
-                root.encode(out);
-            }
-            Self::Drbd(uuid) => {
-                out.u8(3);
-                out.u64(*uuid);
-            }
-            other => unreachable!("the generation {other} has no encoding; a test says so"),
         }
+        out.put(self.name());
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        match from.u8("generation kind")? {
-            1 => from.u64("guid").map(Self::Zfs),
-            2 => Root::decode(from).map(Self::Content),
-            3 => match from.u64("DRBD UUID")? {
-                // Bit 0 is no part of the name, and one generation has one encoding.
-                uuid if uuid & 1 == 0 => Ok(Self::Drbd(uuid)),
-                _ => Err(DecodeError::Invalid { what: "DRBD UUID" }),
-            },
-            value => Err(DecodeError::Unknown { what: "generation kind", value: value.into() }),
-        }
+        let (scheme, len) = match from.u8("generation kind")? {
+            OPEN_SCHEME => {
+                let letters = from.text(Scheme::LEN_MAX, "generation scheme")?;
+                // One generation has one encoding.
+                let scheme = Scheme::new(&letters).filter(|scheme| scheme.code().is_none());
+                let scheme = scheme.ok_or(DecodeError::Invalid { what: "generation scheme" })?;
+                (scheme, from.u8("generation length")?.into())
+            }
+            code => Scheme::of_code(code)
+                .ok_or(DecodeError::Unknown { what: "generation kind", value: code.into() })?,
+        };
+        let name = from.bytes(len, "generation")?;
+        Self::new(scheme, name).ok_or(DecodeError::Invalid { what: "generation" })
     }
 }
 

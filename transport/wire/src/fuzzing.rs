@@ -148,7 +148,7 @@ fn state() -> driftline_extent::TargetState {
         replica: driftline_extent::ReplicaId([1; 16]),
         chunk_key: [2; 32],
         volume: None,
-        generation: Some(Generation::Zfs(1)),
+        generation: Some(Generation::zfs(1)),
         root: Some(Root([3; 32])),
         size: 1 << 20,
         incomplete: false,
@@ -273,12 +273,12 @@ impl Source {
     }
 }
 
-const TIP: Generation = Generation::Zfs(2);
+const TIP: Generation = Generation::zfs(2);
 
 fn offer(stream: bool) -> Offer {
     let kind = if stream { PlanKind::Stream } else { PlanKind::Incremental };
     let standing = Standing::Proven;
-    let (base, tip) = (Some(Generation::Zfs(1)), Some(TIP));
+    let (base, tip) = (Some(Generation::zfs(1)), Some(TIP));
     let plan = Plan { kind, volume: None, base, tip, size: None, standing, bytes_expected: 0 };
     Offer { plan, overwrite: false }
 }

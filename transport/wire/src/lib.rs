@@ -91,7 +91,8 @@
 //! `tests/data/wire`.
 //!
 //! A generation is a kind `u8` and a name: 1, the guid `u64` of a ZFS snapshot; 2, the 32
-//! bytes of a content root; 3, the current UUID `u64` of a DRBD device with its bit 0 clear.
+//! bytes of a content root; 3, the current UUID `u64` of a DRBD device with its bit 0 clear; 4, any
+//! other: the letters of its scheme, the length `u8` of its name, and the name of 1 to 32 bytes.
 //! A build that does not know a kind ends the session. Reasons, in `refuse` and as the
 //! standing of an offer, are the codes of `driftline_extent::Reason`; a code that a build does
 //! not know is a reason all the same.

@@ -7,12 +7,12 @@ use driftline_wire::{Message, Receiver, ReceiverOutput, Sender, SenderOutput, Se
 
 fn state() -> TargetState {
     let takes = Takes::Stream { token: None, points: Vec::new() };
-    let (replica, generation) = (ReplicaId([1; 16]), Some(Generation::Zfs(1)));
+    let (replica, generation) = (ReplicaId([1; 16]), Some(Generation::zfs(1)));
     TargetState { replica, chunk_key: [2; 32], generation, takes, ..TargetState::nothing() }
 }
 
 fn offer(kind: PlanKind) -> Offer {
-    let (base, tip, standing) = (Some(Generation::Zfs(1)), None, Standing::Proven);
+    let (base, tip, standing) = (Some(Generation::zfs(1)), None, Standing::Proven);
     let plan = Plan { kind, volume: None, base, tip, size: None, standing, bytes_expected: 0 };
     Offer { plan, overwrite: false }
 }

@@ -11,14 +11,14 @@ use driftline_wire::{
     Payload, Piece, Receiver, ReceiverOutput, Sender, SenderOutput, SessionError, limits,
 };
 
-const TIP: Generation = Generation::Zfs(2);
+const TIP: Generation = Generation::zfs(2);
 
 fn state() -> TargetState {
     TargetState {
         replica: ReplicaId([1; 16]),
         chunk_key: [2; 32],
         volume: None,
-        generation: Some(Generation::Zfs(1)),
+        generation: Some(Generation::zfs(1)),
         root: Some(Root([3; 32])),
         size: 1 << 30,
         incomplete: false,
@@ -29,7 +29,7 @@ fn state() -> TargetState {
 }
 
 fn offer(kind: PlanKind) -> Offer {
-    let (base, tip, standing) = (Some(Generation::Zfs(1)), Some(TIP), Standing::Proven);
+    let (base, tip, standing) = (Some(Generation::zfs(1)), Some(TIP), Standing::Proven);
     let plan = Plan { kind, volume: None, base, tip, size: None, standing, bytes_expected: 0 };
     Offer { plan, overwrite: false }
 }
@@ -666,7 +666,7 @@ fn a_commit_of_something_else_is_no_commit() {
         other => panic!("{other:?}"),
     }
     for wrong in [
-        Committed { generation: Generation::Zfs(1), ..committed() },
+        Committed { generation: Generation::zfs(1), ..committed() },
         Committed { root: Root([9; 32]), ..committed() },
         Committed { size: 1, ..committed() },
     ] {

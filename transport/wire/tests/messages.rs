@@ -292,7 +292,7 @@ fn items_of_a_batch_ascend_and_do_not_overlap() {
 
 #[test]
 fn sizes_and_watermarks_end_at_an_exbibyte() {
-    let generation = Generation::Zfs(1);
+    let generation = Generation::zfs(1);
     let committed = |size| {
         let root = Root([0; 32]);
         Message::Committed(Committed { generation, root, size, zeroed: Some(size) })
@@ -355,12 +355,12 @@ fn flags_and_kinds_that_nobody_knows_are_refused() {
         assert!(refused(&patched(&zeros(1), 7, &[kind])), "item kind {kind}");
     }
     let committed =
-        Committed { generation: Generation::Zfs(1), root: Root([0; 32]), size: 0, zeroed: None };
+        Committed { generation: Generation::zfs(1), root: Root([0; 32]), size: 0, zeroed: None };
     let committed = Message::Committed(committed);
-    for kind in (0..=u8::MAX).filter(|kind| !(1..4).contains(kind)) {
+    for kind in (0..=u8::MAX).filter(|kind| !(1..5).contains(kind)) {
         assert!(refused(&patched(&committed, 1, &[kind])), "generation kind {kind}");
     }
-    let finish = Finish { tip: Generation::Zfs(1), size: None, root: None };
+    let finish = Finish { tip: Generation::zfs(1), size: None, root: None };
     let finish = Message::Finish { finish, transcript: [0; 32] };
     for flag in 2..=u8::MAX {
         assert!(refused(&patched(&finish, 10, &[flag])), "flag {flag}");

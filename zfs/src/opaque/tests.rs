@@ -167,11 +167,11 @@ fn a_stream_is_planned_from_the_base_the_target_has() {
     let bytes = [plain(0, 1), plain(1, 2), plain(2, 3)].concat();
     for (held, from) in [(None, 0), (Some(1), 1), (Some(2), 2), (Some(3), 3)] {
         let mut stream = OpaqueStream::new(&bytes[..]);
-        let mut held: Option<Generation> = held.map(Generation::Zfs);
+        let mut held: Option<Generation> = held.map(Generation::zfs);
         for to in from + 1..=3 {
             let plan = stream.plan(held.as_ref()).unwrap();
             assert_eq!((plan.kind, plan.base), (PlanKind::Stream, held));
-            assert_eq!(plan.tip, Some(Generation::Zfs(to)));
+            assert_eq!(plan.tip, Some(Generation::zfs(to)));
             assert!(matches!(stream.finish().unwrap_err().fault(), Fault::Unfinished));
             assert_eq!(drain(&mut stream), plain(to - 1, to));
             held = Some(stream.finish().unwrap().tip);
@@ -184,7 +184,7 @@ fn a_stream_is_planned_from_the_base_the_target_has() {
 
 #[test]
 fn another_base_is_a_mismatch() {
-    for base in [Some(Generation::Zfs(9)), Some(Generation::drbd(2)), None] {
+    for base in [Some(Generation::zfs(9)), Some(Generation::drbd(2)), None] {
         let bytes = [plain(1, 2), plain(2, 3)].concat();
         let mut stream = OpaqueStream::new(&bytes[..]);
         let error = stream.plan(base.as_ref()).unwrap_err();
@@ -194,7 +194,7 @@ fn another_base_is_a_mismatch() {
     // A whole stream over what the target holds would need a rollback.
     let whole = plain(0, 1);
     let mut stream = OpaqueStream::new(&whole[..]);
-    let error = stream.plan(Some(&Generation::Zfs(9))).unwrap_err();
+    let error = stream.plan(Some(&Generation::zfs(9))).unwrap_err();
     assert_eq!(error.reason(), Reason::BaseMismatch);
     assert!(matches!(stream.next_part().unwrap_err().fault(), Fault::Unplanned));
 }
@@ -214,8 +214,8 @@ fn a_package_leads_where_its_first_data_set_leads() {
     let plan = stream.plan(None).unwrap();
     assert_eq!((plan.kind, plan.base, plan.tip), (PlanKind::Stream, None, None));
     assert_eq!(drain(&mut stream), bytes);
-    assert_eq!(stream.finish().unwrap().tip, Generation::Zfs(12));
-    let tip = Generation::Zfs(12);
+    assert_eq!(stream.finish().unwrap().tip, Generation::zfs(12));
+    let tip = Generation::zfs(12);
     assert_eq!(stream.plan(Some(&tip)).unwrap().kind, PlanKind::UpToDate);
     // Read by somebody who has it already.
     let mut stream = OpaqueStream::new(&bytes[..]);

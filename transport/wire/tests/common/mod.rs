@@ -3,7 +3,7 @@
 use driftline_extent::{
     Ask, Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask,
     Item, Lack, Offer, PART_LEN_MAX, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root,
-    Standing, Takes, TargetState, VOLUME_LEN_MAX, VolumeId,
+    Scheme, Standing, Takes, TargetState, VOLUME_LEN_MAX, VolumeId,
 };
 use driftline_wire::{Batch, Message, Verb, limits::BATCH_DATA_MAX};
 use proptest::{
@@ -29,9 +29,14 @@ fn size() -> impl Strategy<Value = u64> {
 
 fn generation() -> impl Strategy<Value = Generation> {
     prop_oneof![
-        any::<u64>().prop_map(Generation::Zfs),
-        root().prop_map(Generation::Content),
+        any::<u64>().prop_map(Generation::zfs),
+        root().prop_map(Generation::content),
         any::<u64>().prop_map(Generation::drbd),
+        ("[a-z0-9]{1,6}", vec(any::<u8>(), 1..=32)).prop_map(|(letters, name)| {
+            // No scheme that has a number has a digit.
+            let scheme = Scheme::new(&format!("{letters}0")).unwrap();
+            Generation::new(scheme, &name).unwrap()
+        }),
     ]
 }
 
