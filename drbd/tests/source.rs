@@ -7,8 +7,8 @@ use driftline_drbd::{
     testing::{SparseDisk, Spec},
 };
 use driftline_extent::{
-    Change, Explained, Extent, Generation, Plan, PlanKind, Reason, ReplicaId, Source, Standing,
-    Takes, TargetState, Volume,
+    Accepts, Change, Explained, Extent, Generation, Plan, PlanKind, Reason, ReplicaId, Source,
+    Standing, TargetState, Volume,
 };
 
 const BASE: u64 = 0x0bbb_0000_0000_0000;
@@ -53,7 +53,7 @@ fn holding(generation: Option<Generation>, size: u64) -> TargetState {
         incomplete: false,
         damaged: false,
         resume: None,
-        takes: Takes::Volume,
+        accepts: Accepts::Volume,
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::{borrow::Cow, ops::Range};
 
+use driftline_chunking::{ChunkKey, DataRuns, SPAN_CHUNKS, is_zero};
 use driftline_extent::{
     BlockMask, CHUNK_LEN, ChunkId, Extent, GrainMask, Item, VOLUME_LEN_MAX, chunk_count,
 };
-use driftline_manifest::{ChunkKey, DataRuns, SPAN_CHUNKS, is_zero};
 
 use crate::{
     Disk, Problem,

@@ -8,8 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use driftline_chunking::is_zero;
 use driftline_extent::{Extent, Reason, Unreadable, Volume};
-use driftline_manifest::is_zero;
 use rustix::{
     fs::{
         Advice, FallocateFlags, OFlags, SeekFrom, fadvise, fallocate, fstatfs, fstatvfs, ftruncate,
@@ -33,12 +33,12 @@ const COPIES_ON_WRITE: [i128; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
 /// A regular file or a block device.
 #[derive(Debug)]
 pub struct FileDisk {
-    /// `None` for a device that its keeper has not made yet.
+    /// `None` for a device that its manager has not made yet.
     file: Option<File>,
     path: PathBuf,
     /// The name that must lead to it as long as it is open.
     named: PathBuf,
-    /// The size of a block device, or of whatever has a keeper; `None` for a file.
+    /// The size of a block device, or of whatever has a manager; `None` for a file.
     fixed: Option<u64>,
     /// The size when it was opened: what a source is, though something may write to it.
     opened_len: u64,
@@ -59,7 +59,7 @@ impl FileDisk {
         Self::new(if device { alone(&mut options) } else { &options }.open(path)?, path)
     }
 
-    /// Opens for reading what a keeper keeps; it may not exist yet. A device that is mounted or
+    /// Opens for reading what a manager keeps; it may not exist yet. A device that is mounted or
     /// otherwise in use is refused by the kernel: it could not be written later.
     pub(crate) fn open_kept(path: &Path) -> io::Result<Self> {
         let mut disk = Self::absent(path);

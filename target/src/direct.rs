@@ -7,7 +7,7 @@
 use std::{borrow::Cow, ops::Range};
 
 use driftline_extent::{
-    CHUNK_LEN, ChunkId, Committed, Finish, Lack, Plan, VOLUME_LEN_MAX, chunk_count,
+    CHUNK_LEN, ChunkId, Committed, Finish, Missing, Plan, VOLUME_LEN_MAX, chunk_count,
 };
 
 use crate::{
@@ -96,9 +96,13 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    pub(crate) fn lacks_directly(&mut self, patch: &Patch, narrow: bool) -> Result<Lack, Problem> {
+    pub(crate) fn lacks_directly(
+        &mut self,
+        patch: &Patch,
+        narrow: bool,
+    ) -> Result<Missing, Problem> {
         let here = patch.data.is_empty() || self.received_chunk(patch)?.is_some();
-        Ok(if here { Lack::Nothing } else { self.lacks_elsewhere(patch, narrow) })
+        Ok(if here { Missing::Nothing } else { self.missing_in_others(patch, narrow) })
     }
 
     /// The data of `patch`, if it stands in another chunk already.
@@ -126,7 +130,7 @@ impl<D: Disk> Replica<D> {
     ) -> Result<(), Problem> {
         let direct = self.direct()?;
         covers(&direct, patch.index)?;
-        let bytes = match (data, self.promised.take_new(patch)) {
+        let bytes = match (data, self.pins.take_new(patch)) {
             (None, Some((bytes, _))) => Cow::from(bytes),
             _ => patch.take_data(data, || self.received_chunk(patch))?,
         };
@@ -275,7 +279,7 @@ impl<D: Disk> Replica<D> {
         };
         self.slots.commit(&state)?;
         self.state = state;
-        self.tell_elsewhere(None, |_, _| Box::new(std::iter::empty()));
+        self.tell_others(None, |_, _| Box::new(std::iter::empty()));
         Ok(Committed { generation: finish.tip, root: found, size, zeroed: Some(0) })
     }
 }

@@ -2,8 +2,8 @@
 
 use std::{fmt, io, ops::Range, sync::Arc};
 
+use driftline_chunking::{ChunkKey, DataRuns, is_zero, name_listed, name_range};
 use driftline_extent::{CHUNK_LEN, ChunkId, Extent, Volume};
-use driftline_manifest::{ChunkKey, DataRuns, is_zero, name_listed, name_range};
 
 use crate::{Problem, sparse::sparse_runs, through::Through};
 
@@ -60,7 +60,7 @@ pub trait Disk: Send + Sync {
         Ok(true)
     }
 
-    /// Opens a device that a [`Keeper`](crate::Keeper) keeps anew, to see what the keeper made
+    /// Opens a device that a [`DeviceManager`](crate::DeviceManager) keeps anew, to see what the manager made
     /// of it: for reading only, or for writing as well. A device that does not exist yet has
     /// no bytes. Nothing else is ever opened anew.
     fn reopen(&mut self, writable: bool) -> io::Result<()>;

@@ -41,9 +41,9 @@ pub enum Problem {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The keeper of the device failed.
+    /// The manager of the device failed.
     #[error("the volume cannot be {doing}: {source}; put that right, then open the replica again")]
-    Keeper {
+    DeviceManager {
         /// What it was to do.
         doing: &'static str,
         /// What it said.
@@ -449,7 +449,9 @@ impl Problem {
     pub(crate) fn is_of_writing(&self) -> bool {
         use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
         match self {
-            Self::Io { source, .. } | Self::Open { source, .. } | Self::Keeper { source, .. } => {
+            Self::Io { source, .. }
+            | Self::Open { source, .. }
+            | Self::DeviceManager { source, .. } => {
                 is_full(source) || matches!(source.kind(), ReadOnlyFilesystem | PermissionDenied)
             }
             _ => false,
@@ -463,7 +465,9 @@ impl Problem {
 
     pub(crate) fn reason(&self) -> Reason {
         match self {
-            Self::Io { source, .. } | Self::Open { source, .. } | Self::Keeper { source, .. }
+            Self::Io { source, .. }
+            | Self::Open { source, .. }
+            | Self::DeviceManager { source, .. }
                 if is_full(source) =>
             {
                 Reason::TargetFull
@@ -475,7 +479,7 @@ impl Problem {
                 Reason::TargetModified
             }
             Self::Io { .. }
-            | Self::Keeper { .. }
+            | Self::DeviceManager { .. }
             | Self::Open { .. }
             | Self::NotFound
             | Self::NotAVolume

@@ -9,11 +9,11 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use driftline_chunking::{ChunkKey, TreeHasher};
 use driftline_extent::{
     BlockMask, CHUNK_LEN, ChunkId, Extent, Finish, Generation, Item, Offer, Plan, PlanKind,
     ReplicaId, Root, Standing, Target, chunk_count,
 };
-use driftline_manifest::{ChunkKey, TreeHasher};
 
 use crate::{
     Disk, Disks, Replica,
@@ -140,7 +140,7 @@ fn exercise(disks: Disks<Memory>, tip: Option<Generation>) {
     if replica.begin(&Offer { plan, overwrite: false }).is_ok() {
         let (data, zero) = (BlockMask::ALL, BlockMask::NONE);
         let item = Item::Chunk { index: 1, data, zero, id: ChunkId([6; 32]) };
-        let _ = replica.lacks(&[Item::Zero { index: 0, count: 1 }, item]);
+        let _ = replica.missing(&[Item::Zero { index: 0, count: 1 }, item]);
         let _ = replica.apply(&Item::Zero { index: 0, count: 1 }, None);
         let root = Some(Root([3; 32]));
         let _ = replica.commit(&Finish { tip: Generation::zfs(3), size: None, root });

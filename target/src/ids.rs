@@ -10,8 +10,8 @@
 
 use std::{iter::Peekable, ops::Range, sync::Arc};
 
+use driftline_chunking::{ChunkKey, TreeHasher};
 use driftline_extent::{ChunkId, Extent, Root, chunk_count};
-use driftline_manifest::{ChunkKey, TreeHasher};
 
 use crate::{Disk, Part, Problem, disk::Store, sparse::Reserve, through::Through};
 

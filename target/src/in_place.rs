@@ -15,17 +15,17 @@ use std::{
     },
 };
 
+use driftline_chunking::{ChunkKey, TreeHasher, is_zero};
 use driftline_extent::{
-    Begin, CHUNK_LEN, Committed, Finish, GrainMask, Item, Lack, Offer, PlanKind, ReplicaId, Root,
-    Takes, Target, TargetState, VOLUME_LEN_MAX, chunk_count,
+    Accepts, Begin, CHUNK_LEN, Committed, Finish, GrainMask, Item, Missing, Offer, PlanKind,
+    ReplicaId, Root, Target, TargetState, VOLUME_LEN_MAX, chunk_count,
 };
-use driftline_manifest::{ChunkKey, TreeHasher, is_zero};
 
 use crate::{
     Disk, Problem, TargetError,
     chunks::{Patch, Valid, bytes_of, chunk_buf, room_in, validate},
     own::Guard,
-    promised::{Promise, Promised},
+    pins::{Pin, Pins},
     sparse::Sparse,
     volume::VolumeStore,
 };
@@ -48,7 +48,7 @@ pub struct InPlace<D: Disk> {
     /// The size of the volume, if the plan said it.
     size: Option<u64>,
     written: Arc<AtomicU64>,
-    promised: Promised,
+    pins: Pins,
     failed: bool,
     guard: Option<Guard>,
 }
@@ -66,14 +66,14 @@ impl<D: Disk> InPlace<D> {
             state: TargetState {
                 replica,
                 chunk_key,
-                takes: Takes::Volume,
+                accepts: Accepts::Volume,
                 ..TargetState::nothing()
             },
             volume: VolumeStore::new(disk, None),
             next: None,
             size: None,
             written: Arc::default(),
-            promised: Promised::default(),
+            pins: Pins::default(),
             failed: false,
             guard: None,
         }
@@ -154,30 +154,30 @@ impl<D: Disk> InPlace<D> {
         Ok(patch.is_named(&self.key, &bytes).then_some(bytes))
     }
 
-    fn lacks_one(&mut self, item: &Item) -> Result<Lack, Problem> {
+    fn lacks_one(&mut self, item: &Item) -> Result<Missing, Problem> {
         let patch = match validate(item)? {
             Valid::Patch(patch) => patch,
-            Valid::Zero(_) => return Ok(Lack::Nothing),
+            Valid::Zero(_) => return Ok(Missing::Nothing),
             Valid::Span(..) => return Err(Problem::Malformed("a whole copy has no spans")),
         };
         if patch.data.is_empty() {
-            return Ok(Lack::Nothing);
+            return Ok(Missing::Nothing);
         }
         let bytes = patch.blocks_of(self.chunk(patch.index)?);
         if patch.is_named(&self.key, &bytes) {
-            return Ok(Lack::Nothing);
+            return Ok(Missing::Nothing);
         }
         // Nothing is saved by telling hashes of zeros.
         if item.narrowable().is_none() || is_zero(&bytes) {
-            return Ok(Lack::All);
+            return Ok(Missing::All);
         }
         let hashes = self.key.grains(patch.data, &bytes);
-        let kept = self.promised.keep(&patch, Promise::Old { bytes, own: true });
-        Ok(if kept { Lack::Unlike(hashes) } else { Lack::All })
+        let kept = self.pins.keep(&patch, Pin::Old { bytes, own: true });
+        Ok(if kept { Missing::Unlike(hashes) } else { Missing::All })
     }
 
     fn patch_one(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, Problem> {
-        self.promised.patch_item(&self.key, item, grains, data)
+        self.pins.patch_item(&self.key, item, grains, data)
     }
 
     fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Problem> {
@@ -204,7 +204,7 @@ impl<D: Disk> InPlace<D> {
 
     fn write_patch(&mut self, patch: &Patch, data: Option<&[u8]>) -> Result<(), Problem> {
         data.map_or(Ok(()), |data| patch.check_data(&self.key, data))?;
-        let bytes = match (data, self.promised.take_new(patch)) {
+        let bytes = match (data, self.pins.take_new(patch)) {
             (None, Some((bytes, _))) => Cow::from(bytes),
             _ => patch.take_data(data, || self.had(patch))?,
         };
@@ -318,7 +318,7 @@ impl<D: Disk> Target for InPlace<D> {
             this.admit(offer)?;
             this.size = offer.plan.size;
             this.next = Some(0);
-            this.promised.clear();
+            this.pins.clear();
             if let Some(guard) = &mut this.guard {
                 guard.keep();
             }
@@ -333,7 +333,7 @@ impl<D: Disk> Target for InPlace<D> {
         })
     }
 
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, TargetError> {
+    fn missing(&mut self, items: &[Item]) -> Result<Vec<Missing>, TargetError> {
         self.run(|this| items.iter().map(|item| this.lacks_one(item)).collect())
     }
 

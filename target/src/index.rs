@@ -19,7 +19,7 @@
 //! [`RUN_LEN`] chunks, each sorted, which need 16 MiB of memory besides redb's cache of
 //! [`CACHE_LEN`] bytes.
 
-mod shelf;
+mod view;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -42,11 +42,11 @@ use redb::{
     TableError, WriteTransaction, backends::FileBackend,
 };
 
-pub(crate) use self::shelf::Shelf;
+pub(crate) use self::view::IndexView;
 use crate::{
     FileDisk, Part, Problem, Update,
-    elsewhere::Entry,
     ids::IdList,
+    other_replicas::Entry,
     own::check_own,
     proven_file::ProvenFile,
     state::{Slots, State},

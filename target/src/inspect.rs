@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use driftline_chunking::ChunkKey;
 use driftline_extent::TargetState;
-use driftline_manifest::ChunkKey;
 
 use rustix::{
     fs::{FlockOperation, flock},

@@ -52,11 +52,11 @@
 //! touched only after the seal was synced. So behind a valid seal a damaged record is damage,
 //! and without one the volume is still at the base. That is why there are two: either will do.
 
+use driftline_chunking::ChunkKey;
 use driftline_extent::{
     BlockMask, ChunkId, Generation, PlanKind, ReplicaId, Root, VOLUME_LEN_MAX, VolumeId,
     chunk_count,
 };
-use driftline_manifest::ChunkKey;
 
 use crate::{
     Disk, Part, Problem,

@@ -7,11 +7,11 @@ use std::{
     ops::Range,
 };
 
+use driftline_chunking::{DataRuns, TreeHasher};
 use driftline_extent::{
-    CHUNK_LEN, ChunkId, Generation, Lack, Plan, PlanKind, Resume, VOLUME_LEN_MAX, VolumeId,
+    CHUNK_LEN, ChunkId, Generation, Missing, Plan, PlanKind, Resume, VOLUME_LEN_MAX, VolumeId,
     chunk_count,
 };
-use driftline_manifest::{DataRuns, TreeHasher};
 
 use crate::{
     Disk, Problem, Replica,
@@ -316,10 +316,10 @@ impl<D: Disk> Replica<D> {
         Some(ids.first().copied().unwrap_or(ChunkId::ZERO))
     }
 
-    pub(crate) fn lacks_patch(&mut self, patch: &Patch, narrow: bool) -> Result<Lack, Problem> {
+    pub(crate) fn lacks_patch(&mut self, patch: &Patch, narrow: bool) -> Result<Missing, Problem> {
         let proven = self.proven(patch.index);
         if patch.data.is_all() && proven == Some(patch.id) {
-            return Ok(Lack::Nothing);
+            return Ok(Missing::Nothing);
         }
         let mut chunk = chunk_buf();
         let listed = if let Some(listed) = proven {
@@ -334,27 +334,27 @@ impl<D: Disk> Replica<D> {
         };
         let here = patch.data.is_empty() || patch.is_in(&self.key, &chunk, listed);
         if here || self.received_payload(patch)?.is_some() {
-            return Ok(Lack::Nothing);
+            return Ok(Missing::Nothing);
         }
         if !listed.is_zero()
-            && let Some(bytes) = self.found_elsewhere(patch)
+            && let Some(bytes) = self.found_in_others(patch)
         {
             return Ok(self.promise(patch, bytes));
         }
         // Nothing is saved by telling hashes of zeros.
         if listed.is_zero() {
-            return Ok(self.lacks_elsewhere(patch, narrow));
+            return Ok(self.missing_in_others(patch, narrow));
         }
         let bytes = patch.blocks_of(chunk);
-        Ok(if narrow { self.tell(patch, bytes, true) } else { Lack::All })
+        Ok(if narrow { self.tell(patch, bytes, true) } else { Missing::All })
     }
 
     /// What is lacking of a chunk of which nothing can be used.
-    fn lacks_damaged(&mut self, patch: &Patch) -> Result<Lack, Problem> {
+    fn lacks_damaged(&mut self, patch: &Patch) -> Result<Missing, Problem> {
         if patch.data.is_empty() || self.received_payload(patch)?.is_some() {
-            return Ok(Lack::Nothing);
+            return Ok(Missing::Nothing);
         }
-        Ok(self.lacks_elsewhere(patch, false))
+        Ok(self.missing_in_others(patch, false))
     }
 
     /// The data of `patch`, if it came with another chunk of this increment.
@@ -395,7 +395,7 @@ impl<D: Disk> Replica<D> {
         patch: &Patch,
         data: Option<&[u8]>,
     ) -> Result<(), Problem> {
-        let promised = self.promised.take_new(patch);
+        let pins = self.pins.take_new(patch);
         // Whether it stands there was proven when that was asked for; a part of a chunk is
         // changed on top of what is there.
         let mut chunk = Vec::new();
@@ -409,7 +409,7 @@ impl<D: Disk> Replica<D> {
         let mut after = listed;
         let mut record = None;
         if damaged || !patch.is_in(&self.key, &chunk, listed) {
-            let (bytes, changed) = match (data, promised) {
+            let (bytes, changed) = match (data, pins) {
                 (None, Some((bytes, changed))) => (Cow::from(bytes), changed),
                 _ => (patch.take_data(data, || self.received_payload(patch))?, None),
             };

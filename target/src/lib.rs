@@ -6,7 +6,7 @@
 //!   at, the next [`open`] finds generation N or N + 1, never something between.
 //! * [`Disk`]: the whole boundary between a replica and storage, so that a test can own it.
 //! * [`FileDisk`]: real files and block devices behind that boundary.
-//! * [`Keeper`]: makes, resizes, locks and snapshots a device that its storage manages, so that
+//! * [`DeviceManager`]: makes, resizes, locks and snapshots a device that its storage manages, so that
 //!   every generation is kept and nothing else can write to the newest one.
 //! * [`InPlace`]: a file or device that becomes what a volume is, and [`Verified`]: what a replica
 //!   holds, proven while it is read. Together they are a restore.
@@ -40,7 +40,6 @@ mod codec;
 mod device;
 mod direct;
 mod disk;
-mod elsewhere;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -50,12 +49,13 @@ mod index;
 mod inspect;
 mod journal;
 mod journaled;
-mod keeper;
 mod loss;
+mod manager;
 mod open_path;
 mod opening;
+mod other_replicas;
 mod own;
-mod promised;
+mod pins;
 mod proven_file;
 mod read_path;
 mod redo;
@@ -76,17 +76,17 @@ mod window;
 
 pub use device::FileDisk;
 pub use disk::{Disk, Part};
-pub use elsewhere::{Elsewhere, Entry, Take, Update};
 pub use error::{Problem, TargetError};
 pub use in_place::InPlace;
 pub use index::{Index, IndexError, Listed};
 pub use inspect::{Found, Inspection, inspect, is_listed};
-pub use keeper::{Keeper, Kept};
 pub use loss::agree_to_loss;
+pub use manager::{DeviceManager, Kept};
 pub use open_path::{
     Options, open, open_in_place, open_kept, open_kept_to_read, open_to_read, open_to_verify,
     state_dir_of,
 };
+pub use other_replicas::{Entry, OtherReplicas, Take, Update};
 pub use read_path::{Reading, books_of, open_read, open_read_through};
 pub use replica::{Disks, Replica};
 pub use restored::is_one_volume;

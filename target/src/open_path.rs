@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    Disks, FileDisk, InPlace, Index, Keeper, Problem, Replica, TargetError,
+    DeviceManager, Disks, FileDisk, InPlace, Index, Problem, Replica, TargetError,
     inspect::open_book,
     loss::is_agreed,
     own::{
@@ -58,16 +58,16 @@ pub fn open(path: &Path, options: &Options) -> Result<Replica<FileDisk>, TargetE
     open_any(path, options, None)
 }
 
-/// As [`open`], for a device that `keeper` keeps, with its books in the directory that
-/// [`Options::state_dir`] names. With [`Options::create`] the device need not exist: the keeper
+/// As [`open`], for a device that `manager` keeps, with its books in the directory that
+/// [`Options::state_dir`] names. With [`Options::create`] the device need not exist: the manager
 /// makes it for the first offer that is accepted. It is open for writing only while it is
 /// unlocked.
 pub fn open_kept(
     path: &Path,
     options: &Options,
-    keeper: Box<dyn Keeper>,
+    manager: Box<dyn DeviceManager>,
 ) -> Result<Replica<FileDisk>, TargetError> {
-    open_any(path, options, Some(keeper))
+    open_any(path, options, Some(manager))
 }
 
 /// Opens the replica at `path` to read it: as [`open`] does where that can be written, and
@@ -78,25 +78,25 @@ pub fn open_to_read(path: &Path, options: &Options) -> Result<Replica<FileDisk>,
     open(path, options).or_else(|error| look(path, options, false, error))
 }
 
-/// As [`open_to_read`], for a device that `keeper` keeps.
+/// As [`open_to_read`], for a device that `manager` keeps.
 pub fn open_kept_to_read(
     path: &Path,
     options: &Options,
-    keeper: Box<dyn Keeper>,
+    manager: Box<dyn DeviceManager>,
 ) -> Result<Replica<FileDisk>, TargetError> {
     let options = &Options { create: false, ..options.clone() };
-    open_kept(path, options, keeper).or_else(|error| look(path, options, true, error))
+    open_kept(path, options, manager).or_else(|error| look(path, options, true, error))
 }
 
 /// As [`open_to_read`], for whoever writes nothing at all: others may read it at the same time.
 pub fn open_to_verify(
     path: &Path,
     options: &Options,
-    keeper: Option<Box<dyn Keeper>>,
+    manager: Option<Box<dyn DeviceManager>>,
 ) -> Result<Replica<FileDisk>, TargetError> {
     let options = &Options { create: false, ..options.clone() };
-    let kept = keeper.is_some();
-    match open_any(path, options, keeper) {
+    let kept = manager.is_some();
+    match open_any(path, options, manager) {
         Ok(replica) => replica.shared(),
         // Others have it: if they only read, they have it shared.
         Err(TargetError { problem: Problem::Busy { .. }, .. }) => open_looking(path, options, kept),
@@ -140,15 +140,15 @@ fn random(name: &str) -> Result<[u8; 32], TargetError> {
 fn open_any(
     path: &Path,
     options: &Options,
-    keeper: Option<Box<dyn Keeper>>,
+    manager: Option<Box<dyn DeviceManager>>,
 ) -> Result<Replica<FileDisk>, TargetError> {
     let name = path.display().to_string();
-    let kept = keeper.is_some();
+    let kept = manager.is_some();
     let seed = random(&name)?;
     let (disks, guard) = open_disks(path, options, kept).map_err(|problem| problem.of(&name))?;
-    let replica = match keeper {
+    let replica = match manager {
         None => Replica::open(&name, disks, seed)?,
-        Some(keeper) => Replica::open_kept(&name, disks, keeper, seed)?,
+        Some(manager) => Replica::open_kept(&name, disks, manager, seed)?,
     };
     let mut replica = replica.guarded_by(guard);
     if let Some(percent) = options.loss_max
@@ -229,7 +229,7 @@ fn open_disks(
     kept: bool,
 ) -> Result<(Disks<FileDisk>, Guard), Problem> {
     let named = path;
-    // The name leads to a device with a keeper whatever number it gets; a link in its place is the
+    // The name leads to a device with a manager whatever number it gets; a link in its place is the
     // storage's own.
     let path = &if kept { path.to_owned() } else { resolved(path) };
     let (kind, dir) = look_at(path, options, kept)?;
@@ -355,7 +355,7 @@ pub(crate) fn is_gone(dir: &Path, kept: bool) -> Result<bool, Problem> {
     if !(begun && kept) {
         return Ok(begun);
     }
-    // A keeper makes its device only after the state says that something was begun.
+    // A manager makes its device only after the state says that something was begun.
     let Some(state) = open_book(dir, "state")? else { return Ok(false) };
     Ok(!matches!(
         Slots::peek(state)?,

@@ -2,15 +2,15 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use driftline_chunking::ChunkKey;
 use driftline_extent::{Committed, ReplicaId};
-use driftline_manifest::ChunkKey;
 
 use crate::{
-    Disk, Disks, Keeper, Part, Problem, Replica, TargetError,
+    DeviceManager, Disk, Disks, Part, Problem, Replica, TargetError,
     ids::{IdList, Overlay},
     journal::Journal,
     journaled::find_unsealed,
-    promised::Promised,
+    pins::Pins,
     repair::Repairs,
     replica::{CHECKPOINT_LEN, Session, draw},
     state::{Slots, State, Status},
@@ -55,7 +55,7 @@ impl<D: Disk> Replica<D> {
         Self::recover(name, disks, None, seed).map_err(|problem| problem.of(name))
     }
 
-    /// As [`open`](Self::open), for a volume on a device that `keeper` keeps. The volume's disk
+    /// As [`open`](Self::open), for a volume on a device that `manager` keeps. The volume's disk
     /// is open for reading only, or has no bytes where the device does not exist yet.
     ///
     /// If the last generation was committed but not kept, it is kept here: whoever has the
@@ -63,21 +63,21 @@ impl<D: Disk> Replica<D> {
     pub fn open_kept(
         name: &str,
         disks: Disks<D>,
-        keeper: Box<dyn Keeper>,
+        manager: Box<dyn DeviceManager>,
         seed: [u8; 32],
     ) -> Result<Self, TargetError> {
-        Self::recover(name, disks, Some(keeper), seed).map_err(|problem| problem.of(name))
+        Self::recover(name, disks, Some(manager), seed).map_err(|problem| problem.of(name))
     }
 
     fn recover(
         name: &str,
         disks: Disks<D>,
-        keeper: Option<Box<dyn Keeper>>,
+        manager: Option<Box<dyn DeviceManager>>,
         seed: [u8; 32],
     ) -> Result<Self, Problem> {
         let Disks { volume, state, journal, ids, overlay, repair } = disks;
         let (slots, state) = Slots::open(state)?;
-        let volume = VolumeStore::new(volume, keeper);
+        let volume = VolumeStore::new(volume, manager);
         let recorded = state.is_some();
         let repairs = Repairs::open(repair, state.as_ref())?;
         let mut drawn = 0;
@@ -144,9 +144,9 @@ impl<D: Disk> Replica<D> {
             state,
             unsealed: None,
             received: HashMap::new(),
-            elsewhere: None,
+            other_replicas: None,
             like: None,
-            promised: Promised::default(),
+            pins: Pins::default(),
             session: Session::Idle,
             goes_on_unnamed: false,
             checkpoint_len: CHECKPOINT_LEN,
@@ -225,11 +225,11 @@ impl<D: Disk> Replica<D> {
         self.stuck.map_or(Ok(()), |stuck| Err(stuck.problem()))
     }
 
-    /// Lets the keeper cut, lock and keep what was committed, unless that was done.
+    /// Lets the manager cut, lock and keep what was committed, unless that was done.
     pub(crate) fn keep_generation(&mut self) -> Result<(), Problem> {
         let size = self.state.size;
         let Status::Complete { generation, root } = self.state.status else { return Ok(()) };
-        if self.state.kept || !self.volume.has_keeper() {
+        if self.state.kept || !self.volume.has_manager() {
             return Ok(());
         }
         self.volume.unlock()?;

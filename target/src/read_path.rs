@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use driftline_manifest::ChunkKey;
+use driftline_chunking::ChunkKey;
 use rustix::{
     fs::{FlockOperation, OFlags, flock},
     io::Errno,

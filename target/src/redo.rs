@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use driftline_chunking::ChunkKey;
 use driftline_extent::{CHUNK_LEN, ChunkId, Extent, PlanKind, VOLUME_LEN_MAX, chunk_count};
-use driftline_manifest::ChunkKey;
 
 use crate::{
     Disk, Problem, Replica,
@@ -111,7 +111,7 @@ impl<D: Disk> Replica<D> {
     /// That the volume's size is the base's, the tip's, or what a crash in between can leave.
     fn check_size_between(&self, base: u64, tip: u64) -> Result<(), Problem> {
         let found = self.volume.len()?;
-        let fits = if self.volume.has_keeper() {
+        let fits = if self.volume.has_manager() {
             // It is grown after the journal is sealed, and cut after the commit.
             found >= base
         } else if self.volume.is_fixed() {
@@ -156,7 +156,7 @@ impl<D: Disk> Replica<D> {
         if let Err(problem) = &noted {
             tracing::warn!(volume = self.name, %problem, "cannot note which damage is left");
         }
-        self.tell_elsewhere(base, |this, chunks| Box::new(this.overlay.entries(chunks)));
+        self.tell_others(base, |this, chunks| Box::new(this.overlay.entries(chunks)));
         // It is committed. What is left behind is known by its epoch to be a leftover.
         if let Err(problem) = self.journal.clear().and_then(|()| self.overlay.clear()) {
             tracing::warn!(volume = self.name, %problem, "cannot clear the journal");
@@ -174,7 +174,7 @@ impl<D: Disk> Replica<D> {
         if !self.volume.is_fixed() {
             return self.volume.set_len(size);
         }
-        // What a keeper adds is zeros already.
+        // What a manager adds is zeros already.
         if let Some(there) = grown.clamp(self.volume.len()?) {
             self.volume.zero(there)?;
         }

@@ -2,23 +2,23 @@
 
 use std::{collections::HashMap, fmt, ops::Range, path::PathBuf, sync::Arc};
 
+use driftline_chunking::{ChunkKey, is_zero};
 use driftline_extent::{
-    Begin, CHUNK_LEN, ChunkId, Committed, Finish, GrainMask, Item, Lack, Offer, Plan, PlanKind,
+    Begin, CHUNK_LEN, ChunkId, Committed, Finish, GrainMask, Item, Missing, Offer, Plan, PlanKind,
     Reason, Root, Scheme, Target, TargetState, VOLUME_LEN_MAX, Volume, chunk_count,
 };
-use driftline_manifest::{ChunkKey, is_zero};
 
 use crate::{
-    Disk, Elsewhere, Index, Problem, TargetError, Update, VerifyReport,
+    Disk, Index, OtherReplicas, Problem, TargetError, Update, VerifyReport,
     chunks::{Patch, Valid, chunk_buf, validate},
     direct::Direct,
-    elsewhere::Entry,
     ids::{IdList, Overlay},
-    index::Shelf,
+    index::IndexView,
     journal::Journal,
     journaled::{Journaled, Unsealed},
+    other_replicas::Entry,
     own::Guard,
-    promised::{Promise, Promised},
+    pins::{Pin, Pins},
     repair::Repairs,
     state::{Slots, State, Status},
     volume::VolumeStore,
@@ -67,11 +67,11 @@ pub struct Replica<D: Disk> {
     /// index of a chunk of the volume.
     pub(crate) received: HashMap<ChunkId, u64>,
     /// Where else a chunk may be found.
-    pub(crate) elsewhere: Option<Box<dyn Elsewhere>>,
+    pub(crate) other_replicas: Option<Box<dyn OtherReplicas>>,
     /// What the volume is like, if anything that can be read.
     pub(crate) like: Option<Box<dyn Volume + Send>>,
     /// What items are made of that were announced and have not come.
-    pub(crate) promised: Promised,
+    pub(crate) pins: Pins,
     pub(crate) session: Session,
     /// The session goes on with what came earlier of a volume that nothing but its content
     /// names: that may be of another time.
@@ -133,13 +133,13 @@ impl<D: Disk> Replica<D> {
 
     /// Says what the volume is like: what of it is equal, or nearly, at the same place there need
     /// not be sent. It may change meanwhile, or fail to be read, and costs no more than time then.
-    pub fn resemble(&mut self, like: Box<dyn Volume + Send>) {
+    pub fn use_seed(&mut self, like: Box<dyn Volume + Send>) {
         self.like = Some(like);
     }
 
     /// Says where else a chunk may be found, by its name.
-    pub fn look_in(&mut self, elsewhere: Box<dyn Elsewhere>) {
-        self.elsewhere = Some(elsewhere);
+    pub fn look_in(&mut self, other_replicas: Box<dyn OtherReplicas>) {
+        self.other_replicas = Some(other_replicas);
     }
 
     /// Names chunks under this key, unless some were named already.
@@ -156,25 +156,26 @@ impl<D: Disk> Replica<D> {
         if self.state.chunk_key != *index.chunk_key() {
             return;
         }
-        let shelf = Shelf::new(index.clone(), path);
-        let known = self.state.root().is_none_or(|tip| shelf.has(&self.state.replica, tip));
-        self.look_in(Box::new(shelf));
+        let view = IndexView::new(index.clone(), path);
+        let known = self.state.root().is_none_or(|tip| view.has(&self.state.replica, tip));
+        self.look_in(Box::new(view));
         if !known {
-            self.tell_elsewhere(None, |_, _| Box::new(std::iter::empty()));
+            self.tell_others(None, |_, _| Box::new(std::iter::empty()));
         }
     }
 
     /// Tells where chunks are looked for what was committed. `changes` are those since `base`.
-    pub(crate) fn tell_elsewhere(
+    pub(crate) fn tell_others(
         &mut self,
         base: Option<Root>,
         changes: impl FnOnce(&Self, Range<u64>) -> Box<dyn Iterator<Item = Entry> + '_>,
     ) {
-        let (Some(tip), Some(mut elsewhere)) = (self.state.root(), self.elsewhere.take()) else {
+        let (Some(tip), Some(mut other_replicas)) = (self.state.root(), self.other_replicas.take())
+        else {
             return;
         };
         let chunks = chunk_count(self.state.size);
-        elsewhere.committed(Update {
+        other_replicas.committed(Update {
             replica: self.state.replica,
             base,
             tip,
@@ -182,47 +183,47 @@ impl<D: Disk> Replica<D> {
             changes: &mut changes(self, 0..chunks),
             all: &mut self.ids.entries(0..chunks),
         });
-        self.elsewhere = Some(elsewhere);
+        self.other_replicas = Some(other_replicas);
     }
 
     /// Looks for an item that the volume has nothing of where else it may be.
-    pub(crate) fn lacks_elsewhere(&mut self, patch: &Patch, narrow: bool) -> Lack {
+    pub(crate) fn missing_in_others(&mut self, patch: &Patch, narrow: bool) -> Missing {
         let like = self.like_chunk(patch.index).filter(|chunk| !is_zero(chunk));
         let like = like.map(|chunk| patch.blocks_of(chunk));
         if let Some(bytes) = like.clone().filter(|bytes| patch.is_named(&self.key, bytes)) {
             return self.promise(patch, bytes);
         }
-        if let Some(bytes) = self.found_elsewhere(patch) {
+        if let Some(bytes) = self.found_in_others(patch) {
             return self.promise(patch, bytes);
         }
         match like {
             Some(bytes) if narrow => self.tell(patch, bytes, false),
-            _ => Lack::All,
+            _ => Missing::All,
         }
     }
 
     /// Keeps the data of an item that was found, so that nothing is lacking of it.
-    pub(crate) fn promise(&mut self, patch: &Patch, bytes: Vec<u8>) -> Lack {
-        let found = Promise::New { bytes, changed: None };
-        if self.promised.keep(patch, found) { Lack::Nothing } else { Lack::All }
+    pub(crate) fn promise(&mut self, patch: &Patch, bytes: Vec<u8>) -> Missing {
+        let found = Pin::New { bytes, changed: None };
+        if self.pins.keep(patch, found) { Missing::Nothing } else { Missing::All }
     }
 
     /// A whole chunk, from wherever it was found by its name, proven to be it.
-    pub(crate) fn found_elsewhere(&mut self, patch: &Patch) -> Option<Vec<u8>> {
-        let elsewhere = self.elsewhere.as_mut().filter(|_| patch.data.is_all())?;
-        let bytes = elsewhere.find(&patch.id)?;
+    pub(crate) fn found_in_others(&mut self, patch: &Patch) -> Option<Vec<u8>> {
+        let other_replicas = self.other_replicas.as_mut().filter(|_| patch.data.is_all())?;
+        let bytes = other_replicas.find(&patch.id)?;
         if patch.is_named(&self.key, &bytes) {
             return Some(bytes);
         }
-        elsewhere.forget(&patch.id);
+        other_replicas.forget(&patch.id);
         None
     }
 
     /// Tells the hashes of an old version of an item, and keeps that.
-    pub(crate) fn tell(&mut self, patch: &Patch, bytes: Vec<u8>, own: bool) -> Lack {
+    pub(crate) fn tell(&mut self, patch: &Patch, bytes: Vec<u8>, own: bool) -> Missing {
         let hashes = self.key.grains(patch.data, &bytes);
-        let kept = self.promised.keep(patch, Promise::Old { bytes, own });
-        if kept { Lack::Unlike(hashes) } else { Lack::All }
+        let kept = self.pins.keep(patch, Pin::Old { bytes, own });
+        if kept { Missing::Unlike(hashes) } else { Missing::All }
     }
 
     /// The chunk at this index of what the volume is like.
@@ -414,7 +415,7 @@ impl<D: Disk> Replica<D> {
 
     fn begin_admitted(&mut self, mode: Mode, plan: &Plan) -> Result<Begin, Problem> {
         self.received = HashMap::new();
-        self.promised.clear();
+        self.pins.clear();
         self.session = Session::Idle;
         self.goes_on_unnamed = false;
         let unsealed = self.unsealed.take();
@@ -433,15 +434,15 @@ impl<D: Disk> Replica<D> {
         Ok(Begin { from })
     }
 
-    fn lacks_one(&mut self, item: &Item) -> Result<Lack, Problem> {
+    fn lacks_one(&mut self, item: &Item) -> Result<Missing, Problem> {
         let narrow = item.narrowable().is_some();
-        let differs = |differs| if differs { Lack::All } else { Lack::Nothing };
+        let differs = |differs| if differs { Missing::All } else { Missing::Nothing };
         let item = validate(item)?;
         match (&self.session, item) {
             (Session::Idle, _) => Err(Problem::NoSession),
-            (_, Valid::Zero(_)) => Ok(Lack::Nothing),
+            (_, Valid::Zero(_)) => Ok(Missing::Nothing),
             (Session::Direct(_), Valid::Patch(patch)) => self.lacks_directly(&patch, narrow),
-            (Session::Direct(_), Valid::Span(..)) => Ok(Lack::All),
+            (Session::Direct(_), Valid::Span(..)) => Ok(Missing::All),
             (Session::Journaled(_), Valid::Patch(patch)) => self.lacks_patch(&patch, narrow),
             (Session::Journaled(_), Valid::Span(chunks, digest)) => {
                 self.lacks_span(chunks, digest).map(differs)
@@ -450,7 +451,7 @@ impl<D: Disk> Replica<D> {
     }
 
     fn patch_one(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, Problem> {
-        self.promised.patch_item(&self.key, item, grains, data)
+        self.pins.patch_item(&self.key, item, grains, data)
     }
 
     fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Problem> {
@@ -501,7 +502,7 @@ impl<D: Disk> Target for Replica<D> {
         self.run(|this| this.begin_admitted(mode, &offer.plan))
     }
 
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, TargetError> {
+    fn missing(&mut self, items: &[Item]) -> Result<Vec<Missing>, TargetError> {
         self.run(|this| items.iter().map(|item| this.lacks_one(item)).collect())
     }
 
@@ -537,7 +538,7 @@ impl<D: Disk> fmt::Debug for Replica<D> {
 }
 
 /// Remembers where data was put. Nothing is ever forgotten before the increment ends: what
-/// `lacks` relied on must still be there for `apply`.
+/// `missing` relied on must still be there for `apply`.
 pub(crate) fn remember(received: &mut HashMap<ChunkId, u64>, id: ChunkId, place: u64) {
     if received.len() < RECEIVED_MAX && !id.is_zero() {
         received.entry(id).or_insert(place);

@@ -17,8 +17,8 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use driftline_chunking::TreeHasher;
 use driftline_extent::{BlockMask, ChunkId, Generation, PlanKind, Root, chunk_count};
-use driftline_manifest::TreeHasher;
 
 use crate::{
     Disk, Problem, Replica, TargetError, VerifyReport,
@@ -216,7 +216,7 @@ impl<D: Disk> Replica<D> {
     /// zeros then, and what was added is gone.
     fn mend_size(&mut self) -> Result<bool, Problem> {
         let size = self.state.size;
-        if self.volume.has_keeper() {
+        if self.volume.has_manager() {
             self.volume.unlock()?;
             self.volume.resize(size)?;
             self.volume.lock()?;
@@ -313,24 +313,24 @@ impl<D: Disk> Replica<D> {
         wanted: &mut HashMap<ChunkId, Vec<u64>>,
         session: &mut Journaled,
     ) -> Result<(), Problem> {
-        let Some(mut elsewhere) = self.elsewhere.take() else { return Ok(()) };
+        let Some(mut other_replicas) = self.other_replicas.take() else { return Ok(()) };
         let ids: HashSet<ChunkId> = wanted.keys().copied().collect();
         let mut brought = Ok(());
         for id in &ids {
-            let Some(bytes) = elsewhere.find(id) else { continue };
+            let Some(bytes) = other_replicas.find(id) else { continue };
             match self.bring(wanted, session, id, &bytes) {
                 Ok(true) => {}
                 // The first place of this content may be the damaged one.
-                Ok(false) => elsewhere.forget(id),
+                Ok(false) => other_replicas.forget(id),
                 Err(problem) => brought = Err(problem),
             }
         }
         let left: HashSet<ChunkId> = wanted.keys().copied().collect();
         if brought.is_ok() && !left.is_empty() {
             let take = &mut |id: &ChunkId, bytes: Vec<u8>| self.bring(wanted, session, id, &bytes);
-            brought = elsewhere.search(&left, take);
+            brought = other_replicas.search(&left, take);
         }
-        self.elsewhere = Some(elsewhere);
+        self.other_replicas = Some(other_replicas);
         brought
     }
 

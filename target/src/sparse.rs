@@ -1,7 +1,7 @@
 //! Writing with holes: what is zeros is not stored, and zeros that follow one another are one call.
 
+use driftline_chunking::is_zero;
 use driftline_extent::Extent;
-use driftline_manifest::is_zero;
 
 use crate::{Disk, Problem, disk::Store};
 

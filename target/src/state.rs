@@ -19,13 +19,14 @@
 //! | 176 | 8 | size in bytes |
 //! | 184 | 40 | tip of the first copy, if known |
 //! | 224 | 8 | watermark of the first copy, in chunks |
-//! | 232 | 4 | 1 if a keeper was seen to keep the generation, else 0 |
+//! | 232 | 4 | 1 if a manager was seen to keep the generation, else 0 |
 //! | 236 | 8 | when a scrub last found no damage, in milliseconds since 1970; 0: never |
 //! | 244 | 3820 | zero |
 //! | 4064 | 32 | BLAKE3 of bytes 0 to 4064 |
 
 use driftline_extent::{
-    Generation, ReplicaId, Resume, Root, Takes, TargetState, VOLUME_LEN_MAX, VolumeId, chunk_count,
+    Accepts, Generation, ReplicaId, Resume, Root, TargetState, VOLUME_LEN_MAX, VolumeId,
+    chunk_count,
 };
 
 use crate::{
@@ -60,7 +61,7 @@ pub(crate) struct State {
     pub(crate) volume: Option<VolumeId>,
     pub(crate) size: u64,
     pub(crate) status: Status,
-    /// Whether a keeper has kept this generation, and locked the device before.
+    /// Whether a manager has kept this generation, and locked the device before.
     pub(crate) kept: bool,
     /// When a scrub last found no damage, in milliseconds since 1970.
     pub(crate) scrubbed_ms: Option<u64>,
@@ -104,7 +105,7 @@ impl State {
             incomplete: !matches!(self.status, Status::Complete { .. }),
             damaged: false,
             resume,
-            takes: Takes::Volume,
+            accepts: Accepts::Volume,
         }
     }
 

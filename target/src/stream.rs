@@ -7,12 +7,12 @@
 
 use std::{collections::VecDeque, error::Error, fmt};
 
+use driftline_chunking::{ChunkKey, StreamHasher};
 use driftline_extent::{
-    Ask, Begin, ChunkId, Committed, Explained, Finish, Generation, GrainMask, Item, Lack, Offer,
-    PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX, PlanKind, Point, Reason, ReplicaId, Root,
-    TOKEN_LEN_MAX, Takes, Target, TargetState,
+    Accepts, Ask, Begin, ChunkId, Committed, Explained, Finish, Generation, GrainMask, Item,
+    Missing, Offer, PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX, PlanKind, Point, Reason,
+    ReplicaId, Root, TOKEN_LEN_MAX, Target, TargetState,
 };
-use driftline_manifest::{ChunkKey, StreamHasher};
 
 use crate::window::{Lookup, Window};
 
@@ -215,7 +215,7 @@ struct Session {
     hasher: StreamHasher,
 }
 
-/// A part between `lacks` and `apply`.
+/// A part between `missing` and `apply`.
 #[derive(Clone, Copy)]
 struct Announced {
     index: u64,
@@ -338,7 +338,7 @@ impl<S: Sink> StreamTarget<S> {
     }
 
     /// Whether a part must be sent, which is remembered until it is applied.
-    fn lacks_one(&mut self, item: &Item) -> Result<Lack, StreamProblem> {
+    fn lacks_one(&mut self, item: &Item) -> Result<Missing, StreamProblem> {
         let session = self.session.as_mut().ok_or(NO_SESSION)?;
         let Item::Part { index, len, id } = *item else {
             return Err(StreamProblem::Malformed("a change of a volume is no part of a stream"));
@@ -352,7 +352,7 @@ impl<S: Sink> StreamTarget<S> {
         session.next += 1;
         let lookup = self.window.look_up(id, len);
         session.announced.push_back(Announced { index, len, id, lookup });
-        Ok(if lookup == Lookup::Lacking { Lack::All } else { Lack::Nothing })
+        Ok(if lookup == Lookup::Lacking { Missing::All } else { Missing::Nothing })
     }
 
     fn apply_one(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Failed<S::Error>> {
@@ -443,7 +443,7 @@ fn check_token(state: &SinkState) -> Result<(), StreamProblem> {
     }
 }
 
-/// Whether a text can be told as a token: see [`Takes::Stream`].
+/// Whether a text can be told as a token: see [`Accepts::Stream`].
 fn is_token(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.len() <= TOKEN_LEN_MAX.into()
@@ -468,7 +468,7 @@ impl<S: Sink> Target for StreamTarget<S> {
             chunk_key: self.secret,
             generation,
             incomplete: generation.is_none(),
-            takes: Takes::Stream { token, points },
+            accepts: Accepts::Stream { token, points },
             ..TargetState::nothing()
         }
     }
@@ -494,7 +494,7 @@ impl<S: Sink> Target for StreamTarget<S> {
 
     /// A part is not lacking only if its bytes will be there when it is applied: they are in
     /// the window and stay there, or are on their way for a part before it.
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, Self::Error> {
+    fn missing(&mut self, items: &[Item]) -> Result<Vec<Missing>, Self::Error> {
         self.run(|this| {
             Ok(items.iter().map(|item| this.lacks_one(item)).collect::<Result<_, _>>()?)
         })
@@ -583,7 +583,7 @@ mod tests {
             target.begin(&Offer { plan: plan.clone(), overwrite: false }).unwrap();
             let id = target.key.id(&bytes);
             let parts = [0, 1].map(|index| Item::Part { index, len: 4096, id });
-            assert_eq!(target.lacks(&parts).unwrap(), [Lack::All, Lack::Nothing]);
+            assert_eq!(target.missing(&parts).unwrap(), [Missing::All, Missing::Nothing]);
             target.apply(&parts[0], Some(&bytes)).unwrap();
             if spoilt {
                 target.window.spoil();

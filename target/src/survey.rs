@@ -8,8 +8,8 @@
 
 use std::{collections::BTreeSet, path::Path};
 
+use driftline_chunking::ChunkKey;
 use driftline_extent::{CHUNK_LEN, chunk_count};
-use driftline_manifest::ChunkKey;
 
 use crate::{
     Disk, FileDisk, Options, Part, Problem, TargetError,

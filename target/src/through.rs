@@ -8,8 +8,8 @@
 
 use std::{fmt, io, ops::Range, sync::Arc};
 
+use driftline_chunking::ChunkKey;
 use driftline_extent::{CHUNK_LEN, ChunkId, Extent, chunk_count};
-use driftline_manifest::ChunkKey;
 
 use crate::{
     Disk, Part, Problem,
@@ -76,7 +76,7 @@ impl<D: Disk> Through<D> {
     pub(crate) fn len(&self, part: Part, disk: &D) -> io::Result<u64> {
         match part {
             Part::Ids => Ok(chunk_count(self.seal.size) * ENTRY_LEN),
-            // A device with a keeper is grown only when the journal is put in place.
+            // A device with a manager is grown only when the journal is put in place.
             _ if disk.is_fixed() => Ok(disk.len()?.max(self.seal.size)),
             _ => Ok(self.seal.size),
         }

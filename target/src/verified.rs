@@ -3,8 +3,8 @@
 
 use std::{fmt, io, sync::Arc};
 
+use driftline_chunking::ChunkKey;
 use driftline_extent::{CHUNK_LEN, Extent, TargetState, Unreadable, Volume, chunk_count};
-use driftline_manifest::ChunkKey;
 
 use crate::{
     Disk, Part, Problem, Replica, TargetError,

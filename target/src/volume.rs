@@ -1,26 +1,26 @@
-//! The volume of a replica: its disk, and the keeper of that disk where there is one.
+//! The volume of a replica: its disk, and the manager of that disk where there is one.
 
 use std::{io, ops::Deref, sync::Arc};
 
 use driftline_extent::{CHUNK_LEN, Committed, VOLUME_LEN_MAX};
 
-use crate::{Disk, Keeper, Kept, Part, Problem, disk::Store, through::Through};
+use crate::{DeviceManager, Disk, Kept, Part, Problem, disk::Store, through::Through};
 
-/// The disk that the replica is on. Without a keeper every call that is about one does nothing.
+/// The disk that the replica is on. Without a manager every call that is about one does nothing.
 pub(crate) struct VolumeStore<D: Disk> {
     store: Store<D>,
-    keeper: Option<Box<dyn Keeper>>,
+    manager: Option<Box<dyn DeviceManager>>,
     /// Whether it has to be locked when the replica is closed.
     unlocked: bool,
 }
 
 impl<D: Disk> VolumeStore<D> {
-    pub(crate) const fn new(disk: D, keeper: Option<Box<dyn Keeper>>) -> Self {
-        Self { store: Store::new(Part::Volume, disk), keeper, unlocked: false }
+    pub(crate) const fn new(disk: D, manager: Option<Box<dyn DeviceManager>>) -> Self {
+        Self { store: Store::new(Part::Volume, disk), manager, unlocked: false }
     }
 
-    pub(crate) const fn has_keeper(&self) -> bool {
-        self.keeper.is_some()
+    pub(crate) const fn has_manager(&self) -> bool {
+        self.manager.is_some()
     }
 
     /// See [`Store::read_through`].
@@ -28,30 +28,30 @@ impl<D: Disk> VolumeStore<D> {
         self.store.read_through(through);
     }
 
-    /// Whether the keeper has still to make the device.
+    /// Whether the manager has still to make the device.
     fn is_absent(&self) -> Result<bool, Problem> {
-        Ok(self.keeper.is_some() && self.store.len()? == 0)
+        Ok(self.manager.is_some() && self.store.len()? == 0)
     }
 
-    /// Lets the keeper make the device if there is none. Where the size is not known it grows
+    /// Lets the manager make the device if there is none. Where the size is not known it grows
     /// with what comes.
     pub(crate) fn make(&mut self, size: Option<u64>) -> Result<(), Problem> {
         if !self.is_absent()? {
             return Ok(());
         }
-        let Some(keeper) = &mut self.keeper else { return Ok(()) };
-        told("made", keeper.create(size.unwrap_or(CHUNK_LEN)))?;
+        let Some(manager) = &mut self.manager else { return Ok(()) };
+        told("made", manager.create(size.unwrap_or(CHUNK_LEN)))?;
         self.store.reopen(false)
     }
 
     /// Makes the device writable until [`lock`](Self::lock), or until the replica is closed.
     pub(crate) fn unlock(&mut self) -> Result<(), Problem> {
-        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        let Some(manager) = &mut self.manager else { return Ok(()) };
         if self.unlocked {
             return Ok(());
         }
         self.unlocked = true;
-        told("made writable", keeper.unlock())?;
+        told("made writable", manager.unlock())?;
         self.store.reopen(true)
     }
 
@@ -60,33 +60,33 @@ impl<D: Disk> VolumeStore<D> {
         if self.is_absent()? {
             return Ok(());
         }
-        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        let Some(manager) = &mut self.manager else { return Ok(()) };
         // Whoever locked it has synced it before, and ZFS fails a flush of a zvol that is read-only.
-        if !self.unlocked && told("asked whether it is read-only", keeper.is_locked())? {
+        if !self.unlocked && told("asked whether it is read-only", manager.is_locked())? {
             return Ok(());
         }
         // What the kernel still holds could not be written any more.
         self.store.sync()?;
         self.store.reopen(false)?;
-        told("made read-only", keeper.lock())?;
+        told("made read-only", manager.lock())?;
         self.unlocked = false;
         Ok(())
     }
 
     /// That the volume has room for `size` bytes, or can be made to have it.
     pub(crate) fn check_room(&self, size: u64) -> Result<(), Problem> {
-        if self.keeper.is_some() { Ok(()) } else { self.check_len(size) }
+        if self.manager.is_some() { Ok(()) } else { self.check_len(size) }
     }
 
-    /// That the storage below a device with a keeper has room for so many bytes: nothing of it can
+    /// That the storage below a device with a manager has room for so many bytes: nothing of it can
     /// be reserved.
     pub(crate) fn check_available(&self, bytes: u64) -> Result<(), Problem> {
-        let Some(keeper) = &self.keeper else { return Ok(()) };
+        let Some(manager) = &self.manager else { return Ok(()) };
         let full = |available| {
             let detail = format!("this takes {bytes} bytes, and its pool has {available}");
             io::Error::new(io::ErrorKind::StorageFull, detail)
         };
-        match told("asked how much room it has", keeper.available())? {
+        match told("asked how much room it has", manager.available())? {
             Some(available) if available < bytes => told("written", Err(full(available))),
             _ => Ok(()),
         }
@@ -100,7 +100,7 @@ impl<D: Disk> VolumeStore<D> {
         Ok(())
     }
 
-    /// Lets the keeper grow a device that has no room for `size` bytes.
+    /// Lets the manager grow a device that has no room for `size` bytes.
     pub(crate) fn reach(&mut self, size: u64) -> Result<(), Problem> {
         if self.store.len()? < size {
             self.resize(size)?;
@@ -112,36 +112,36 @@ impl<D: Disk> VolumeStore<D> {
     /// its length, so that it is not grown often.
     pub(crate) fn reach_beyond(&mut self, end: u64) -> Result<(), Problem> {
         let len = self.store.len()?;
-        if self.keeper.is_none() || len >= end {
+        if self.manager.is_none() || len >= end {
             return Ok(());
         }
         self.reach(end.max(len.saturating_mul(2).min(VOLUME_LEN_MAX)))
     }
 
-    /// Lets the keeper give the device this size, rounded up to a block.
+    /// Lets the manager give the device this size, rounded up to a block.
     pub(crate) fn resize(&mut self, size: u64) -> Result<(), Problem> {
-        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        let Some(manager) = &mut self.manager else { return Ok(()) };
         // A device is opened anew to see its length, and not resized under a writer.
         self.store.reopen(false)?;
-        told("resized", keeper.resize(size))?;
+        told("resized", manager.resize(size))?;
         self.store.reopen(true)
     }
 
-    /// Lets the keeper keep what stands here, which must be durable.
+    /// Lets the manager keep what stands here, which must be durable.
     pub(crate) fn keep(&mut self, committed: &Committed) -> Result<(), Problem> {
-        let Some(keeper) = &mut self.keeper else { return Ok(()) };
-        told("kept as a snapshot", keeper.keep(committed))
+        let Some(manager) = &mut self.manager else { return Ok(()) };
+        told("kept as a snapshot", manager.keep(committed))
     }
 
-    /// What was kept last; `None` without a keeper.
+    /// What was kept last; `None` without a manager.
     pub(crate) fn kept(&self) -> Result<Option<Kept>, Problem> {
-        let kept = self.keeper.as_ref().map(|keeper| keeper.kept()).transpose();
+        let kept = self.manager.as_ref().map(|manager| manager.kept()).transpose();
         told("asked what was kept of it", kept)
     }
 }
 
 fn told<T>(doing: &'static str, result: io::Result<T>) -> Result<T, Problem> {
-    result.map_err(|source| Problem::Keeper { doing, source })
+    result.map_err(|source| Problem::DeviceManager { doing, source })
 }
 
 impl<D: Disk> Deref for VolumeStore<D> {
@@ -162,7 +162,7 @@ impl<D: Disk> Drop for VolumeStore<D> {
         // device must not stay writable for that.
         let synced = self.store.sync();
         let closed = self.store.reopen(false);
-        let locked = self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.lock());
+        let locked = self.manager.as_mut().map_or(Ok(()), |manager| manager.lock());
         let locked = told("made read-only", locked);
         for problem in [synced, closed, locked].into_iter().filter_map(Result::err) {
             tracing::warn!(%problem, "a volume may still be writable");

@@ -1,4 +1,4 @@
-//! A replica on a real file that stands for a device with a keeper.
+//! A replica on a real file that stands for a device with a manager.
 
 mod common;
 
@@ -12,7 +12,9 @@ use std::{
 use driftline_extent::{
     Change, Committed, Explained, Extent, Generation, Offer, Plan, PlanKind, Reason, Target,
 };
-use driftline_target::{FileDisk, Keeper, Kept, Options, Problem, Replica, TargetError, open_kept};
+use driftline_target::{
+    DeviceManager, FileDisk, Kept, Options, Problem, Replica, TargetError, open_kept,
+};
 
 use common::{CHUNK, deliver, offer, pattern, plan, whole};
 
@@ -29,7 +31,7 @@ struct Storage {
 
 /// A device is a file here; it counts as written if it is not what was kept.
 #[derive(Clone, Debug)]
-struct FileKeeper {
+struct FileManager {
     path: PathBuf,
     storage: Arc<Mutex<Storage>>,
 }
@@ -49,7 +51,7 @@ fn is_open_for_writing(path: &Path) -> bool {
     })
 }
 
-impl FileKeeper {
+impl FileManager {
     fn resized(&self, size: u64, new: bool) -> io::Result<()> {
         let mut options = fs::OpenOptions::new();
         let file = options.write(true).create_new(new).open(&self.path)?;
@@ -61,7 +63,7 @@ impl FileKeeper {
     }
 }
 
-impl Keeper for FileKeeper {
+impl DeviceManager for FileManager {
     fn available(&self) -> io::Result<Option<u64>> {
         Ok(self.storage.lock().unwrap().available)
     }
@@ -115,14 +117,14 @@ impl Keeper for FileKeeper {
 
 struct Place {
     dir: tempfile::TempDir,
-    keeper: FileKeeper,
+    manager: FileManager,
 }
 
 impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let keeper = FileKeeper { path: dir.path().join("device"), storage: Arc::default() };
-        Self { dir, keeper }
+        let manager = FileManager { path: dir.path().join("device"), storage: Arc::default() };
+        Self { dir, manager }
     }
 
     fn options(&self) -> Options {
@@ -131,7 +133,7 @@ impl Place {
     }
 
     fn open_with(&self, options: &Options) -> Result<Replica<FileDisk>, TargetError> {
-        open_kept(&self.keeper.path, options, Box::new(self.keeper.clone()))
+        open_kept(&self.manager.path, options, Box::new(self.manager.clone()))
     }
 
     fn open(&self) -> Replica<FileDisk> {
@@ -140,10 +142,10 @@ impl Place {
 
     /// That the device holds `content`, locked, and that `count` generations were kept.
     fn holds(&self, content: &[u8], count: usize) {
-        let device = fs::read(&self.keeper.path).unwrap();
+        let device = fs::read(&self.manager.path).unwrap();
         assert!(device.starts_with(content));
         assert_eq!(device.len() as u64, (content.len() as u64).next_multiple_of(UNIT));
-        let storage = self.keeper.storage.lock().unwrap();
+        let storage = self.manager.storage.lock().unwrap();
         assert!(storage.locked);
         assert_eq!(storage.snapshots.len(), count);
         assert!(storage.snapshots.last().unwrap().1 == device);
@@ -159,7 +161,7 @@ fn a_device_is_made_grown_cut_locked_and_kept() {
         let size = volume.len() as u64;
         let full = Plan { size: size_is_known.then_some(size), ..plan(PlanKind::Full, None, 1) };
         let mut replica = place.open();
-        assert!(!place.keeper.path.exists());
+        assert!(!place.manager.path.exists());
         assert_eq!(replica.state().generation, None);
         deliver(&mut replica, full, &whole(&volume), size).unwrap();
         place.holds(&volume, 1);
@@ -190,15 +192,15 @@ fn a_first_copy_that_is_cut_leaves_a_locked_device() {
     let place = Place::new();
     let mut replica = place.open();
     replica.begin(&offer(plan(PlanKind::Full, None, 1))).unwrap();
-    assert!(place.keeper.is_writable());
+    assert!(place.manager.is_writable());
     drop(replica);
-    assert!(!place.keeper.is_writable() && !is_open_for_writing(&place.keeper.path));
+    assert!(!place.manager.is_writable() && !is_open_for_writing(&place.manager.path));
     // A process that was killed leaves it writable: the next one locks it.
-    place.keeper.storage.lock().unwrap().locked = false;
+    place.manager.storage.lock().unwrap().locked = false;
     drop(place.open());
-    assert!(!place.keeper.is_writable());
+    assert!(!place.manager.is_writable());
     // The device was not made yet when another one was killed.
-    fs::remove_file(&place.keeper.path).unwrap();
+    fs::remove_file(&place.manager.path).unwrap();
     let volume = pattern(3, 2 * CHUNK);
     let full = plan(PlanKind::Full, None, 1);
     deliver(&mut place.open(), full, &whole(&volume), volume.len() as u64).unwrap();
@@ -223,7 +225,7 @@ fn a_device_that_is_missing_is_named() {
     let volume = pattern(3, CHUNK);
     let full = plan(PlanKind::Full, None, 1);
     deliver(&mut place.open(), full, &whole(&volume), volume.len() as u64).unwrap();
-    fs::remove_file(&place.keeper.path).unwrap();
+    fs::remove_file(&place.manager.path).unwrap();
     let error = place.open_with(&place.options()).unwrap_err();
     assert!(matches!(error.problem, Problem::Gone { .. }), "{error}");
     assert_eq!(error.reason(), Reason::TargetModified);
@@ -235,7 +237,7 @@ fn what_was_written_since_is_noticed_wherever_it_is() {
     let volume = pattern(3, 3 * CHUNK);
     let size = volume.len() as u64;
     deliver(&mut place.open(), plan(PlanKind::Full, None, 1), &whole(&volume), size).unwrap();
-    let device = fs::OpenOptions::new().write(true).open(&place.keeper.path).unwrap();
+    let device = fs::OpenOptions::new().write(true).open(&place.manager.path).unwrap();
     device.write_all_at(b"x", 2 * CHUNK as u64 + 77).unwrap();
     let mut replica = place.open();
     assert_eq!(replica.state().generation, Some(Generation::zfs(1)));
@@ -268,7 +270,7 @@ fn what_a_scrub_puts_right_is_kept_anew() {
     volume.copy_within(..CHUNK, 4 * CHUNK);
     let size = volume.len() as u64;
     deliver(&mut place.open(), plan(PlanKind::Full, None, 1), &whole(&volume), size).unwrap();
-    let device = || fs::OpenOptions::new().write(true).open(&place.keeper.path).unwrap();
+    let device = || fs::OpenOptions::new().write(true).open(&place.manager.path).unwrap();
     // It is there twice.
     device().write_all_at(b"x", 9).unwrap();
     let report = place.open().scrub(true, 1, &mut |_| {}).unwrap();
@@ -308,7 +310,7 @@ fn a_pool_without_room_for_an_increment_keeps_the_base() {
     let size = volume.len() as u64;
     let full = Plan { size: Some(size), ..plan(PlanKind::Full, None, 1) };
     deliver(&mut place.open(), full, &whole(&volume), size).unwrap();
-    let room = |bytes| place.keeper.storage.lock().unwrap().available = Some(bytes);
+    let room = |bytes| place.manager.storage.lock().unwrap().available = Some(bytes);
     let changes = [Change::Data { offset: 0, bytes: pattern(5, CHUNK) }];
     let increment = plan(PlanKind::Incremental, Some(1), 2);
     room(CHUNK as u64 - 1);

@@ -120,10 +120,10 @@ fn a_first_copy_to_a_file_that_was_removed_is_not_called_committed() {
 #[test]
 fn a_link_of_another_user_leads_to_no_books() {
     let place = Place::holding(&pattern(3, CHUNK));
-    let (dir, elsewhere) = (state_dir_of(&place.path), place._dir.path().join("ssd"));
-    fs::rename(&dir, &elsewhere).unwrap();
-    symlink(&elsewhere, &dir).unwrap();
-    assert_eq!(place.open().state().generation, Some(Generation::Zfs(1)));
+    let (dir, other_replicas) = (state_dir_of(&place.path), place._dir.path().join("ssd"));
+    fs::rename(&dir, &other_replicas).unwrap();
+    symlink(&other_replicas, &dir).unwrap();
+    assert_eq!(place.open().state().generation, Some(Generation::zfs(1)));
     lchown(&dir, Some(65534), None).unwrap();
     let error = place.try_open().unwrap_err();
     assert!(matches!(error.problem, Problem::NotOurs { owner: 65534, .. }), "{error}");

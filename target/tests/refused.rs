@@ -4,11 +4,11 @@ mod common;
 
 use std::fs;
 
+use driftline_chunking::{Chunked, TreeHasher};
 use driftline_extent::{
-    BlockMask, CHUNK_LEN, Change, ChunkId, Explained, Finish, Generation, Item, Lack, Offer, Plan,
-    PlanKind, Reason, Root, Target, VolumeId,
+    BlockMask, CHUNK_LEN, Change, ChunkId, Explained, Finish, Generation, Item, Missing, Offer,
+    Plan, PlanKind, Reason, Root, Target, VolumeId,
 };
-use driftline_manifest::{Chunked, TreeHasher};
 use driftline_target::{Options, Problem, inspect, open};
 
 use common::{
@@ -307,7 +307,7 @@ fn what_does_not_fit_its_name_or_root_is_not_committed() {
     let (items, _) = items(&key(&replica), PlanKind::Incremental, &changes, size, 0);
     let Chunked { item, mut data } = items[0].clone();
     data[700] ^= 1;
-    assert_eq!(replica.lacks(&[item]).unwrap(), [Lack::All]);
+    assert_eq!(replica.missing(&[item]).unwrap(), [Missing::All]);
     let error = replica.apply(&item, Some(&data)).unwrap_err();
     assert_eq!(error.reason(), Reason::VerifyFailed);
     // From here on it has to be opened again.
@@ -346,7 +346,7 @@ fn malformed_items_are_refused() {
     ] {
         let mut replica = place.open();
         replica.begin(&offer(plan(PlanKind::Incremental, Some(1), 2))).unwrap();
-        assert_eq!(replica.lacks(&[item]).unwrap_err().reason(), Reason::StreamDamaged);
+        assert_eq!(replica.missing(&[item]).unwrap_err().reason(), Reason::StreamDamaged);
         let mut replica = place_again(&place, replica);
         replica.begin(&offer(plan(PlanKind::Incremental, Some(1), 2))).unwrap();
         assert_eq!(replica.apply(&item, None).unwrap_err().reason(), Reason::StreamDamaged);
@@ -382,7 +382,7 @@ fn a_scan_from_the_generation_held_is_admitted() {
         tree.push(id);
         let (data, zero) = (BlockMask::ALL, BlockMask::NONE);
         let item = Item::Chunk { index, data, zero, id };
-        assert!(matches!(replica.lacks(&[item]).unwrap()[..], [Lack::Unlike(_)]));
+        assert!(matches!(replica.missing(&[item]).unwrap()[..], [Missing::Unlike(_)]));
         replica.apply(&item, Some(bytes)).unwrap();
     }
     let size = other.len() as u64;

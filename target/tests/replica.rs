@@ -8,11 +8,11 @@ use std::{
     path::Path,
 };
 
+use driftline_chunking::{Chunked, TreeHasher};
 use driftline_extent::{
     BLOCK_LEN, BlockMask, CHUNK_LEN, Change, ChunkId, Explained, Extent, Finish, GRAIN_LEN,
-    Generation, GrainMask, Item, Lack, Offer, Plan, PlanKind, Reason, Root, Target, Volume,
+    Generation, GrainMask, Item, Missing, Offer, Plan, PlanKind, Reason, Root, Target, Volume,
 };
-use driftline_manifest::{Chunked, TreeHasher};
 use driftline_target::{FileDisk, Replica, inspect};
 use proptest::prelude::*;
 
@@ -449,17 +449,20 @@ fn a_scan_compares_spans_first() {
     let (same, different) = (span(&volume, 0..6), span(&other, 0..6));
     let beyond = Item::Span { index: 4096, count: 4096, digest: ChunkId::ZERO };
     let asked = [same, different, beyond];
-    assert_eq!(replica.lacks(&asked).unwrap(), [Lack::Nothing, Lack::All, Lack::Nothing]);
+    assert_eq!(
+        replica.missing(&asked).unwrap(),
+        [Missing::Nothing, Missing::All, Missing::Nothing]
+    );
     // Where in it they differ.
     let parts = [0..2, 2..4, 3..4, 4..6].map(|chunks| span(&other, chunks));
-    let lacks = replica.lacks(&parts).unwrap();
-    assert_eq!(lacks, [Lack::Nothing, Lack::All, Lack::All, Lack::Nothing]);
+    let missing = replica.missing(&parts).unwrap();
+    assert_eq!(missing, [Missing::Nothing, Missing::All, Missing::All, Missing::Nothing]);
     fs::OpenOptions::new()
         .write(true)
         .open(&place.path)
         .and_then(|file| file.write_all_at(b"x", CHUNK_LEN))
         .unwrap();
-    assert_eq!(replica.lacks(&[same]).unwrap_err().reason(), Reason::TargetModified);
+    assert_eq!(replica.missing(&[same]).unwrap_err().reason(), Reason::TargetModified);
 }
 
 #[test]
@@ -522,7 +525,7 @@ fn grains_that_do_not_make_an_item_are_no_harm() {
     replica.begin(&offer(next)).unwrap();
     let (items, _) = items(&key(&replica), PlanKind::Incremental, &changes, 2 * CHUNK_LEN, 0);
     let Chunked { item, data } = &items[0];
-    assert!(matches!(replica.lacks(&[*item]).unwrap()[..], [Lack::Unlike(_)]));
+    assert!(matches!(replica.missing(&[*item]).unwrap()[..], [Missing::Unlike(_)]));
     // As if the hashes of the last grain were the same.
     assert!(!replica.patch(item, GrainMask(1), &data[..4096]).unwrap());
     // Nothing is kept of it: it does not come twice, and nothing is made of it.
@@ -537,7 +540,7 @@ fn grains_that_do_not_make_an_item_are_no_harm() {
         replica.begin(&offer(plan(PlanKind::Incremental, Some(2), 3))).unwrap();
         let (data, zero, id) = (BlockMask::ALL, BlockMask::NONE, ChunkId([5; 32]));
         let whole = Item::Chunk { index: 0, data, zero, id };
-        replica.lacks(&[whole]).unwrap();
+        replica.missing(&[whole]).unwrap();
         let error = replica.patch(&whole, GrainMask(1), &vec![0; len]).unwrap_err();
         assert_eq!(error.reason(), Reason::StreamDamaged);
     }

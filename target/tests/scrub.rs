@@ -10,11 +10,11 @@ use common::{
     power::{Power, opened},
     whole,
 };
+use driftline_chunking::TreeHasher;
 use driftline_extent::{
-    CHUNK_LEN, Change, Explained, Generation, Item, Lack, Offer, PlanKind, Reason, Target,
+    CHUNK_LEN, Change, Explained, Generation, Item, Missing, Offer, PlanKind, Reason, Target,
     TargetState, chunk_count,
 };
-use driftline_manifest::TreeHasher;
 use driftline_target::{
     Disk, Index, Options, Replica, ScrubReport, TargetError, inspect, open, state_dir_of,
 };
@@ -248,8 +248,8 @@ fn send_all<D: Disk>(
         padded.chunks(CHUNK).for_each(|chunk| tree.push(key.id(chunk)));
         let count = tree.chunks();
         let span = Item::Span { index: 0, count, digest: tree.into_node() };
-        let lacks = replica.lacks(&[span])?;
-        assert_eq!(lacks, [Lack::All], "a span with damage in it is never equal");
+        let missing = replica.missing(&[span])?;
+        assert_eq!(missing, [Missing::All], "a span with damage in it is never equal");
     }
     deliver(replica, plan, &whole(volume), volume.len() as u64)
 }

@@ -2,11 +2,11 @@
 
 use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 
+use driftline_chunking::ChunkKey;
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Explained, Finish, Generation, Item, Lack, Offer, Plan, PlanKind,
-    Point, Reason, Root, Standing, Takes, Target,
+    Accepts, Begin, BlockMask, ChunkId, Explained, Finish, Generation, Item, Missing, Offer, Plan,
+    PlanKind, Point, Reason, Root, Standing, Target,
 };
-use driftline_manifest::ChunkKey;
 use driftline_target::{Sink, SinkState, StreamTarget};
 use proptest::prelude::*;
 
@@ -33,14 +33,14 @@ struct Told {
 }
 
 /// A sink that keeps bytes, up to a limit, and then claims to hold a generation.
-struct Keeper {
+struct DeviceManager {
     holds: SinkState,
     reaches: Option<Generation>,
     limit: usize,
     told: Rc<RefCell<Told>>,
 }
 
-impl Sink for Keeper {
+impl Sink for DeviceManager {
     type Error = Full;
 
     fn state(&mut self) -> Result<SinkState, Full> {
@@ -66,13 +66,13 @@ impl Sink for Keeper {
     }
 }
 
-fn keeper(generation: Option<Generation>) -> (Keeper, Rc<RefCell<Told>>) {
+fn manager(generation: Option<Generation>) -> (DeviceManager, Rc<RefCell<Told>>) {
     let told = Rc::new(RefCell::new(Told::default()));
     let holds = SinkState { generation, ..SinkState::default() };
-    (Keeper { holds, reaches: None, limit: usize::MAX, told: told.clone() }, told)
+    (DeviceManager { holds, reaches: None, limit: usize::MAX, told: told.clone() }, told)
 }
 
-fn target(sink: Keeper) -> StreamTarget<Keeper> {
+fn target(sink: DeviceManager) -> StreamTarget<DeviceManager> {
     StreamTarget::new(sink, "pool/fs", SECRET).unwrap()
 }
 
@@ -99,12 +99,12 @@ fn finish(bytes: &[u8], tip: Generation) -> Finish {
 }
 
 /// A target that has begun and taken one part, and what its sink was told.
-fn begun() -> (StreamTarget<Keeper>, Rc<RefCell<Told>>) {
-    let (sink, told) = keeper(Some(ONE));
+fn begun() -> (StreamTarget<DeviceManager>, Rc<RefCell<Told>>) {
+    let (sink, told) = manager(Some(ONE));
     let mut target = target(sink);
     assert_eq!(target.begin(&stream()).unwrap(), Begin { from: 0 });
     let first = item(0, &[1; 4096]);
-    assert_eq!(target.lacks(&[first]).unwrap(), [Lack::All]);
+    assert_eq!(target.missing(&[first]).unwrap(), [Missing::All]);
     target.apply(&first, Some(&[1; 4096])).unwrap();
     (target, told)
 }
@@ -122,26 +122,26 @@ proptest! {
         streams in prop::collection::vec(prop::collection::vec(part(), 1..60), 1..3),
         ahead in 0..20_usize,
     ) {
-        let (sink, told) = keeper(None);
+        let (sink, told) = manager(None);
         let mut target = target(sink);
         let (mut base, mut seen) = (None, std::collections::HashSet::new());
         let mut sent = Vec::new();
         for (parts, number) in streams.iter().zip(1..) {
             let tip = Generation::zfs(number);
             target.begin(&offer(PlanKind::Stream, base, Some(tip))).unwrap();
-            // `lacks` runs ahead of `apply`, as it does in a session.
+            // `missing` runs ahead of `apply`, as it does in a session.
             let mut waiting: VecDeque<(Item, &Vec<u8>, bool)> = VecDeque::new();
-            let mut apply = |target: &mut StreamTarget<Keeper>, (item, part, lacks)| {
+            let mut apply = |target: &mut StreamTarget<DeviceManager>, (item, part, missing)| {
                 let part: &Vec<u8> = part;
                 sent.extend(part);
-                target.apply(&item, if lacks { Some(part) } else { None }).unwrap();
+                target.apply(&item, if missing { Some(part) } else { None }).unwrap();
             };
             for (part, index) in parts.iter().zip(0..) {
                 let item = item(index, part);
-                let lacks = target.lacks(&[item]).unwrap() == [Lack::All];
+                let missing = target.missing(&[item]).unwrap() == [Missing::All];
                 let is_new = part[0] != 0 && (part.len() < 4096 || seen.insert(part.clone()));
-                prop_assert_eq!(lacks, is_new, "{} of {}", part[0], part.len());
-                waiting.push_back((item, part, lacks));
+                prop_assert_eq!(missing, is_new, "{} of {}", part[0], part.len());
+                waiting.push_back((item, part, missing));
                 if waiting.len() > ahead {
                     apply(&mut target, waiting.pop_front().unwrap());
                 }
@@ -161,7 +161,7 @@ proptest! {
 
 #[test]
 fn its_state_is_what_the_sink_says() {
-    let (mut sink, _) = keeper(Some(ONE));
+    let (mut sink, _) = manager(Some(ONE));
     let point = |guid, name: &str| Point { guid, name: name.to_owned() };
     let untellable = [point(7, ""), point(8, "a\nb"), point(9, &"n".repeat(256))];
     let tellable = |guid| point(guid, "daily");
@@ -170,10 +170,10 @@ fn its_state_is_what_the_sink_says() {
     let state = target(sink).state();
     assert_eq!((state.generation, state.incomplete, state.size), (Some(ONE), false, 0));
     let points = (0..200).map(tellable).collect();
-    assert_eq!(state.takes, Takes::Stream { token: Some("1-ab-c".to_owned()), points });
+    assert_eq!(state.accepts, Accepts::Stream { token: Some("1-ab-c".to_owned()), points });
 
     for token in [String::new(), "-t".to_owned(), "1 2".to_owned(), "1".repeat(8193)] {
-        let (mut sink, _) = keeper(None);
+        let (mut sink, _) = manager(None);
         sink.holds.token = Some(token);
         let error = StreamTarget::new(sink, "pool/fs", SECRET).unwrap_err();
         assert!(error.to_string().starts_with("pool/fs: the resume token"), "{error}");
@@ -182,7 +182,7 @@ fn its_state_is_what_the_sink_says() {
 
 #[test]
 fn what_is_no_stream_from_here_is_refused_and_touches_nothing() {
-    let (sink, told) = keeper(Some(ONE));
+    let (sink, told) = manager(Some(ONE));
     let mut target = target(sink);
     for (kind, base, reason) in [
         (PlanKind::Full, None, Reason::Unsupported),
@@ -206,7 +206,9 @@ fn what_is_no_stream_from_here_is_refused_and_touches_nothing() {
 fn fails(
     what: &str,
     reason: Reason,
-    act: impl FnOnce(&mut StreamTarget<Keeper>) -> Result<(), <StreamTarget<Keeper> as Target>::Error>,
+    act: impl FnOnce(
+        &mut StreamTarget<DeviceManager>,
+    ) -> Result<(), <StreamTarget<DeviceManager> as Target>::Error>,
 ) {
     let (mut target, told) = begun();
     let error = act(&mut target).expect_err(what);
@@ -214,7 +216,7 @@ fn fails(
     assert_eq!(told.borrow().finished, 0, "{what}");
     let bytes = told.borrow().bytes.len();
     let next = item(1, &[2; 512]);
-    assert!(target.lacks(&[next]).is_err() && target.apply(&next, Some(&[2; 512])).is_err());
+    assert!(target.missing(&[next]).is_err() && target.apply(&next, Some(&[2; 512])).is_err());
     assert!(target.commit(&finish(&[1; 4096], TWO)).is_err() && target.begin(&stream()).is_err());
     assert_eq!((told.borrow().finished, told.borrow().bytes.len()), (0, bytes), "{what}");
 }
@@ -223,8 +225,8 @@ fn fails(
 fn what_is_not_the_announced_stream_never_ends_it() {
     use Reason::{StreamDamaged, VerifyFailed};
     let second = item(1, &[2; 512]);
-    let announced = move |target: &mut StreamTarget<Keeper>, data: Option<&[u8]>| {
-        target.lacks(&[second])?;
+    let announced = move |target: &mut StreamTarget<DeviceManager>, data: Option<&[u8]>| {
+        target.missing(&[second])?;
         target.apply(&second, data)
     };
     fails("other bytes", VerifyFailed, |t| announced(t, Some(&[3; 512])));
@@ -233,20 +235,20 @@ fn what_is_not_the_announced_stream_never_ends_it() {
     fails("unannounced", StreamDamaged, |t| t.apply(&second, Some(&[2; 512])));
     let other = item(1, &[3; 512]);
     fails("another part", StreamDamaged, move |t| {
-        t.lacks(&[second])?;
+        t.missing(&[second])?;
         t.apply(&other, Some(&[3; 512]))
     });
     for index in [0, 2, u64::MAX] {
         let item = item(index, &[2; 512]);
-        fails("out of order", StreamDamaged, move |t| t.lacks(&[item]).map(drop));
+        fails("out of order", StreamDamaged, move |t| t.missing(&[item]).map(drop));
     }
     for len in [0, 256 * 1024 + 1, u32::MAX] {
         let item = Item::Part { index: 1, len, id: ChunkId([4; 32]) };
-        fails("length", StreamDamaged, move |t| t.lacks(&[item]).map(drop));
+        fails("length", StreamDamaged, move |t| t.missing(&[item]).map(drop));
     }
     let (data, zero, id) = (BlockMask::ALL, BlockMask::NONE, ChunkId([5; 32]));
     let chunk = Item::Chunk { index: 1, data, zero, id };
-    fails("a chunk", StreamDamaged, move |t| t.lacks(&[chunk]).map(drop));
+    fails("a chunk", StreamDamaged, move |t| t.missing(&[chunk]).map(drop));
 
     let right = finish(&[1; 4096], TWO);
     let ends = |what, reason, end: Finish| fails(what, reason, |t| t.commit(&end).map(drop));
@@ -256,7 +258,7 @@ fn what_is_not_the_announced_stream_never_ends_it() {
     ends("no length", StreamDamaged, Finish { size: None, ..right.clone() });
     ends("another tip", StreamDamaged, finish(&[1; 4096], Generation::zfs(3)));
     fails("too early", StreamDamaged, move |t| {
-        t.lacks(&[second])?;
+        t.missing(&[second])?;
         t.commit(&right).map(drop)
     });
 }
@@ -265,7 +267,7 @@ fn what_is_not_the_announced_stream_never_ends_it() {
 fn what_the_sink_says_is_what_counts() {
     // It took everything, and holds something else.
     for reaches in [ONE, Generation::zfs(3)] {
-        let (mut sink, _) = keeper(Some(ONE));
+        let (mut sink, _) = manager(Some(ONE));
         sink.reaches = Some(reaches);
         let mut target = target(sink);
         target.begin(&stream()).unwrap();
@@ -273,12 +275,12 @@ fn what_the_sink_says_is_what_counts() {
         assert_eq!(error.reason(), Reason::TargetModified, "{error}");
     }
     // It is full, and says so in its own words.
-    let (mut sink, told) = keeper(Some(ONE));
+    let (mut sink, told) = manager(Some(ONE));
     sink.limit = 100;
     let mut target = target(sink);
     target.begin(&stream()).unwrap();
     let part = item(0, &[1; 512]);
-    target.lacks(&[part]).unwrap();
+    target.missing(&[part]).unwrap();
     let error = target.apply(&part, Some(&[1; 512])).unwrap_err();
     assert_eq!(
         (error.reason(), error.to_string().as_str()),

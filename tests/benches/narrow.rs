@@ -15,8 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use driftline_chunking::{ChunkKey, DataRuns, name_range};
 use driftline_extent::{Volume, chunk_count};
-use driftline_manifest::{ChunkKey, DataRuns, name_range};
 use driftline_target::FileDisk;
 use driftline_tests::link::Random;
 use serde_json::Value;
@@ -110,7 +110,7 @@ impl Bench {
         for (how, index, like) in [
             ("by nothing", false, &[][..]),
             ("by chunk ids", true, &[][..]),
-            ("by likeness", false, &["--like", "base"][..]),
+            ("by seed", false, &["--like", "base"][..]),
             ("by both", true, &["--like", "base"][..]),
         ] {
             let served = self.serve(&client, index);

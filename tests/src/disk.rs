@@ -29,8 +29,8 @@
 //! * [`World::lie_on_sync`]: syncs of one disk say that they were done and do nothing. No
 //!   program can be correct on such a disk; it shows that a test would notice.
 //!
-//! * A device with a keeper ([`World::kept_device`]): each handle sees the length that the
-//!   device had when the handle was opened. Calls of the keeper are operations like any other,
+//! * A device with a manager ([`World::kept_device`]): each handle sees the length that the
+//!   device had when the handle was opened. Calls of the manager are operations like any other,
 //!   lasting at once; one that fails may have been done. Whatever no kernel would allow, or
 //!   would silently lose, is counted: see [`KeptDevice::violations`].
 //!
@@ -47,12 +47,12 @@ use std::{
 use driftline_extent::Extent;
 use driftline_target::Disk;
 
-mod keeper;
+mod manager;
 mod space;
 mod spoil;
 
-pub use keeper::{FakeKeeper, Flaw, KeptDevice};
-use keeper::{Keeping, Opened};
+pub use manager::{FakeManager, Flaw, KeptDevice};
+use manager::{Keeping, Opened};
 pub use spoil::{Saved, Spoil};
 
 const PAGE_LEN: u64 = 4096;
@@ -421,7 +421,7 @@ fn stopped() -> io::Error {
 pub struct FakeDisk {
     world: World,
     name: &'static str,
-    /// How it was opened, if the device has a keeper.
+    /// How it was opened, if the device has a manager.
     opened: Option<Opened>,
 }
 

@@ -5,12 +5,12 @@ use std::{
     io,
 };
 
+use driftline_chunking::{ChunkKey, TreeHasher, is_zero};
 use driftline_extent::{
-    BLOCK_LEN, Begin, BlockMask, CHUNK_LEN, Change, ChunkId, Committed, Explained, Extent, Finish,
-    Generation, GrainHash, GrainMask, Item, Lack, Offer, Plan, PlanKind, Reason, ReplicaId, Resume,
-    Root, Source, Standing, Takes, Target, TargetState, Volume, VolumeId, chunk_count,
+    Accepts, BLOCK_LEN, Begin, BlockMask, CHUNK_LEN, Change, ChunkId, Committed, Explained, Extent,
+    Finish, Generation, GrainHash, GrainMask, Item, Missing, Offer, Plan, PlanKind, Reason,
+    ReplicaId, Resume, Root, Source, Standing, Target, TargetState, Volume, VolumeId, chunk_count,
 };
-use driftline_manifest::{ChunkKey, TreeHasher, is_zero};
 
 /// Volumes in memory are at most this large: 64 MiB.
 const CHUNKS_MAX: u64 = 1 << 10;
@@ -264,20 +264,20 @@ impl MemoryTarget {
         self.journal.get(&index).cloned().unwrap_or_else(|| chunk_of(&self.image, index))
     }
 
-    fn lacks_chunk(&mut self, item: &Item, index: u64, data: BlockMask, id: &ChunkId) -> Lack {
+    fn lacks_chunk(&mut self, item: &Item, index: u64, data: BlockMask, id: &ChunkId) -> Missing {
         let old = blocks(&self.chunk(index), data);
         let known = data.is_all() && self.known.contains_key(id);
         if data.is_empty() || self.key().id(&old) == *id || known {
-            return Lack::Nothing;
+            return Missing::Nothing;
         }
         if item.narrowable().is_none() || is_zero(&old) {
-            return Lack::All;
+            return Missing::All;
         }
         let lie = self.liar.as_ref().map(|image| blocks(&chunk_of(image, index), data));
         let hashes: Vec<GrainHash> = self.key().grains(data, lie.as_ref().unwrap_or(&old));
         self.narrowed.0 += 1;
         self.told.insert(index, old);
-        Lack::Unlike(hashes)
+        Missing::Unlike(hashes)
     }
 
     fn span(&self, index: u64, count: u64) -> ChunkId {
@@ -352,7 +352,7 @@ impl Target for MemoryTarget {
             incomplete: false,
             damaged: false,
             resume,
-            takes: Takes::Volume,
+            accepts: Accepts::Volume,
         }
     }
 
@@ -382,15 +382,15 @@ impl Target for MemoryTarget {
         Ok(Begin { from: self.watermark })
     }
 
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, MemoryError> {
-        let lacks = items.iter().map(|item| match item {
+    fn missing(&mut self, items: &[Item]) -> Result<Vec<Missing>, MemoryError> {
+        let missing = items.iter().map(|item| match item {
             Item::Chunk { index, data, id, .. } => self.lacks_chunk(item, *index, *data, id),
             Item::Span { index, count, digest } if self.span(*index, *count) != *digest => {
-                Lack::All
+                Missing::All
             }
-            Item::Zero { .. } | Item::Part { .. } | Item::Span { .. } => Lack::Nothing,
+            Item::Zero { .. } | Item::Part { .. } | Item::Span { .. } => Missing::Nothing,
         });
-        Ok(lacks.collect())
+        Ok(missing.collect())
     }
 
     fn patch(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, MemoryError> {

@@ -4,7 +4,7 @@
 use std::{cell::RefCell, collections::BTreeMap, io::Cursor, rc::Rc};
 
 use driftline_extent::{
-    Change, Explained, Finish, Generation, Offer, Plan, PlanKind, Point, Reason, Source, Takes,
+    Accepts, Change, Explained, Finish, Generation, Offer, Plan, PlanKind, Point, Reason, Source,
     TargetState,
 };
 use driftline_target::{Sink, SinkState};
@@ -207,9 +207,9 @@ impl Send {
 
     /// The token that the target told of.
     pub const fn token(&self) -> Option<&String> {
-        match &self.told.takes {
-            Takes::Stream { token, .. } => token.as_ref(),
-            Takes::Volume => None,
+        match &self.told.accepts {
+            Accepts::Stream { token, .. } => token.as_ref(),
+            Accepts::Volume => None,
         }
     }
 

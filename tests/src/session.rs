@@ -6,15 +6,15 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
+use driftline_chunking::ChunkKey;
 use driftline_extent::{
     Begin, Committed, Generation, Offer, Plan, Source, Target, TargetState, Volume,
 };
-use driftline_manifest::ChunkKey;
 use driftline_transport::{
     Failure, Progress, TransportError,
+    auditor::Auditor,
     deliver::{self, LastSeen, Outlet},
     receive::Worker,
-    witness::Witness,
 };
 use driftline_wire::{
     Announced, Compared, Link, LinkEvent, Message, Packer, Piece, Receiver, ReceiverOutput, Sender,
@@ -108,23 +108,23 @@ pub fn run<S: Source, T: Target>(
     target: T,
     script: &Script,
 ) -> Outcome<T> {
-    run_witnessed(links, source, volume, target, script, None)
+    run_audited(links, source, volume, target, script, None)
 }
 
 /// As [`run`], with what checks the source's maps.
 ///
 /// # Panics
 /// If the session neither ends nor fails.
-pub fn run_witnessed<S: Source, T: Target>(
+pub fn run_audited<S: Source, T: Target>(
     links: (Link, Link),
     source: &mut S,
     volume: Option<&dyn Volume>,
     target: T,
     script: &Script,
-    witness: Option<&mut Witness>,
+    auditor: Option<&mut Auditor>,
 ) -> Outcome<T> {
     let mut session = Session::new(links, volume, target, script);
-    session.witness = witness;
+    session.auditor = auditor;
     while !session.is_over() {
         match session.work.take() {
             None => session.step(),
@@ -180,7 +180,7 @@ struct Session<'a, T> {
     work: Option<Work>,
     compared: VecDeque<Vec<Compared>>,
     progress: Arc<Progress>,
-    witness: Option<&'a mut Witness>,
+    auditor: Option<&'a mut Auditor>,
     offered: Vec<Plan>,
     committed: Vec<Committed>,
 
@@ -227,7 +227,7 @@ impl<'a, T: Target> Session<'a, T> {
             work: None,
             compared: VecDeque::new(),
             progress: Arc::default(),
-            witness: None,
+            auditor: None,
             offered: Vec::new(),
             committed: Vec::new(),
             target: End::new(links.1),
@@ -258,9 +258,9 @@ impl<'a, T: Target> Session<'a, T> {
         // It hears of it once nothing is delivered any more.
         if let (
             Some(Err(TransportError::Session(SessionError::Refused { reason, detail }))),
-            Some(witness),
-        ) = (&self.source.result, &mut self.witness)
-            && let Err(failure) = witness.refused(*reason, detail)
+            Some(auditor),
+        ) = (&self.source.result, &mut self.auditor)
+            && let Err(failure) = auditor.refused(*reason, detail)
         {
             self.source.result = Some(Err(failure.into()));
         }
@@ -289,11 +289,11 @@ impl<'a, T: Target> Session<'a, T> {
         let held = script.held.filter(|_| !script.overwrite && self.offered.is_empty());
         let last = held.map_or(LastSeen::Nothing, LastSeen::Held);
         deliver::recognise(state, last)?;
-        let record = self.witness.as_mut().and_then(|witness| witness.recall(state));
+        let record = self.auditor.as_mut().and_then(|auditor| auditor.recall(state));
         source.recall(record.as_deref());
         let mut offer = deliver::plan(source, state, script.overwrite)?;
-        if let Some(witness) = &mut self.witness {
-            deliver::prepare(source, None, state, &mut offer, witness, &self.progress)?;
+        if let Some(auditor) = &mut self.auditor {
+            deliver::prepare(source, None, state, &mut offer, auditor, &self.progress)?;
         }
         deliver::cover(source, state, &mut offer, false)?;
         Ok(offer)
@@ -309,17 +309,17 @@ impl<'a, T: Target> Session<'a, T> {
         let Some(key) = self.key.clone() else { return };
         // The session's own progress counts what is packed meanwhile.
         let progress = Arc::new(Progress::default());
-        let mut witness = self.witness.take();
+        let mut auditor = self.auditor.take();
         let delivery = deliver::Delivery {
             plan,
             begin,
             key: &key,
             outlet: self,
             progress: &progress,
-            witness: witness.as_deref_mut(),
+            auditor: auditor.as_deref_mut(),
         };
         let delivered = deliver::deliver(source, volume, delivery);
-        self.witness = witness;
+        self.auditor = auditor;
         match delivered {
             Ok(finish) if !self.source.is_over() => self.sender.handle_end(finish),
             Ok(_) => {}
@@ -483,8 +483,8 @@ impl<'a, T: Target> Session<'a, T> {
                     Ok(())
                 }
                 SenderOutput::Committed(committed) => {
-                    if let Some(witness) = &mut self.witness {
-                        witness.committed(&committed);
+                    if let Some(auditor) = &mut self.auditor {
+                        auditor.committed(&committed);
                     }
                     self.committed.push(committed);
                     Ok(())

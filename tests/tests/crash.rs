@@ -21,9 +21,9 @@ fn undisturbed_deliveries_end_where_they_should() {
 
 /// Or the scenarios that find chunks elsewhere would be about nothing.
 #[test]
-fn what_is_found_elsewhere_is_not_asked_for() {
+fn what_other_replicas_have_is_not_asked_for() {
     for (scenario, lacking) in
-        [(found_elsewhere(Ground::File), CHUNK + 1024), (first_copy_found(Ground::File), 2 * CHUNK)]
+        [(found_in_others(Ground::File), CHUNK + 1024), (first_copy_found(Ground::File), 2 * CHUNK)]
     {
         let world = scenario.world.fork();
         let (_, sent) = or_panic(scenario.run_counting(&world));
@@ -339,7 +339,7 @@ fn lying_disks_are_noticed() {
         assert!(found.is_err(), "first copy: nobody noticed that {disk} lies");
     }
     let found = lies(growing(Ground::Kept), "volume");
-    assert!(found.is_err(), "nobody noticed that a device with a keeper lies");
+    assert!(found.is_err(), "nobody noticed that a device with a manager lies");
     // The overlay is scratch: it may lie as it likes.
     or_panic(lies(growing(Ground::File), "overlay"));
 }

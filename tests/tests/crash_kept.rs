@@ -1,5 +1,5 @@
-//! A device with a keeper: what is refused leaves it alone, what something else did to it is
-//! noticed and mended, and a keeper that does not do what it should is found out.
+//! A device with a manager: what is refused leaves it alone, what something else did to it is
+//! noticed and mended, and a manager that does not do what it should is found out.
 
 #[expect(dead_code, reason = "the other crash tests use the rest of it")]
 mod crash_support;
@@ -8,7 +8,7 @@ use crash_support::{CHUNK, Ground, Scenario, UNIT, or_panic, random, scenarios::
 use driftline_extent::{
     CHUNK_LEN, Explained, Generation, Offer, Plan, PlanKind, Reason, Target, VolumeId,
 };
-use driftline_target::Keeper;
+use driftline_target::DeviceManager;
 use driftline_tests::disk::{Flaw, World};
 
 const INTO: u64 = 6 * CHUNK_LEN + 5;
@@ -40,7 +40,7 @@ fn overwriting(mut scenario: Scenario, world: &World, generation: Generation) ->
 }
 
 #[test]
-fn refused_offers_leave_device_and_keeper_alone() {
+fn refused_offers_leave_device_and_manager_alone() {
     // Nothing was made yet, and nothing is.
     let scenario = first_copy(Ground::Kept, true);
     let increment = Plan { kind: PlanKind::Incremental, ..scenario.plan() };
@@ -63,8 +63,8 @@ fn refused_offers_leave_device_and_keeper_alone() {
 #[test]
 fn a_device_of_something_else_is_neither_locked_nor_written() {
     let scenario = first_copy(Ground::Kept, true);
-    let (_, mut keeper) = scenario.world.kept_device("volume", UNIT);
-    keeper.create(CHUNK_LEN).unwrap();
+    let (_, mut manager) = scenario.world.kept_device("volume", UNIT);
+    manager.create(CHUNK_LEN).unwrap();
     scenario.world.intrude("volume", 9, b"somebody's");
     refuse(&scenario, &scenario.world, scenario.plan(), Reason::TargetForeign);
     assert!(!scenario.world.kept("volume").unwrap().locked);
@@ -127,10 +127,10 @@ fn a_volume_that_was_rolled_back_is_not_kept_as_the_newest() {
     or_panic(scenario.run(&scenario.world));
     // As long as the newer one, so that only the snapshots tell.
     scenario.world.roll_back("volume");
-    let (_, mut keeper) = scenario.world.kept_device("volume", UNIT);
-    keeper.unlock().unwrap();
-    keeper.resize(scenario.tip.len() as u64).unwrap();
-    keeper.lock().unwrap();
+    let (_, mut manager) = scenario.world.kept_device("volume", UNIT);
+    manager.unlock().unwrap();
+    manager.resize(scenario.tip.len() as u64).unwrap();
+    manager.lock().unwrap();
     let next = Plan { base: Some(generation(2)), tip: Some(generation(3)), ..scenario.plan() };
     let error = refuse(&scenario, &scenario.world, next, Reason::TargetModified);
     assert!(error.contains("is of zfs:1, but zfs:2"), "{error}");
@@ -146,11 +146,11 @@ fn a_device_that_grows_by_anything_but_zeros_is_found_out() {
     for scenario in [growing(Ground::Kept), first_copy(Ground::Kept, true)] {
         // Made before, so that it has to grow.
         let world = scenario.world.fork();
-        let (_, mut keeper) = world.kept_device("volume", UNIT);
+        let (_, mut manager) = world.kept_device("volume", UNIT);
         if !world.kept("volume").unwrap().exists {
-            keeper.create(CHUNK_LEN).unwrap();
+            manager.create(CHUNK_LEN).unwrap();
         }
-        world.spoil_keeper("volume", Flaw::GrowsByJunk);
+        world.spoil_manager("volume", Flaw::GrowsByJunk);
         match scenario.run(&world) {
             // A first copy writes all of it.
             Ok(_) => assert_eq!(scenario.kind, PlanKind::Full),
@@ -163,10 +163,10 @@ fn a_device_that_grows_by_anything_but_zeros_is_found_out() {
 
 /// The checks can fail.
 #[test]
-fn lying_keepers_are_noticed() {
+fn lying_managers_are_noticed() {
     for (flaw, word) in [(Flaw::KeepsNothing, "is not kept"), (Flaw::LocksNothing, "rules")] {
         let scenario = growing(Ground::Kept);
-        scenario.world.spoil_keeper("volume", flaw);
+        scenario.world.spoil_manager("volume", flaw);
         let _ = scenario.run(&scenario.world);
         let error = scenario.check(&scenario.world).unwrap_err();
         assert!(error.contains(word), "{flaw:?}: {error}");

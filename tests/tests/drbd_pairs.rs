@@ -5,7 +5,8 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use driftline_drbd::{DrbdVolume, testing::SparseDisk};
 use driftline_extent::{
-    Extent, ExtentSet, Generation, Plan, PlanKind, ReplicaId, Root, Source as _, Takes, TargetState,
+    Accepts, Extent, ExtentSet, Generation, Plan, PlanKind, ReplicaId, Root, Source as _,
+    TargetState,
 };
 
 const GROUPS: [&str; 13] = [
@@ -125,7 +126,7 @@ fn planned(
         incomplete: false,
         damaged: false,
         resume: None,
-        takes: Takes::Volume,
+        accepts: Accepts::Volume,
     });
     tip.recall(record);
     tip.plan(Some(&generation)).ok()

@@ -2,10 +2,10 @@
 
 use std::{io, ops::Range};
 
+use driftline_chunking::{ChunkKey, SPAN_CHUNKS, TreeHasher};
 use driftline_extent::{
     CHUNK_LEN, ChunkId, Extent, Generation, ReplicaId, Root, TargetState, chunk_count,
 };
-use driftline_manifest::{ChunkKey, SPAN_CHUNKS, TreeHasher};
 use driftline_target::Disk;
 use driftline_tests::disk::{FakeDisk, Rng, Spoil, World};
 use driftline_trust::{Base, Files, Held, Manifest, ManifestError, Pass, Storage};

@@ -125,7 +125,7 @@ async fn a_stream_of_any_length_fits() {
         let mut noise = vec![0; PART];
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         let source = Noise { noise, given: 0 };
-        let (volume, witness) = (None, None);
+        let (volume, auditor) = (None, None);
         let job = SourceJob {
             source,
             volume,
@@ -133,7 +133,7 @@ async fn a_stream_of_any_length_fits() {
             compare: false,
             arrived: LastSeen::Nothing,
             compression: Some(1),
-            witness,
+            auditor,
             patience: driftline_transport::SOURCE_PATIENCE,
             held: None,
         };

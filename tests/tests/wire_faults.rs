@@ -151,12 +151,12 @@ fn spoil_all(way: &Way, other: &Way, to_target: bool) {
         if to_target { went.to_target.clone() } else { went.to_source.clone() }
     };
     let clean = way.clean(100);
-    let (earlier, elsewhere) = (frames(&way.clean(101)), frames(&other.clean(102)));
+    let (earlier, other_replicas) = (frames(&way.clean(101)), frames(&other.clean(102)));
     let mut random = Random(u64::from(to_target));
     let (mut reached, mut resumed) = (0, 0);
     let sent = frames(&clean);
     for (index, frame) in sent.iter().enumerate() {
-        for damage in damages(frame, [&earlier, &elsewhere], index, &mut random) {
+        for damage in damages(frame, [&earlier, &other_replicas], index, &mut random) {
             let what =
                 format!("frame {index} of {}, to target: {to_target}: {damage:.80?}", sent.len());
             // What comes after the last word is not listened to.

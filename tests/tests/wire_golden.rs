@@ -8,8 +8,8 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use bytes::{Bytes, BytesMut};
 use driftline_extent::{
-    Ask, Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item,
-    Lack, Offer, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Scheme, Standing, Takes,
+    Accepts, Ask, Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask,
+    Item, Missing, Offer, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Scheme, Standing,
     TargetState, VolumeId,
 };
 use driftline_tests::hex;
@@ -47,7 +47,7 @@ fn state() -> TargetState {
         incomplete: false,
         damaged: false,
         resume: Some(resume),
-        takes: Takes::Volume,
+        accepts: Accepts::Volume,
     }
 }
 
@@ -59,9 +59,9 @@ fn empty_state() -> TargetState {
 fn stream_state() -> TargetState {
     let point = |guid, name: &str| Point { guid, name: name.to_owned() };
     let points = vec![point(0x1122_3344_5566_7788, "daily"), point(0x99, "größe:1 2")];
-    let takes = Takes::Stream { token: Some("1-e9b-c8-78da".to_owned()), points };
+    let accepts = Accepts::Stream { token: Some("1-e9b-c8-78da".to_owned()), points };
     let (volume, root, resume) = (None, None, None);
-    TargetState { volume, root, size: 0, resume, takes, ..state() }
+    TargetState { volume, root, size: 0, resume, accepts, ..state() }
 }
 
 fn offers() -> [(&'static str, Message); 6] {
@@ -152,8 +152,9 @@ fn messages() -> Vec<(&'static str, Message)> {
     };
     let detail = "no such volume: vm".to_owned();
     let hashes = [0x81, 0x91].map(|first| GrainHash(std::array::from_fn(|i| first + i as u8)));
-    let (nothing, all) = (Lack::Nothing, Lack::All);
-    let lacks = vec![nothing.clone(), all.clone(), Lack::Unlike(hashes.to_vec()), all, nothing];
+    let (nothing, all) = (Missing::Nothing, Missing::All);
+    let missing =
+        vec![nothing.clone(), all.clone(), Missing::Unlike(hashes.to_vec()), all, nothing];
     let grains = vec![GrainMask(0x8001), GrainMask(0)];
     let size = Some(0x50000);
     let finish = Finish { tip: Generation::content(ROOT), size, root: Some(ROOT) };
@@ -175,7 +176,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("begin", Message::Begin(Begin { from: 0x01_0203 })),
         ("batch", Message::Batch(batch())),
         ("batch-stream", Message::Batch(stream_batch())),
-        ("want", Message::Want { seq: 7, lacks }),
+        ("want", Message::Want { seq: 7, missing }),
         ("narrowed", Message::Narrowed { seq: 7, grains }),
         ("again", Message::Again { seq: 7, items: vec![2, 511] }),
         ("applied", Message::Applied { seq: 0x0102_0304 }),

@@ -282,9 +282,9 @@ fn frames_of_another_session_or_direction_do_not_open() {
             false => send(link, &Message::Done, 0),
         };
         // Same keys, same place in the sequence, another handshake.
-        let (mut elsewhere, _) = open_pair(2);
+        let (mut other_replicas, _) = open_pair(2);
         let (_, mut target) = open_pair(1);
-        let (events, error) = feed(&mut target, &say(&mut elsewhere), 0);
+        let (events, error) = feed(&mut target, &say(&mut other_replicas), 0);
         assert!(events.is_empty() && error.is_some(), "{error:?}");
 
         // What a side said comes back to it.

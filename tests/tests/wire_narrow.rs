@@ -175,7 +175,7 @@ fn a_first_copy_of_what_is_like_another_volume_is_narrowed() {
         let world = World::new();
         let mut target = replica(&world);
         if let Some(like) = like {
-            target.resemble(Box::new(MemoryVolume(like)));
+            target.use_seed(Box::new(MemoryVolume(like)));
         }
         let mut source = MemorySource::without_map(VOLUME).with(None, ONE, &clone);
         let went = complete(run(push_links(1), &mut source, None, target, &script()));

@@ -8,11 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use driftline_chunking::{ChunkKey, Chunked, Chunker, Scope};
 use driftline_extent::{
-    Ask, Begin, CHUNK_LEN, Change, Finish, Generation, Item, Offer, PART_LEN_MAX, Plan, PlanKind,
-    Reason, Root, Source, Standing, Takes, TargetState, Volume,
+    Accepts, Ask, Begin, CHUNK_LEN, Change, Finish, Generation, Item, Offer, PART_LEN_MAX, Plan,
+    PlanKind, Reason, Root, Source, Standing, TargetState, Volume,
 };
-use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope};
 use driftline_wire::{
     Announced, Compared, Packed, Packer, Payload, Piece,
     limits::{BATCH_DATA_MAX, BATCH_ITEMS_MAX},
@@ -20,9 +20,9 @@ use driftline_wire::{
 
 use crate::{
     Failure, Progress,
+    auditor::Auditor,
     scan::{Scanner, Spans, root_of},
     watched::Watched,
-    witness::Witness,
 };
 
 /// Spans that are announced before the first is compared: both sides hash at the same time.
@@ -53,7 +53,7 @@ pub struct Delivery<'a> {
     /// What counts them.
     pub progress: &'a Arc<Progress>,
     /// What knows the root over the whole volume also of an increment, if anything does.
-    pub witness: Option<&'a mut Witness>,
+    pub auditor: Option<&'a mut Auditor>,
 }
 
 impl fmt::Debug for Delivery<'_> {
@@ -76,7 +76,7 @@ pub fn ask<S: Source>(source: &mut S, state: &TargetState) -> Result<Option<Ask>
 
 /// Whether the target holds nothing, and nothing is on its way to it.
 fn holds_nothing(state: &TargetState) -> bool {
-    let is_cut = matches!(&state.takes, Takes::Stream { token: Some(_), .. });
+    let is_cut = matches!(&state.accepts, Accepts::Stream { token: Some(_), .. });
     state.generation.is_none() && state.resume.is_none() && !is_cut
 }
 
@@ -173,13 +173,13 @@ pub fn cover<S: Source>(
     Ok(())
 }
 
-/// Lets a witness hear of the plan, which it may change.
+/// Lets an auditor hear of the plan, which it may change.
 pub fn prepare<S: Source>(
     source: &mut S,
     volume: Option<&Arc<dyn Volume + Send + Sync>>,
     state: &TargetState,
     offer: &mut Offer,
-    witness: &mut Witness,
+    auditor: &mut Auditor,
     progress: &Arc<Progress>,
 ) -> Result<(), Failure> {
     if matches!(offer.plan.kind, PlanKind::UpToDate | PlanKind::Stream) {
@@ -188,8 +188,8 @@ pub fn prepare<S: Source>(
     let reader = source.reader().map_err(|e| Failure::from_error(&e))?;
     let watch = |reader| Arc::new(Watched::new(reader, progress.clone())) as Arc<_>;
     let reader = reader.map(watch).or_else(|| volume.cloned());
-    witness.plan(state, &mut offer.plan, reader)?;
-    witness.set_record(source.record());
+    auditor.plan(state, &mut offer.plan, reader)?;
+    auditor.set_record(source.record());
     Ok(())
 }
 
@@ -201,9 +201,9 @@ pub fn deliver<S: Source>(
 ) -> Result<Finish, Failure> {
     let Delivery { plan, begin, progress, .. } = delivery;
     progress.set_expected(plan.bytes_expected);
-    let witness = delivery.witness.as_deref_mut();
+    let auditor = delivery.auditor.as_deref_mut();
     let reader =
-        witness.and_then(|witness| witness.begin(begin).map(|()| witness.reader()).transpose());
+        auditor.and_then(|auditor| auditor.begin(begin).map(|()| auditor.reader()).transpose());
     let reader = reader.transpose()?;
     match (plan.kind, volume, reader) {
         (PlanKind::Scan, Some(volume), _) => scan(source, volume, delivery, Payload::InVolume),
@@ -226,7 +226,7 @@ fn changes<S: Source>(
     volume: Option<&dyn Volume>,
     delivery: Delivery<'_>,
 ) -> Result<Finish, Failure> {
-    let Delivery { plan, begin, key, outlet, progress, witness } = delivery;
+    let Delivery { plan, begin, key, outlet, progress, auditor } = delivery;
     // The root over a whole volume needs all of it, also what an earlier session delivered. Of a
     // first copy, a source that need not read that again leaves the root to the target.
     let (scope, from) = match plan.kind {
@@ -238,7 +238,7 @@ fn changes<S: Source>(
     };
     let damaged = |error| Failure::new(Reason::StreamDamaged, format!("{error}"));
     let mut chunker = Chunker::new(key, scope, begin.from);
-    let mut batcher = Batcher { witness, ..Batcher::new(outlet, progress) };
+    let mut batcher = Batcher { auditor, ..Batcher::new(outlet, progress) };
     while let Some(change) = source.next_change(from).map_err(|e| Failure::from_error(&e))? {
         progress.set_read(source.bytes_read());
         chunker.push(&change).map_err(damaged)?;
@@ -252,7 +252,7 @@ fn changes<S: Source>(
     let mut root = chunker.finish(size).map_err(damaged)?;
     batcher.drain(&mut chunker)?;
     batcher.flush()?;
-    let witness = batcher.witness.take();
+    let auditor = batcher.auditor.take();
     progress.set_read(source.bytes_read());
     if let Some(volume) = source.read_back().map_err(|e| Failure::from_error(&e))? {
         let volume = Watched::new(volume, progress.clone());
@@ -267,8 +267,8 @@ fn changes<S: Source>(
         root = Some(shown);
     }
     let tip = named.map(|finish| finish.tip);
-    if let (Some(witness), Some(size)) = (witness, size)
-        && let Some(own) = witness.conclude(tip, size)?
+    if let (Some(auditor), Some(size)) = (auditor, size)
+        && let Some(own) = auditor.conclude(tip, size)?
     {
         if root.is_some_and(|root| root != own) {
             return Err(Failure::new(
@@ -332,7 +332,7 @@ fn scan<S: Source>(
     delivery: Delivery<'_>,
     payload: Payload,
 ) -> Result<Finish, Failure> {
-    let Delivery { plan, begin, key, outlet, progress, mut witness } = delivery;
+    let Delivery { plan, begin, key, outlet, progress, mut auditor } = delivery;
     let size = volume.size();
     let root: Result<Root, Failure> = thread::scope(|scope| {
         let (hashed, spans) = sync_channel(SPANS_AHEAD);
@@ -349,8 +349,8 @@ fn scan<S: Source>(
                     break;
                 };
                 let span = span?;
-                if let Some(witness) = &mut witness {
-                    witness.note_scanned(span.first, &span.ids)?;
+                if let Some(auditor) = &mut auditor {
+                    auditor.note_scanned(span.first, &span.ids)?;
                 }
                 if let Some(item) = scanner.announce(span) {
                     batcher.push(Announced { item, payload: Payload::Held(Bytes::new()) })?;
@@ -373,20 +373,20 @@ fn scan<S: Source>(
         }
     });
     let root = root?;
-    if let Some(witness) = &mut witness
-        && witness.wants_map()
+    if let Some(auditor) = &mut auditor
+        && auditor.wants_map()
     {
         while let Some(change) = source.next_change(0).map_err(|e| Failure::from_error(&e))? {
-            witness.note_mapped(&change, size);
+            auditor.note_mapped(&change, size);
         }
     }
     let tip = named_by(source, plan)?.map(|finish| finish.tip);
-    if let Some(witness) = witness
-        && witness.conclude(tip, size)?.is_some_and(|own| own != root)
+    if let Some(auditor) = auditor
+        && auditor.conclude(tip, size)?.is_some_and(|own| own != root)
     {
         return Err(changed(0));
     }
-    let tip = tip.unwrap_or(Generation::content(root));
+    let tip = tip.unwrap_or_else(|| Generation::content(root));
     Ok(Finish { tip, size: Some(size), root: Some(root) })
 }
 
@@ -410,14 +410,14 @@ struct Batcher<'a> {
     outlet: &'a mut dyn Outlet,
     progress: &'a Progress,
     /// Hears of items before anybody else does.
-    witness: Option<&'a mut Witness>,
+    auditor: Option<&'a mut Auditor>,
     items: Vec<Announced>,
     data_len: u64,
 }
 
 impl<'a> Batcher<'a> {
     const fn new(outlet: &'a mut dyn Outlet, progress: &'a Progress) -> Self {
-        Self { outlet, progress, witness: None, items: Vec::new(), data_len: 0 }
+        Self { outlet, progress, auditor: None, items: Vec::new(), data_len: 0 }
     }
 
     fn drain(&mut self, chunker: &mut Chunker) -> Result<(), Failure> {
@@ -441,8 +441,8 @@ impl<'a> Batcher<'a> {
         if self.items.is_empty() {
             return Ok(());
         }
-        if let Some(witness) = &mut self.witness {
-            witness.note(self.items.iter().map(|announced| &announced.item))?;
+        if let Some(auditor) = &mut self.auditor {
+            auditor.note(self.items.iter().map(|announced| &announced.item))?;
         }
         self.progress.add_announced(mem::take(&mut self.data_len));
         if self.outlet.batch(mem::take(&mut self.items)) { Ok(()) } else { Err(session_over()) }

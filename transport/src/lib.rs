@@ -7,14 +7,14 @@
 //! * [`serve_source`] and [`serve_target`] run one side of a session. Storage blocks, so it
 //!   lives on threads of its own ([`deliver`](mod@deliver), [`receive`](mod@receive)); bounded
 //!   channels join them to the one async task that owns the link.
-//! * [`Witness`](witness::Witness) keeps the source's own manifest, and audits what a map says.
+//! * [`Auditor`](auditor::Auditor) keeps the source's own manifest, and audits what a map says.
 //! * [`Progress`] counts, for whoever draws a bar.
 #![forbid(unsafe_code)]
 
+pub mod auditor;
 pub mod deliver;
 pub mod receive;
 pub mod scan;
-pub mod witness;
 
 mod budget;
 mod connection;

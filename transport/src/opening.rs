@@ -81,7 +81,7 @@ mod tests {
     use std::{future::pending, sync::Arc, time::Duration};
 
     use driftline_extent::{
-        Change, Finish, Generation, POINTS_MAX, Plan, Point, Reason, Source, Takes, Volume,
+        Accepts, Change, Finish, Generation, POINTS_MAX, Plan, Point, Reason, Source, Volume,
     };
     use driftline_wire::{LinkError, Peer, SecretKey};
     use tokio::{io::DuplexStream, time::sleep};
@@ -176,8 +176,8 @@ mod tests {
             let token = "a".repeat(8192);
             let point = |guid| Point { guid, name: "p".repeat(255) };
             let points = (0..POINTS_MAX.into()).map(point).collect();
-            let takes = Takes::Stream { token: Some(token), points };
-            Message::State(Box::new(TargetState { takes, ..TargetState::nothing() }))
+            let accepts = Accepts::Stream { token: Some(token), points };
+            Message::State(Box::new(TargetState { accepts, ..TargetState::nothing() }))
         };
         let sending = tokio::spawn(async move {
             for _ in 0..2 {
@@ -230,7 +230,7 @@ mod tests {
             overwrite: false,
             compare: false,
             compression: None,
-            witness: None,
+            auditor: None,
             patience,
             arrived: crate::deliver::LastSeen::Nothing,
             held: None,

@@ -2,9 +2,9 @@
 //! own.
 
 use driftline_extent::{
-    Ask, Begin, Committed, Finish, Item, Lack, Offer, Reason, Target, TargetState,
+    Ask, Begin, Committed, Finish, Item, Missing, Offer, Reason, Target, TargetState,
 };
-use driftline_wire::{Arrived, Coming, Unpacker, split_data};
+use driftline_wire::{Arrived, Inbound, Unpacker, split_data};
 
 use crate::Failure;
 
@@ -45,8 +45,8 @@ impl<T: Target> Worker<T> {
     }
 
     /// What is lacking of the items of a batch.
-    pub fn look_up(&mut self, items: &[Item]) -> Result<Vec<Lack>, Failure> {
-        self.target.lacks(items).map_err(|e| Failure::from_error(&e))
+    pub fn look_up(&mut self, items: &[Item]) -> Result<Vec<Missing>, Failure> {
+        self.target.missing(items).map_err(|e| Failure::from_error(&e))
     }
 
     /// Applies a batch that has arrived whole. If there are items that what came of them does not
@@ -62,7 +62,7 @@ impl<T: Target> Worker<T> {
             }
             return Ok(misfits);
         };
-        let again = split_data(&arrived.batch.items, &arrived.coming, &data);
+        let again = split_data(&arrived.batch.items, &arrived.inbound, &data);
         let mut again = places.into_iter().zip(again.map(|(_, _, data)| data));
         self.apply_whole(&first, &first_data, &mut again)?;
         Ok(Vec::new())
@@ -71,9 +71,9 @@ impl<T: Target> Worker<T> {
     /// Makes what was narrowed; says where that was not possible.
     fn patch(&mut self, arrived: &Arrived, data: &[u8]) -> Result<Vec<u16>, Failure> {
         let mut misfits = Vec::new();
-        let items = split_data(&arrived.batch.items, &arrived.coming, data);
-        for (place, (item, coming, data)) in (0..).zip(items) {
-            let Coming::Grains(grains) = coming else { continue };
+        let items = split_data(&arrived.batch.items, &arrived.inbound, data);
+        for (place, (item, inbound, data)) in (0..).zip(items) {
+            let Inbound::Grains(grains) = inbound else { continue };
             if !self.target.patch(item, grains, data).map_err(|e| Failure::from_error(&e))? {
                 misfits.push(place);
             }
@@ -89,14 +89,14 @@ impl<T: Target> Worker<T> {
         again: &mut dyn Iterator<Item = (u16, &[u8])>,
     ) -> Result<(), Failure> {
         let mut again = again.peekable();
-        let items = split_data(&arrived.batch.items, &arrived.coming, data);
-        for (place, (item, coming, data)) in (0..).zip(items) {
-            let data = match coming {
+        let items = split_data(&arrived.batch.items, &arrived.inbound, data);
+        for (place, (item, inbound, data)) in (0..).zip(items) {
+            let data = match inbound {
                 // The chunks of a span that differs come later, as items of their own.
-                Coming::All if matches!(item, Item::Span { .. }) => continue,
-                Coming::All if !data.is_empty() => Some(data),
-                Coming::All | Coming::Nothing => None,
-                Coming::Grains(_) => again.next_if(|next| next.0 == place).map(|next| next.1),
+                Inbound::All if matches!(item, Item::Span { .. }) => continue,
+                Inbound::All if !data.is_empty() => Some(data),
+                Inbound::All | Inbound::Nothing => None,
+                Inbound::Grains(_) => again.next_if(|next| next.0 == place).map(|next| next.1),
             };
             self.target.apply(item, data).map_err(|e| Failure::from_error(&e))?;
         }

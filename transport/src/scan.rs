@@ -4,10 +4,10 @@
 use std::{collections::HashMap, io};
 
 use bytes::Bytes;
-use driftline_extent::{BlockMask, CHUNK_LEN, ChunkId, Item, Root, Volume, chunk_count};
-use driftline_manifest::{
+use driftline_chunking::{
     ChunkKey, DataRuns, FANOUT, SPAN_CHUNKS, SPAN_LEVEL, TreeHasher, name_range,
 };
+use driftline_extent::{BlockMask, CHUNK_LEN, ChunkId, Item, Root, Volume, chunk_count};
 use driftline_wire::{Announced, Compared, Payload};
 
 /// The root over all of a volume.

@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
+use driftline_chunking::ChunkKey;
 use driftline_extent::{
     Ask, Begin, Committed, Finish, Offer, Plan, Reason, Source, TargetState, Volume,
 };
-use driftline_manifest::ChunkKey;
 use driftline_wire::{
     Announced, Compared, DataPart, Message, Packed, Packer, Piece, Sender, SenderOutput,
     SessionError,
@@ -24,11 +24,11 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
     Failure, Progress, Summary, TransportError,
+    auditor::{AuditReport, Auditor},
     budget::{self, Permit, Share},
     deliver::{self, Delivery, LastSeen, Outlet},
     pump::{Outgoing, Side, Turn},
     watched::Watched,
-    witness::{Testimony, Witness},
 };
 
 /// Batches that wait for the window, besides the one the source is filling.
@@ -52,7 +52,7 @@ pub struct SourceJob<S> {
     /// The zstd level for data on the way; `None` sends it as it is.
     pub compression: Option<i32>,
     /// What keeps the source's own manifest, if anything does.
-    pub witness: Option<Witness>,
+    pub auditor: Option<Auditor>,
     /// How long the source may yield nothing before the session fails.
     pub patience: Duration,
     /// Dropped once the source was.
@@ -98,7 +98,7 @@ pub(crate) struct SourceSide {
     plan: Option<Plan>,
     key: Option<ChunkKey>,
     summary: Summary,
-    testimony: Option<Arc<Mutex<Testimony>>>,
+    audit_report: Option<Arc<Mutex<AuditReport>>>,
     patience: Duration,
     /// What the worker was asked for and has not done: a plan, or a delivery.
     working: bool,
@@ -129,11 +129,11 @@ impl SourceSide {
             compare,
             arrived,
             compression,
-            witness,
+            auditor,
             patience,
             held,
         } = job;
-        let testimony = witness.as_ref().map(Witness::testimony);
+        let audit_report = auditor.as_ref().map(Auditor::audit_report);
         let watch = |volume| Arc::new(Watched::new(volume, progress.clone())) as Arc<_>;
         let volume: Option<Arc<dyn Volume + Send + Sync>> = volume.map(watch);
         let packer = Packer::new(compression)?;
@@ -147,7 +147,7 @@ impl SourceSide {
             overwrite,
             compare,
             arrived: if overwrite { LastSeen::Nothing } else { arrived },
-            witness,
+            auditor,
             commands: worker_commands,
             batches,
             share,
@@ -178,7 +178,7 @@ impl SourceSide {
             plan: None,
             key: None,
             summary: Summary::default(),
-            testimony,
+            audit_report,
             patience,
             working: false,
             asking,
@@ -190,9 +190,9 @@ impl SourceSide {
 
     /// Lets the worker go, and says what was done.
     pub(crate) fn into_summary(mut self) -> Summary {
-        let said = self.testimony.take();
+        let said = self.audit_report.take();
         let said = said.map(|said| said.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        self.summary.testimony = said;
+        self.summary.audit_report = said;
         self.summary
     }
 
@@ -325,7 +325,7 @@ impl Drop for Last {
 
 struct SourceWorker<S> {
     /// Before the source: a snapshot that is open cannot be destroyed.
-    witness: Option<Witness>,
+    auditor: Option<Auditor>,
     source: S,
     volume: Option<Arc<dyn Volume + Send + Sync>>,
     overwrite: bool,
@@ -351,14 +351,14 @@ impl<S: Source> SourceWorker<S> {
                 // An answer that came after its delivery had failed.
                 SourceCommand::Compared(..) => Ok(()),
                 SourceCommand::Committed(committed) => {
-                    if let Some(witness) = &mut self.witness {
-                        witness.committed(&committed);
+                    if let Some(auditor) = &mut self.auditor {
+                        auditor.committed(&committed);
                     }
                     Ok(())
                 }
                 SourceCommand::Refused(reason, detail) => {
-                    let witness = self.witness.as_mut();
-                    let noted = witness.map_or(Ok(()), |w| w.refused(reason, &detail));
+                    let auditor = self.auditor.as_mut();
+                    let noted = auditor.map_or(Ok(()), |w| w.refused(reason, &detail));
                     // The session is over: nobody else hears of it.
                     if let Err(failure) = noted {
                         tracing::error!(%failure, "cannot keep the incident");
@@ -380,12 +380,12 @@ impl<S: Source> SourceWorker<S> {
             let _ = self.events.send(SourceEvent::Asked(ask));
             return Ok(());
         }
-        let record = self.witness.as_mut().and_then(|witness| witness.recall(state));
+        let record = self.auditor.as_mut().and_then(|auditor| auditor.recall(state));
         self.source.recall(record.as_deref());
         let mut offer = deliver::plan(&mut self.source, state, self.overwrite)?;
-        if let Some(witness) = &mut self.witness {
+        if let Some(auditor) = &mut self.auditor {
             let (source, volume) = (&mut self.source, self.volume.as_ref());
-            deliver::prepare(source, volume, state, &mut offer, witness, &self.progress)?;
+            deliver::prepare(source, volume, state, &mut offer, auditor, &self.progress)?;
         }
         let compare = mem::take(&mut self.compare);
         deliver::cover(&mut self.source, state, &mut offer, compare)?;
@@ -402,8 +402,8 @@ impl<S: Source> SourceWorker<S> {
         };
         let volume = self.volume.as_deref().map(|volume| volume as &dyn Volume);
         let progress = &self.progress;
-        let witness = self.witness.as_mut();
-        let delivery = Delivery { plan, begin, key, outlet: &mut outlet, progress, witness };
+        let auditor = self.auditor.as_mut();
+        let delivery = Delivery { plan, begin, key, outlet: &mut outlet, progress, auditor };
         let finish = deliver::deliver(&mut self.source, volume, delivery)?;
         let _ = self.batches.blocking_send(Delivered::End(finish));
         Ok(())
@@ -520,7 +520,7 @@ mod tests {
             compare: false,
             arrived: LastSeen::Nothing,
             compression: None,
-            witness: None,
+            auditor: None,
             patience: SOURCE_PATIENCE,
             held: None,
         };

@@ -2,7 +2,7 @@
 
 use driftline_extent::{Committed, Plan, TargetState};
 
-use crate::witness::Testimony;
+use crate::auditor::AuditReport;
 
 /// What a session did.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -11,8 +11,8 @@ pub struct Summary {
     pub increments: Vec<(Plan, Committed)>,
     /// What the target held when the session began.
     pub before: Option<Box<TargetState>>,
-    /// What the source's witness has seen, where this side has one.
-    pub testimony: Option<Testimony>,
+    /// What the source's auditor has seen, where this side has one.
+    pub audit_report: Option<AuditReport>,
 }
 
 impl Summary {

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use driftline_extent::{Ask, Begin, Committed, Finish, Lack, Offer, Plan, Target, TargetState};
+use driftline_extent::{Ask, Begin, Committed, Finish, Missing, Offer, Plan, Target, TargetState};
 use driftline_wire::{Arrived, Batch, DataPart, Message, Receiver, ReceiverOutput};
 use tokio::{sync::mpsc, task};
 
@@ -32,7 +32,7 @@ pub(crate) enum TargetEvent {
     Answered(Box<TargetState>),
     Begun(Begin),
     /// What is lacking of a batch, and how many bytes of it have an old version that is kept.
-    LookedUp(u32, Vec<Lack>, u64),
+    LookedUp(u32, Vec<Missing>, u64),
     Applied(u32),
     Misfits(u32, Vec<u16>),
     Committed(Committed),
@@ -129,11 +129,11 @@ fn run_target<T: Target>(
                 worker.answer(&ask).map(|state| TargetEvent::Answered(Box::new(state)))
             }
             TargetCommand::Begin(offer) => worker.begin(&offer).map(TargetEvent::Begun),
-            TargetCommand::LookUp(batch) => worker.look_up(&batch.items).map(|lacks| {
-                let kept = batch.items.iter().zip(&lacks);
-                let kept = kept.filter(|(_, lack)| matches!(lack, Lack::Unlike(_)));
+            TargetCommand::LookUp(batch) => worker.look_up(&batch.items).map(|missing| {
+                let kept = batch.items.iter().zip(&missing);
+                let kept = kept.filter(|(_, lack)| matches!(lack, Missing::Unlike(_)));
                 let kept = kept.map(|(item, _)| item.data_len()).sum();
-                TargetEvent::LookedUp(batch.seq, lacks, kept)
+                TargetEvent::LookedUp(batch.seq, missing, kept)
             }),
             TargetCommand::Apply(arrived) => {
                 let seq = arrived.batch.seq;
@@ -192,10 +192,10 @@ impl Side for TargetSide {
             TargetEvent::Room => self.look_up(),
             TargetEvent::Answered(state) => self.receiver.handle_answered(*state),
             TargetEvent::Begun(begin) => self.receiver.handle_begun(begin),
-            TargetEvent::LookedUp(seq, lacks, kept) => {
+            TargetEvent::LookedUp(seq, missing, kept) => {
                 let of_it = self.looked_up.iter_mut().find(|(other, _)| *other == seq);
                 of_it.into_iter().for_each(|(_, permit)| permit.keep(permit.len() / 2 + kept));
-                self.receiver.handle_looked_up(seq, lacks);
+                self.receiver.handle_looked_up(seq, missing);
             }
             TargetEvent::Applied(seq) => {
                 self.looked_up.pop_front();
@@ -271,7 +271,7 @@ mod tests {
             Err(No)
         }
 
-        fn lacks(&mut self, _: &[Item]) -> Result<Vec<Lack>, No> {
+        fn missing(&mut self, _: &[Item]) -> Result<Vec<Missing>, No> {
             Err(No)
         }
 

@@ -59,7 +59,7 @@ pub use listing::{
     ListingError, POINT_COLUMNS, POINT_PROPERTIES, Point, parse_datasets, parse_datasets_got,
     parse_points, parse_points_got,
 };
-pub use live::{LiveError, LiveOptions, LiveSource, Moment, Pick, ReadBack};
+pub use live::{LiveError, LiveOptions, LiveSource, Pick, ReadBack, SnapshotGroup};
 pub use name::{DatasetName, NAME_LEN_MAX, NameError, PointKind, PointName};
 pub use nvlist::{Nvlist, NvlistError, Value};
 pub use opaque::{Ends, OpaqueStream};

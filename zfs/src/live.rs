@@ -8,13 +8,13 @@
 
 mod error;
 mod keep;
-mod moment;
+mod snapshot_group;
 mod tree;
 
 use std::{fmt, num::NonZeroU64, sync::Arc};
 
 use driftline_extent::{
-    Ask, Change, Finish, Generation, Plan, PlanKind, Source, Takes, TargetState, Volume,
+    Accepts, Ask, Change, Finish, Generation, Plan, PlanKind, Source, TargetState, Volume,
 };
 
 use crate::{
@@ -28,14 +28,14 @@ use crate::{
     warnings,
 };
 pub use error::LiveError;
-pub use moment::Moment;
+pub use snapshot_group::SnapshotGroup;
 use tree::Round;
 
 /// Which snapshot is replicated.
 #[derive(Clone, Debug)]
 pub enum Pick {
     /// One that is taken for it.
-    New(Moment),
+    New(SnapshotGroup),
     /// The newest there is.
     Latest,
     /// This one, by its name after the `@`.
@@ -45,8 +45,8 @@ pub enum Pick {
 impl Pick {
     /// Whether this is the snapshot that is taken.
     fn is_new(&self, snapshot: &PointName) -> bool {
-        let Self::New(moment) = self else { return false };
-        moment.snapshot_of(snapshot.dataset()).as_ref() == Ok(snapshot)
+        let Self::New(group) = self else { return false };
+        group.snapshot_of(snapshot.dataset()).as_ref() == Ok(snapshot)
     }
 }
 
@@ -96,7 +96,7 @@ pub struct LiveSource {
     /// with from then on.
     needed: bool,
     /// What the target can take in.
-    takes: Takes,
+    accepts: Accepts,
     /// The guid of what the target holds, if that is one of ZFS.
     held: Option<u64>,
     /// The look at the data sets below the root, of a tree that goes by one stream.
@@ -175,7 +175,7 @@ impl LiveSource {
             name,
             options,
             needed: false,
-            takes: Takes::Volume,
+            accepts: Accepts::Volume,
             held: None,
             round: None,
             discarded: false,
@@ -216,7 +216,7 @@ impl LiveSource {
     fn look(&self) -> Result<Dataset, LiveError> {
         let dataset = self.zfs.dataset(&self.name)?;
         let dataset = dataset.ok_or_else(|| LiveError::NotFound(self.name.clone()))?;
-        let as_volume = self.takes == Takes::Volume;
+        let as_volume = self.accepts == Accepts::Volume;
         match (dataset.kind, dataset.key) {
             (DatasetKind::FileSystem, _) if as_volume => {
                 Err(LiveError::FileSystem(self.name.clone()))
@@ -271,7 +271,7 @@ impl LiveSource {
                 Ok(choose_tip(points, Request::Named(&wanted))?.clone())
             }
             Pick::Latest => Ok(choose_tip(points, Request::Latest(&self.name))?.clone()),
-            Pick::New(moment) => self.take_snapshot(&moment.clone(), points, held),
+            Pick::New(group) => self.take_snapshot(&group.clone(), points, held),
         }
     }
 
@@ -279,17 +279,17 @@ impl LiveSource {
     /// not taken.
     fn take_snapshot(
         &self,
-        moment: &Moment,
+        group: &SnapshotGroup,
         points: &[Point],
         held: Option<&Generation>,
     ) -> Result<Point, LiveError> {
-        let name = moment.snapshot_of(&self.name).map_err(LiveError::LongName)?;
+        let name = group.snapshot_of(&self.name).map_err(LiveError::LongName)?;
         if !self.needed {
             let (createtxg, user_refs) = (u64::MAX, None);
             let planned = Point { name: name.clone(), guid: 0, createtxg, creation: 0, user_refs };
             self.choose_base(points, &planned, held)?;
         }
-        moment.take(&name)?;
+        group.take(&name)?;
         let points = self.zfs.points(&self.name)?;
         Ok(choose_tip(&points, Request::Named(&name))?.clone())
     }
@@ -302,7 +302,7 @@ impl LiveSource {
         held: Option<&Generation>,
     ) -> Result<Base<'a>, LiveError> {
         // An increment would leave as it is what it does not touch.
-        if self.options.allow_full && self.takes == Takes::Volume {
+        if self.options.allow_full && self.accepts == Accepts::Volume {
             return Ok(Base::Nothing);
         }
         let held = match held {
@@ -325,7 +325,7 @@ impl LiveSource {
     /// What a target that is a data set itself has in common with the source, by its guid. Where
     /// that is raw, or nothing, names what the target has beyond.
     fn common(&self, points: &[Point]) -> Result<Option<u64>, LiveError> {
-        let Takes::Stream { points: theirs, .. } = &self.takes else { return Ok(None) };
+        let Accepts::Stream { points: theirs, .. } = &self.accepts else { return Ok(None) };
         // They are told newest first.
         let numbered = theirs.iter().rev().zip(1..);
         let theirs: Vec<Point> = numbered
@@ -347,7 +347,7 @@ impl LiveSource {
 
     /// What must be known of a volume that is sent as its changes.
     fn shape_of(&self, dataset: &Dataset, tip: &Point) -> Result<Option<Shape>, LiveError> {
-        if self.takes != Takes::Volume {
+        if self.accepts != Accepts::Volume {
             return Ok(None);
         }
         let block_len = dataset.volblocksize.and_then(NonZeroU64::new);
@@ -380,7 +380,7 @@ impl LiveSource {
     /// not encrypted, and a data set that is encrypted where it arrives takes none. Such a stream
     /// has nothing else to itself, so it is not made.
     fn is_raw(&mut self, dataset: &Dataset, package: Package) -> Result<bool, LiveError> {
-        if !self.options.raw || self.takes == Takes::Volume || dataset.encryption.is_some() {
+        if !self.options.raw || self.accepts == Accepts::Volume || dataset.encryption.is_some() {
             return Ok(self.options.raw);
         }
         let is_encrypted = match package {
@@ -418,7 +418,7 @@ impl LiveSource {
             None => self.zfs.send(&request(increment, abilities))?,
         };
         let held = base.as_ref().map(|base| Generation::zfs(base.guid));
-        let mut stream = SendStream::for_target(sending, &self.takes);
+        let mut stream = SendStream::for_target(sending, &self.accepts);
         match stream.plan(held.as_ref()) {
             Ok(_) => {
                 self.needed |= self.options.pick.is_new(&increment.tip.name);
@@ -446,10 +446,10 @@ impl Source for LiveSource {
     type Error = LiveError;
 
     fn learn(&mut self, target: &TargetState) {
-        self.takes = target.takes.clone();
+        self.accepts = target.accepts.clone();
         self.cut = target.resume.as_ref().and_then(|resume| resume.tip);
         self.held = target.generation.as_ref().and_then(Generation::zfs_guid);
-        let is_cut = matches!(&target.takes, Takes::Stream { token: Some(_), .. });
+        let is_cut = matches!(&target.accepts, Accepts::Stream { token: Some(_), .. });
         self.empty = target.generation.is_none() && target.resume.is_none() && !is_cut;
     }
 
@@ -467,8 +467,8 @@ impl Source for LiveSource {
         if let Some(guid) = base.and_then(Generation::zfs_guid) {
             self.arrived(&points, guid, abilities);
         }
-        let token = match &self.takes {
-            Takes::Stream { token: Some(token), .. } => Some(self.go_on(token, &points)?),
+        let token = match &self.accepts {
+            Accepts::Stream { token: Some(token), .. } => Some(self.go_on(token, &points)?),
             _ => None,
         };
         let cut = self.cut.as_ref().and_then(Generation::zfs_guid);
@@ -591,7 +591,7 @@ impl Source for LiveSource {
     }
 
     fn plan_whole(&mut self) -> Result<Option<Plan>, LiveError> {
-        if self.takes == Takes::Volume { self.plan(None).map(Some) } else { Ok(None) }
+        if self.accepts == Accepts::Volume { self.plan(None).map(Some) } else { Ok(None) }
     }
 
     fn reader(&mut self) -> Result<Option<Arc<dyn Volume + Send + Sync>>, LiveError> {
@@ -658,7 +658,7 @@ impl Drop for LiveSource {
         // It is held for as long as it is to be sent.
         self.increment = None;
         match &self.options.pick {
-            Pick::New(moment) if !self.needed => moment.withdraw(&self.root),
+            Pick::New(group) if !self.needed => group.withdraw(&self.root),
             _ => {}
         }
     }

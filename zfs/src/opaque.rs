@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, fmt, io::Read, mem};
 
 use driftline_extent::{
-    Change, Finish, Generation, PART_LEN_MAX, PART_OWN_MIN, Plan, PlanKind, Source, Takes,
+    Accepts, Change, Finish, Generation, PART_LEN_MAX, PART_OWN_MIN, Plan, PlanKind, Source,
     TargetState,
 };
 
@@ -241,9 +241,9 @@ impl<R: Read> Source for OpaqueStream<R> {
     type Error = StreamError;
 
     fn learn(&mut self, target: &TargetState) {
-        self.partial = match &target.takes {
-            Takes::Volume => None,
-            Takes::Stream { token, .. } => Some(token.is_some()),
+        self.partial = match &target.accepts {
+            Accepts::Volume => None,
+            Accepts::Stream { token, .. } => Some(token.is_some()),
         };
     }
 

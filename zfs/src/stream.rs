@@ -2,7 +2,7 @@
 
 use std::{fmt, io::Read};
 
-use driftline_extent::{Change, ChangeMap, Finish, Generation, Plan, Source, Takes, TargetState};
+use driftline_extent::{Accepts, Change, ChangeMap, Finish, Generation, Plan, Source, TargetState};
 
 use crate::{OpaqueStream, StreamError, ZvolStream};
 
@@ -23,10 +23,10 @@ enum View<R> {
 }
 
 impl<R: Read> View<R> {
-    fn new(input: R, takes: &Takes, allow_full: bool) -> Self {
-        match takes {
-            Takes::Volume => Self::Volume(ZvolStream::new(input).allow_full(allow_full)),
-            Takes::Stream { .. } => Self::Opaque(OpaqueStream::new(input)),
+    fn new(input: R, accepts: &Accepts, allow_full: bool) -> Self {
+        match accepts {
+            Accepts::Volume => Self::Volume(ZvolStream::new(input).allow_full(allow_full)),
+            Accepts::Stream { .. } => Self::Opaque(OpaqueStream::new(input)),
         }
     }
 
@@ -57,12 +57,12 @@ const THERE: &str = "it is only ever exchanged for another";
 impl<R: Read> SendStream<R> {
     /// The stream that `input` yields, from its first byte, for a target that has not told yet.
     pub fn new(input: R) -> Self {
-        Self::for_target(input, &Takes::Volume)
+        Self::for_target(input, &Accepts::Volume)
     }
 
     /// The stream that `input` yields, from its first byte, for a target that takes this.
-    pub fn for_target(input: R, takes: &Takes) -> Self {
-        Self { allow_full: false, view: Some(View::new(input, takes, false)) }
+    pub fn for_target(input: R, accepts: &Accepts) -> Self {
+        Self { allow_full: false, view: Some(View::new(input, accepts, false)) }
     }
 
     /// Whether, of a volume, all of it may go over another generation: see
@@ -70,7 +70,7 @@ impl<R: Read> SendStream<R> {
     /// before anything is read.
     pub fn allow_full(mut self, allow: bool) -> Self {
         self.allow_full = allow;
-        self.view_again(&Takes::Volume);
+        self.view_again(&Accepts::Volume);
         self
     }
 
@@ -93,10 +93,10 @@ impl<R: Read> SendStream<R> {
     }
 
     /// Reads it as what the target takes, if nothing of it was read yet.
-    fn view_again(&mut self, takes: &Takes) {
+    fn view_again(&mut self, accepts: &Accepts) {
         if self.bytes_read() == 0 {
             let input = self.view.take().map(View::into_inner);
-            self.view = input.map(|input| View::new(input, takes, self.allow_full));
+            self.view = input.map(|input| View::new(input, accepts, self.allow_full));
         }
     }
 
@@ -109,7 +109,7 @@ impl<R: Read> Source for SendStream<R> {
     type Error = StreamError;
 
     fn learn(&mut self, target: &TargetState) {
-        self.view_again(&target.takes);
+        self.view_again(&target.accepts);
         self.source().learn(target);
     }
 
@@ -151,8 +151,8 @@ mod tests {
     };
 
     fn of_zfs() -> TargetState {
-        let takes = Takes::Stream { token: None, points: Vec::new() };
-        TargetState { takes, ..TargetState::nothing() }
+        let accepts = Accepts::Stream { token: None, points: Vec::new() };
+        TargetState { accepts, ..TargetState::nothing() }
     }
 
     /// A volume of one block, all of it and an increment, one after the other.

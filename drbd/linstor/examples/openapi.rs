@@ -323,12 +323,12 @@ impl Check {
         values: &[T],
     ) -> Result<(), Box<dyn Error>> {
         let described = self.document["components"]["schemas"][schema].clone();
-        let (_, promised) = self.properties(&described);
+        let (_, pins) = self.properties(&described);
         for value in values {
             let value = serde_json::to_value(value)?;
             self.named(&value, schema, &format!("the client's {schema}"), Nulls::Absent);
             let fields = value.as_object().ok_or("it is no object")?;
-            for name in fields.keys().filter(|name| !promised.contains(*name)) {
+            for name in fields.keys().filter(|name| !pins.contains(*name)) {
                 let mut without = fields.clone();
                 without.remove(name);
                 if serde_json::from_value::<T>(without.into()).is_err() {

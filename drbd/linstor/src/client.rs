@@ -261,7 +261,7 @@ impl Client {
             300..=399 => {
                 let to = response.headers().get(header::LOCATION);
                 let to = beginning(to.map_or(b"", |to| to.as_bytes()));
-                LinstorError::Elsewhere { request, controller, to }
+                LinstorError::OtherReplicas { request, controller, to }
             }
             401 | 403 => {
                 let token = self.authorization.is_some();

@@ -94,7 +94,7 @@ pub enum LinstorError {
     },
     /// The answer is that it is elsewhere.
     #[error("{request}: {controller} sends us to {to:?}: name that controller instead")]
-    Elsewhere {
+    OtherReplicas {
         /// Method and path.
         request: String,
         /// Who answered.

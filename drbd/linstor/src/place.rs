@@ -228,7 +228,7 @@ impl Finder<'_> {
             .find_map(|volume| volume.device_path.as_deref());
         match told.filter(|told| !told.is_empty()) {
             Some(told) if storage.device() != Path::new(told) => {
-                Err(PlaceError::Elsewhere { storage, told: told.to_owned() })
+                Err(PlaceError::OtherReplicas { storage, told: told.to_owned() })
             }
             _ => Ok(storage),
         }

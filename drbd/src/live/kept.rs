@@ -199,7 +199,7 @@ mod tests {
     use std::cell::Cell;
 
     use driftline_extent::{
-        Change, Extent, PlanKind, ReplicaId, Source as _, Takes, TargetState, Volume as _,
+        Accepts, Change, Extent, PlanKind, ReplicaId, Source as _, TargetState, Volume as _,
     };
 
     use super::*;
@@ -281,7 +281,7 @@ mod tests {
             incomplete: false,
             damaged: false,
             resume: None,
-            takes: Takes::Volume,
+            accepts: Accepts::Volume,
         }
     }
 

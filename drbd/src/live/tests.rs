@@ -236,7 +236,7 @@ struct Script {
     lands_after: Option<Duration>,
     lands_at: Option<Duration>,
     /// How long a command takes.
-    takes: Duration,
+    accepts: Duration,
 }
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -257,7 +257,7 @@ impl Script {
             clear_fails: false,
             lands_after: None,
             lands_at: None,
-            takes: Duration::from_millis(100),
+            accepts: Duration::from_millis(100),
         }
     }
 
@@ -297,7 +297,7 @@ impl Panel for Script {
             return Err(Self::failed());
         }
         (self.frozen, self.ready, self.frozen_at) = (true, false, self.now);
-        self.now += self.takes;
+        self.now += self.accepts;
         if self.suspend_fails { Err(Self::failed()) } else { Ok(()) }
     }
 
@@ -309,14 +309,14 @@ impl Panel for Script {
 
     fn clear(&mut self, _: Duration) -> Result<(), HostError> {
         assert!(self.frozen && self.ready, "cleared while it may be written to");
-        self.now += self.takes;
+        self.now += self.accepts;
         if self.clear_fails { Err(Self::failed()) } else { Ok(()) }
     }
 }
 
 impl Device for Script {
     fn resume(&mut self, _: Duration) -> Result<(), HostError> {
-        self.now += self.takes;
+        self.now += self.accepts;
         if self.stubborn > 0 {
             self.stubborn -= 1;
             return Err(Self::failed());

@@ -5,11 +5,11 @@ pub(crate) mod power;
 
 use std::{fs, path::PathBuf};
 
+use driftline_chunking::{ChunkKey, Chunked, Chunker, Scope, TreeHasher};
 use driftline_extent::{
-    CHUNK_LEN, Change, Committed, Finish, Generation, Item, Lack, Offer, Plan, PlanKind, Root,
+    CHUNK_LEN, Change, Committed, Finish, Generation, Item, Missing, Offer, Plan, PlanKind, Root,
     Standing, Target, VolumeId, chunk_count,
 };
-use driftline_manifest::{ChunkKey, Chunked, Chunker, Scope, TreeHasher};
 use driftline_target::{Disk, FileDisk, Options, Replica, TargetError, open};
 use tempfile::TempDir;
 
@@ -129,9 +129,9 @@ pub(crate) fn put<D: Disk>(
     chunked: &Chunked,
 ) -> Result<u64, TargetError> {
     let Chunked { item, data } = chunked;
-    let lacks = replica.lacks(&[*item])?.remove(0);
-    match (lacks, *item) {
-        (Lack::Unlike(theirs), Item::Chunk { data: mask, .. }) => {
+    let missing = replica.missing(&[*item])?.remove(0);
+    match (missing, *item) {
+        (Missing::Unlike(theirs), Item::Chunk { data: mask, .. }) => {
             let grains = key(replica).unlike(mask, data, &theirs);
             let ranges = mask.by_grain().filter(|(grain, _)| grain.is_within(grains));
             let differs: Vec<u8> = ranges.flat_map(|(_, range)| data[range].to_vec()).collect();
@@ -139,7 +139,7 @@ pub(crate) fn put<D: Disk>(
             replica.apply(item, None)?;
             Ok(differs.len() as u64)
         }
-        (Lack::All, _) if !data.is_empty() => {
+        (Missing::All, _) if !data.is_empty() => {
             replica.apply(item, Some(data))?;
             Ok(data.len() as u64)
         }

@@ -96,7 +96,7 @@ impl History<'_> {
         drop(replica);
         self.world.drop_cache();
         let content = self.world.image("volume");
-        self.check_keeper(state.generation.is_some())?;
+        self.check_manager(state.generation.is_some())?;
         self.check_untouched(&run, &content)?;
         let stand = self.stand(&run, state.generation, &content)?;
         let Some((advanced, stand)) = stand else {
@@ -270,7 +270,7 @@ impl History<'_> {
         Ok(())
     }
 
-    fn check_keeper(&mut self, holds: bool) -> Result<(), String> {
+    fn check_manager(&mut self, holds: bool) -> Result<(), String> {
         let Some(device) = self.world.kept("volume").filter(|_| self.kept) else { return Ok(()) };
         if !device.violations.is_empty() {
             return Err(format!("rules were broken: {:?}", device.violations));
@@ -302,7 +302,7 @@ impl History<'_> {
         }
     }
 
-    /// Whether the newest snapshot of the keeper, where there is one, is of this generation.
+    /// Whether the newest snapshot of the manager, where there is one, is of this generation.
     pub(super) fn is_kept(&self, generation: Generation) -> bool {
         let device = self.world.kept("volume").filter(|_| self.kept);
         device.is_none_or(|d| d.snapshots.last().is_some_and(|(newest, _)| *newest == generation))

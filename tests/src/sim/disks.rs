@@ -8,7 +8,7 @@ use driftline_target::{Disk, Disks, Part, Replica, TargetError};
 use super::Bug;
 use crate::disk::{FakeDisk, World};
 
-/// Block size of a device that a keeper keeps.
+/// Block size of a device that a manager keeps.
 pub(super) const UNIT: u64 = 16 * 1024;
 
 /// What the books of a replica are called.
@@ -73,16 +73,16 @@ impl Disk for SimDisk {
     }
 }
 
-/// Opens the replica in this world, on a file or on a device with a keeper.
+/// Opens the replica in this world, on a file or on a device with a manager.
 pub(super) fn open(
     world: &World,
     kept: bool,
     bug: Option<Bug>,
 ) -> Result<Replica<SimDisk>, TargetError> {
     let book = |name, part| SimDisk { disk: world.file(name), part, bug };
-    let (volume, keeper) = if kept {
-        let (volume, keeper) = world.kept_device("volume", UNIT);
-        (volume, Some(keeper))
+    let (volume, manager) = if kept {
+        let (volume, manager) = world.kept_device("volume", UNIT);
+        (volume, Some(manager))
     } else {
         (world.file("volume"), None)
     };
@@ -97,9 +97,9 @@ pub(super) fn open(
     // No two opens may draw the same nonce.
     let mut seed = [7; 32];
     seed[..8].copy_from_slice(&world.operations().to_le_bytes());
-    let mut replica = match keeper {
+    let mut replica = match manager {
         None => Replica::open("the replica", disks, seed)?,
-        Some(keeper) => Replica::open_kept("the replica", disks, Box::new(keeper), seed)?,
+        Some(manager) => Replica::open_kept("the replica", disks, Box::new(manager), seed)?,
     };
     replica.checkpoint_every(2 * driftline_extent::CHUNK_LEN);
     Ok(replica)

@@ -42,7 +42,7 @@ pub(super) struct History<'a> {
     /// A clone of it that goes its own way.
     twin: Option<Storage>,
     pub(super) world: World,
-    /// Whether the replica is on a device with a keeper.
+    /// Whether the replica is on a device with a manager.
     pub(super) kept: bool,
     /// Whether somebody else has unlocked that device.
     pub(super) unlocked: bool,

@@ -5,7 +5,7 @@ use std::io;
 use driftline_extent::{Committed, Explained, Generation, PlanKind, Reason};
 use driftline_transport::{
     TransportError,
-    witness::{self, Compare, Witness},
+    auditor::{self, Auditor, Compare},
 };
 use driftline_trust::{Incidents, Pushed, Pushes};
 use driftline_wire::{SessionError, Verb};
@@ -212,11 +212,11 @@ impl History<'_> {
 
     /// What checks the source's maps: in the simulation, all that they call unchanged; or nothing,
     /// and only remembers what it is told.
-    fn witness(&self) -> Witness {
+    fn auditor(&self) -> Auditor {
         let dir = self.trust.path();
         let audit = self.options.audit;
         let asked = audit && self.stats.sessions % 5 == 4;
-        let terms = witness::Terms {
+        let terms = auditor::Terms {
             dir: dir.join("manifest"),
             incidents: Incidents::new(dir.join("incidents")),
             source: "the source".to_owned(),
@@ -229,7 +229,7 @@ impl History<'_> {
             now_ms: DAY_MS * (20_000 + if audit { self.stats.sessions } else { 0 }),
             seed: [7; 32],
         };
-        Witness::new(terms)
+        Auditor::new(terms)
     }
 
     fn pushes(&self) -> Pushes {
@@ -297,10 +297,10 @@ impl History<'_> {
         let links = (self.options.links)(rng.next_u64(), script.verb);
         let volume = source.volume();
         let volume = volume.as_deref().map(|volume| volume as &dyn driftline_extent::Volume);
-        let mut witness = self.witness();
-        let testimony = witness.testimony();
-        let witness = Some(&mut witness);
-        let outcome = session::run_witnessed(links, &mut source, volume, replica, &script, witness);
+        let mut auditor = self.auditor();
+        let audit_report = auditor.audit_report();
+        let auditor = Some(&mut auditor);
+        let outcome = session::run_audited(links, &mut source, volume, replica, &script, auditor);
         drop(outcome.replica);
         let mut planned = std::mem::take(&mut source.planned);
         // What was planned as an increment may have been offered as a scan.
@@ -316,7 +316,7 @@ impl History<'_> {
                 Ended::Refused(reason_of(error), error.to_string())
             }
         };
-        let missed = testimony.lock().ok().and_then(|told| told.missed);
+        let missed = audit_report.lock().ok().and_then(|told| told.missed);
         Told { ended, planned, committed: outcome.committed.len(), missed }
     }
 }

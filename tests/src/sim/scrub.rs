@@ -95,7 +95,7 @@ impl History<'_> {
                 // What is left can be replaced only where the list is to be believed.
                 let listed = report.found.root_matches && report.awaited == report.left();
                 let fits = report.found.size_matches || report.size_repaired;
-                // A scrub looks at bytes, and not at what a keeper has kept of them.
+                // A scrub looks at bytes, and not at what a manager has kept of them.
                 let kept = self.is_kept(held.generation);
                 self.told = repair && kept && fits && (listed || report.list_repaired);
                 Ok(())

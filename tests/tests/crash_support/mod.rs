@@ -5,18 +5,18 @@ pub(crate) mod scenarios;
 
 use std::io;
 
+use driftline_chunking::{ChunkKey, Chunked, Chunker, SPAN_CHUNKS, Scope, TreeHasher};
 use driftline_extent::{
-    CHUNK_LEN, Change, ChunkId, Finish, Generation, Item, Lack, Offer, Plan, PlanKind, Root,
+    CHUNK_LEN, Change, ChunkId, Finish, Generation, Item, Missing, Offer, Plan, PlanKind, Root,
     Standing, Target, VolumeId, chunk_count,
 };
-use driftline_manifest::{ChunkKey, Chunked, Chunker, SPAN_CHUNKS, Scope, TreeHasher};
-use driftline_target::{Disk, Disks, Elsewhere, Replica, Update};
+use driftline_target::{Disk, Disks, OtherReplicas, Replica, Update};
 use driftline_tests::disk::{FakeDisk, Rng, World};
 
 pub(crate) const CHUNK: usize = CHUNK_LEN as usize;
 const VOLUME: VolumeId = VolumeId([9; 16]);
 
-/// Block size of a device that a keeper keeps.
+/// Block size of a device that a manager keeps.
 pub(crate) const UNIT: u64 = 16 * 1024;
 
 /// What a replica is on.
@@ -25,7 +25,7 @@ pub(crate) enum Ground {
     File,
     /// A device of this length.
     Device(u64),
-    /// A device with a keeper.
+    /// A device with a manager.
     Kept,
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct Scenario {
     /// What changes; for a whole volume everything that is not zero.
     pub(crate) changes: Vec<Change>,
     pub(crate) tip: Vec<u8>,
-    /// What a keeper kept of the generation before, if that is not what stands there.
+    /// What a manager kept of the generation before, if that is not what stands there.
     pub(crate) kept_base: Vec<u8>,
     pub(crate) tip_generation: Generation,
     /// What another replica has, as long as nobody asked for it.
@@ -59,7 +59,7 @@ struct Fickle {
     chunks: Vec<ChunkId>,
 }
 
-impl Elsewhere for Fickle {
+impl OtherReplicas for Fickle {
     fn find(&mut self, id: &ChunkId) -> Option<Vec<u8>> {
         let index = self.chunks.iter().position(|chunk| chunk == id)? as u64;
         let mut bytes = vec![0; CHUNK];
@@ -131,12 +131,12 @@ pub(crate) fn changed(base: &[u8], changes: &[Change], size: usize) -> Vec<u8> {
 
 impl Scenario {
     pub(crate) fn open(&self, world: &World) -> Outcome<Replica<FakeDisk>> {
-        let (volume, keeper) = match self.ground {
+        let (volume, manager) = match self.ground {
             Ground::File => (world.file("volume"), None),
             Ground::Device(len) => (world.device("volume", len), None),
             Ground::Kept => {
-                let (volume, keeper) = world.kept_device("volume", UNIT);
-                (volume, Some(keeper))
+                let (volume, manager) = world.kept_device("volume", UNIT);
+                (volume, Some(manager))
             }
         };
         let disks = Disks {
@@ -150,9 +150,9 @@ impl Scenario {
         // No two opens may draw the same nonce.
         let mut seed = [7; 32];
         seed[..8].copy_from_slice(&world.operations().to_le_bytes());
-        let mut replica = match keeper {
+        let mut replica = match manager {
             None => Replica::open("the volume", disks, seed),
-            Some(keeper) => Replica::open_kept("the volume", disks, Box::new(keeper), seed),
+            Some(manager) => Replica::open_kept("the volume", disks, Box::new(manager), seed),
         }
         .map_err(text)?;
         replica.checkpoint_every(2 * CHUNK_LEN);
@@ -208,9 +208,9 @@ impl Scenario {
         // The questions run ahead of the answers, as over a link.
         for batch in wanted.chunks(3) {
             let asked: Vec<Item> = batch.iter().map(|chunked| chunked.item).collect();
-            let lacks = replica.lacks(&asked).map_err(text)?;
-            for (chunked, lacks) in batch.iter().zip(lacks) {
-                sent += self.bring(replica, &key, chunked, &lacks)?;
+            let missing = replica.missing(&asked).map_err(text)?;
+            for (chunked, missing) in batch.iter().zip(missing) {
+                sent += self.bring(replica, &key, chunked, &missing)?;
                 replica.mark(chunked.item.first() + chunked.item.count()).map_err(text)?;
             }
         }
@@ -230,12 +230,12 @@ impl Scenario {
         replica: &mut Replica<FakeDisk>,
         key: &ChunkKey,
         chunked: &Chunked,
-        lacks: &Lack,
+        missing: &Missing,
     ) -> Outcome<usize> {
         let Chunked { item, data } = chunked;
         let mut count = 0;
-        let sent = match (lacks, item) {
-            (Lack::Unlike(theirs), Item::Chunk { data: mask, .. }) => {
+        let sent = match (missing, item) {
+            (Missing::Unlike(theirs), Item::Chunk { data: mask, .. }) => {
                 let grains = key.unlike(*mask, data, theirs);
                 let ranges = mask.by_grain().filter(|(grain, _)| grain.is_within(grains));
                 let differs: Vec<u8> = ranges.flat_map(|(_, range)| data[range].to_vec()).collect();
@@ -245,7 +245,7 @@ impl Scenario {
                     false => return Err("two hashes are the same".into()),
                 }
             }
-            (Lack::All, _) if item.data_len() > 0 => Some(&data[..]),
+            (Missing::All, _) if item.data_len() > 0 => Some(&data[..]),
             _ => None,
         };
         replica.apply(item, sent).map_err(text)?;
@@ -271,7 +271,7 @@ impl Scenario {
             });
             let (index, count) = (i as u64 * SPAN_CHUNKS, tree.chunks());
             let item = Item::Span { index, count, digest: tree.into_node() };
-            if replica.lacks(&[item]).map_err(text)? == [Lack::All] {
+            if replica.missing(&[item]).map_err(text)? == [Missing::All] {
                 lacking.push(i as u64);
             }
         }
@@ -323,7 +323,7 @@ impl Scenario {
         if !direct && !is(&self.base) { Err("is at N with other bytes".into()) } else { Ok(false) }
     }
 
-    /// That the keeper kept every generation as it was committed, and that nothing can write to
+    /// That the manager kept every generation as it was committed, and that nothing can write to
     /// the newest one.
     fn check_kept(&self, world: &World, holds: Option<Generation>) -> Outcome {
         let device = world.kept("volume").ok_or("there is no device")?;

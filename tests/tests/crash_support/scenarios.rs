@@ -89,13 +89,13 @@ pub(crate) fn growing(ground: Ground) -> Scenario {
     let name = match ground {
         Ground::File => "growing",
         Ground::Device(_) => "growing on a device",
-        Ground::Kept => "growing on a device with a keeper",
+        Ground::Kept => "growing on a device with a manager",
     };
     increment(name, ground, changes, 9 * CHUNK + 700)
 }
 
 /// Most of what changes is found in another replica, which forgets it at once.
-pub(crate) fn found_elsewhere(ground: Ground) -> Scenario {
+pub(crate) fn found_in_others(ground: Ground) -> Scenario {
     let c = CHUNK as u64;
     let found = random(15, 4 * CHUNK);
     let changes = vec![
@@ -239,12 +239,12 @@ pub(crate) fn all() -> Vec<Scenario> {
         first_copy(Ground::Device(12 * CHUNK_LEN), true),
         scan(Ground::File),
         over_foreign(),
-        found_elsewhere(Ground::File),
+        found_in_others(Ground::File),
         first_copy_found(Ground::File),
     ]
 }
 
-/// On a device that a keeper makes, resizes, locks and keeps.
+/// On a device that a manager makes, resizes, locks and keeps.
 pub(crate) fn all_kept() -> Vec<Scenario> {
     vec![
         growing(Ground::Kept),
@@ -253,7 +253,7 @@ pub(crate) fn all_kept() -> Vec<Scenario> {
         first_copy(Ground::Kept, true),
         first_copy(Ground::Kept, false),
         scan(Ground::Kept),
-        found_elsewhere(Ground::Kept),
+        found_in_others(Ground::Kept),
         first_copy_found(Ground::Kept),
     ]
 }

@@ -92,12 +92,13 @@ pub(crate) fn degraded(summary: &Summary) -> Option<Reason> {
         }
         _ => None,
     });
-    let testimony = summary.testimony.as_ref();
-    let missed = testimony.and_then(|testimony| testimony.missed).is_some_and(|count| count > 0);
+    let audit_report = summary.audit_report.as_ref();
+    let missed =
+        audit_report.and_then(|audit_report| audit_report.missed).is_some_and(|count| count > 0);
     missed
         .then_some(Reason::AuditMismatch)
         .or(scanned)
-        .or_else(|| testimony.and_then(|testimony| testimony.rebuilt))
+        .or_else(|| audit_report.and_then(|audit_report| audit_report.rebuilt))
 }
 
 fn of_reason(reason: Reason) -> u8 {

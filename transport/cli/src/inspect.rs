@@ -6,8 +6,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use driftline_chunking::ChunkKey;
 use driftline_extent::{Reason, Target, TargetState};
-use driftline_manifest::ChunkKey;
 use driftline_transport::{Failure, scan::root_of};
 use serde_json::json;
 
@@ -35,8 +35,8 @@ pub(crate) fn map(arguments: &args::Map, trust_dir: &Path, json: bool) -> anyhow
     let (zfs, drbd) = (&args::Zfs::default(), &args::Drbd { mode, ..args::Drbd::default() });
     let linstor = &arguments.linstor;
     let trust = Trust { dir: trust_dir, audit: &args::Audit::default(), target: "" };
-    let (overwrite, to, to_one, moment) = (true, "", false, None);
-    let terms = Terms { overwrite, zfs, drbd, linstor, to, to_one, moment, trust };
+    let (overwrite, to, to_one, group) = (true, "", false, None);
+    let terms = Terms { overwrite, zfs, drbd, linstor, to, to_one, group, trust };
     let _held = source::leaves_something(&place).then(hold);
     let mut source = source::open(&place, terms)?;
     let mut printed = Ok(());

@@ -243,7 +243,7 @@ impl LinstorSource {
         })?;
         if !taken.is_on(node) {
             let (snapshot, node) = (own.to_string(), node.to_string());
-            return Err(LinstorSourceError::Elsewhere { snapshot, node });
+            return Err(LinstorSourceError::OtherReplicas { snapshot, node });
         }
         tracing::info!(volume = self.name, snapshot = %own, "snapshot taken");
         Ok(())

@@ -162,7 +162,7 @@ fn text(before: &str, runs: &[Run<'_>], open: &dyn Fn(&str) -> usize, now_ms: u6
         say(LAST_RUN, "", now.clone());
         say("driftline_exit_code", "", exit.to_string());
         say(INCIDENTS_OPEN, "", open(&target).to_string());
-        let audit = done.and_then(|done| done.summary.testimony.as_ref()?.audit.as_ref());
+        let audit = done.and_then(|done| done.summary.audit_report.as_ref()?.audit.as_ref());
         let began = done.map(|done| now_ms.saturating_sub(done.took.as_millis() as u64) / 1000);
         let compared = done.is_some_and(|done| {
             let mut plans = done.summary.increments.iter().map(|(plan, _)| plan.kind);

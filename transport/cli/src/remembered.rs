@@ -1,7 +1,7 @@
 //! What this machine remembers of targets: which generation of which source arrived there last.
 //!
-//! By that a target that is gone is told from one that never was. A likeness is found by it as well
-//! (see [`crate::likeness`]). A place has several spellings, and each target a record under each of
+//! By that a target that is gone is told from one that never was. A seed is found by it as well
+//! (see [`crate::seed`]). A place has several spellings, and each target a record under each of
 //! its own: whichever is written, one of them is found.
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf, absolute},
 };
 
-use driftline_extent::Takes;
+use driftline_extent::Accepts;
 use driftline_transport::{Summary, chain, deliver::LastSeen};
 use driftline_trust::{Pushed, Pushes};
 use driftline_wire::PublicKey;
@@ -121,7 +121,7 @@ pub(crate) fn remember(dir: &Path, [source, target]: [&Place; 2], peer: &Peer, s
             target: target.to_owned(),
             last_ms: now_ms(),
             generation: arrived.or(before.generation),
-            as_stream: before.takes != Takes::Volume,
+            as_stream: before.accepts != Accepts::Volume,
         };
         if let Err(error) = pushes(dir).keep(&pushed) {
             tracing::warn!(

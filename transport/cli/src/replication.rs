@@ -18,7 +18,7 @@ use driftline_transport::{
 };
 use driftline_trust::{EXTENTS_MAX, Incident};
 use driftline_wire::{Peer, PublicKey, SecretKey, Verb};
-use driftline_zfs::Moment;
+use driftline_zfs::SnapshotGroup;
 use tokio::{
     io::{AsyncRead, AsyncWrite, duplex},
     net::TcpStream,
@@ -32,11 +32,11 @@ use crate::{
     clock::now_ms,
     done::Done,
     exit::{Usage, degraded, misused, reason},
-    index, keyfile, likeness,
+    index, keyfile,
     metrics::{self, SCRUB},
     place::Place,
     progress::{Show, watch},
-    remembered,
+    remembered, seed,
     source::{self, AnySource},
     target::{AnyTarget, TargetPlace, TargetTerms, loss_max},
     terms::Terms,
@@ -90,7 +90,7 @@ pub(crate) struct Together {
     /// Where all of them go: what is kept in ZFS for that is named after it.
     pub(crate) to: String,
     /// The instant of their snapshots, if they are taken for this.
-    pub(crate) moment: Option<Moment>,
+    pub(crate) group: Option<SnapshotGroup>,
 }
 
 /// That source and target are not one volume: it would become its own replica.
@@ -281,7 +281,7 @@ impl Job {
         match source {
             Place::Zfs(name) if self.like.is_none() => {
                 let dir = self.trust_dir.clone();
-                likeness::find(dir, name.clone(), target.clone(), self.peer.clone()).await
+                seed::find(dir, name.clone(), target.clone(), self.peer.clone()).await
             }
             _ => None,
         }
@@ -378,7 +378,7 @@ impl Job {
         }
     }
 
-    /// Dials and asks to push. The user did not ask for the likeness that was found: where it is
+    /// Dials and asks to push. The user did not ask for the seed that was found: where it is
     /// refused, all moves.
     async fn ask(
         &self,
@@ -410,10 +410,10 @@ impl Job {
         let target = target.to_string();
         let to = self.together.as_ref().map_or(&target, |together| &together.to);
         let trust = Trust { dir: &self.trust_dir, audit: &self.audit, target: &target };
-        let moment = self.together.as_ref().and_then(|together| together.moment.as_ref());
+        let group = self.together.as_ref().and_then(|together| together.group.as_ref());
         let Self { overwrite, zfs, drbd, linstor, .. } = self;
         let (overwrite, to_one) = (*overwrite, true);
-        let terms = Terms { overwrite, zfs, drbd, linstor, to, to_one, moment, trust };
+        let terms = Terms { overwrite, zfs, drbd, linstor, to, to_one, group, trust };
         let job = source::job(source, terms, self.compression)?;
         Ok(SourceJob { patience: self.patience, arrived, ..job })
     }
@@ -431,8 +431,8 @@ impl Job {
             }
             let mut target = place.open(&terms)?;
             if let Some(like) = like {
-                target.resemble(&like)?;
-            } else if let Some(Err(error)) = found.map(|found| target.resemble(&found)) {
+                target.use_seed(&like)?;
+            } else if let Some(Err(error)) = found.map(|found| target.use_seed(&found)) {
                 tracing::info!("pushing without a seed: {error}");
             }
             anyhow::Ok(target)

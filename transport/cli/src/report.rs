@@ -8,8 +8,8 @@ use std::{
 
 use driftline_drbd::CrossChecked;
 use driftline_extent::{
-    CHUNK_LEN, Committed, Extent, ExtentSet, Generation, Plan, PlanKind, Point, Reason, Root,
-    Standing, Takes, TargetState,
+    Accepts, CHUNK_LEN, Committed, Extent, ExtentSet, Generation, Plan, PlanKind, Point, Reason,
+    Root, Standing, TargetState,
 };
 use driftline_target::{ScrubReport, VerifyReport};
 use driftline_transport::Summary;
@@ -77,7 +77,7 @@ pub(crate) fn changed(done: &Done) -> u64 {
 
 /// What was read again of the space that a map calls unchanged, and what that could have missed.
 pub(crate) fn audit(summary: &Summary) -> Option<String> {
-    let audit = summary.testimony.as_ref()?.audit.as_ref()?;
+    let audit = summary.audit_report.as_ref()?.audit.as_ref()?;
     let found = match audit.stale {
         0 => "all as recorded".to_owned(),
         stale => format!("{} not as recorded", counted(stale, "chunk")),
@@ -124,7 +124,7 @@ fn days(ms: u64) -> String {
 }
 
 fn audit_json(summary: &Summary) -> Value {
-    let audit = summary.testimony.as_ref().and_then(|testimony| testimony.audit.as_ref());
+    let audit = summary.audit_report.as_ref().and_then(|audit_report| audit_report.audit.as_ref());
     let Some(audit) = audit else { return Value::Null };
     json!({
         "chunks": audit.chunks,
@@ -411,9 +411,9 @@ pub(crate) fn state_json(state: &TargetState) -> Value {
             "tip": resume.tip.map(|tip| tip.to_string()),
             "from": resume.from * driftline_extent::CHUNK_LEN,
         })),
-        "stream": match &state.takes {
-            Takes::Volume => Value::Null,
-            Takes::Stream { token, points } => json!({
+        "stream": match &state.accepts {
+            Accepts::Volume => Value::Null,
+            Accepts::Stream { token, points } => json!({
                 "snapshot": points.first().map(|point| &point.name),
                 "resume_token": token,
             }),
@@ -423,7 +423,7 @@ pub(crate) fn state_json(state: &TargetState) -> Value {
 
 /// What a replica says of itself.
 pub(crate) fn state(state: &TargetState) -> String {
-    if let Takes::Stream { token, points } = &state.takes {
+    if let Accepts::Stream { token, points } = &state.accepts {
         return stream_state(state.generation, token.as_deref(), points);
     }
     let mut text = match state.generation {

@@ -114,7 +114,7 @@ fn open_source(job: &Job, from: &Place, to: &Place, terms: &TargetTerms) -> anyh
     if let Place::Drbd { .. } = from {
         // What is remembered of targets is of those that are replicas.
         let source =
-            SourceJob { witness: None, arrived: LastSeen::Nothing, ..job.source(from, to)? };
+            SourceJob { auditor: None, arrived: LastSeen::Nothing, ..job.source(from, to)? };
         // Nothing starts from it, so that the name that it has in common with others is told.
         let of = source.source.generation();
         return Ok(Opened { source, of, verified: false });

@@ -417,11 +417,11 @@ impl Server {
                         return (Err(failure.into()), seat);
                     }
                     let drbd = &Drbd { rotated, ..Drbd::default() };
-                    let (overwrite, moment) = (false, None);
+                    let (overwrite, group) = (false, None);
                     let (zfs, linstor, to) = (&zfs, &linstor, to.as_str());
                     let trust = Trust { dir: &dir, audit: &audit, target: to };
                     let to_one = false;
-                    let terms = Terms { overwrite, zfs, drbd, linstor, to, to_one, moment, trust };
+                    let terms = Terms { overwrite, zfs, drbd, linstor, to, to_one, group, trust };
                     (source::job(&place, terms, Some(COMPRESSION)), seat)
                 };
                 let (job, seat) = blocking(open).await?;
@@ -456,7 +456,7 @@ impl Server {
             // Whoever hangs up meanwhile frees neither the volume nor the seat before this ends.
             let open = move || {
                 let opened = place.open(&terms).map(|mut target| {
-                    if let Some(Err(error)) = like.map(|like| target.resemble(&like)) {
+                    if let Some(Err(error)) = like.map(|like| target.use_seed(&like)) {
                         // It is about what moves, not about what arrives.
                         tracing::warn!("{error}");
                     }

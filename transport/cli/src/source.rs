@@ -15,7 +15,7 @@ use driftline_drbd::{
 use driftline_extent::{
     Ask, Change, Explained, Finish, Generation, Plan, PlanKind, Reason, Source, TargetState, Volume,
 };
-use driftline_transport::{SOURCE_PATIENCE, SourceJob, deliver::LastSeen, witness::Witness};
+use driftline_transport::{SOURCE_PATIENCE, SourceJob, auditor::Auditor, deliver::LastSeen};
 use driftline_zfs::{DatasetName, LiveError, LiveSource, Pick, SendStream, StreamError, host::Zfs};
 
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     place::Place,
     plain::{PlainError, PlainVolume},
     stop::hold,
-    terms::{Terms, drbd_options, live_options, moment, moment_of_tree},
+    terms::{Terms, drbd_options, group, group_of_tree, live_options},
     told::{Told, plain_map},
 };
 
@@ -165,14 +165,14 @@ pub(crate) fn open(place: &Place, terms: Terms<'_>) -> anyhow::Result<AnySource>
 fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
     let Terms { zfs: wanted, to, .. } = terms;
     let zfs = Zfs::find()?;
-    let pick = match (&wanted.snapshot, terms.moment) {
+    let pick = match (&wanted.snapshot, terms.group) {
         (Some(name), _) => Pick::Named(name.clone()),
         (None, _) if wanted.latest => Pick::Latest,
-        (None, Some(moment)) => Pick::New(moment.clone()),
+        (None, Some(group)) => Pick::New(group.clone()),
         (None, None) if wanted.with == Some(args::With::Tree) => {
-            Pick::New(moment_of_tree(zfs.clone(), wanted, to, name)?)
+            Pick::New(group_of_tree(zfs.clone(), wanted, to, name)?)
         }
-        (None, None) => Pick::New(moment(zfs.clone(), wanted, to, [name])?),
+        (None, None) => Pick::New(group(zfs.clone(), wanted, to, [name])?),
     };
     let live = LiveSource::new(zfs, name.clone(), live_options(pick, terms)?);
     Ok(match content::hold_zvol(name, terms.trust.dir)? {
@@ -183,16 +183,16 @@ fn live(name: &DatasetName, terms: Terms<'_>) -> anyhow::Result<LiveSource> {
 
 /// What checks the maps of this source. A plain file has none, nor has a thin volume of
 /// LINSTOR, and each run reads all of it.
-fn witness(
+fn auditor(
     terms: &Terms<'_>,
     place: &Place,
     source: &AnySource,
-) -> anyhow::Result<Option<Witness>> {
+) -> anyhow::Result<Option<Auditor>> {
     match source {
         AnySource::Live(_) | AnySource::Drbd { .. } | AnySource::DrbdLive(_) => {
-            terms.trust.witness(place).map(Some)
+            terms.trust.auditor(place).map(Some)
         }
-        AnySource::Linstor(linstor) if linstor.has_maps() => terms.trust.witness(place).map(Some),
+        AnySource::Linstor(linstor) if linstor.has_maps() => terms.trust.auditor(place).map(Some),
         AnySource::Plain(_) | AnySource::Linstor(_) => Ok(None),
         AnySource::Stream { name, .. } => {
             tracing::info!(
@@ -212,9 +212,9 @@ pub(crate) fn job(
 ) -> anyhow::Result<SourceJob<AnySource>> {
     let held = leaves_something(place).then(hold);
     let source = open(place, terms)?;
-    let witness = witness(&terms, place, &source)?;
+    let auditor = auditor(&terms, place, &source)?;
     let compare = terms.trust.audit.compare;
-    Ok(SourceJob { witness, compare, held, ..job_of(source, terms.overwrite, compression) })
+    Ok(SourceJob { auditor, compare, held, ..job_of(source, terms.overwrite, compression) })
 }
 
 /// An open source, for a session in which nothing checks its maps.
@@ -237,7 +237,7 @@ pub(crate) fn job_of(
         compare: false,
         arrived: LastSeen::Nothing,
         compression,
-        witness: None,
+        auditor: None,
         patience: SOURCE_PATIENCE,
         held: None,
     }

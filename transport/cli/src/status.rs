@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use anyhow::Context;
-use driftline_extent::{Reason, Takes, TargetState};
+use driftline_extent::{Accepts, Reason, TargetState};
 use driftline_target::{Found, Inspection};
 use driftline_transport::Failure;
 use driftline_zfs::{DatasetName, host::Zfs};
@@ -18,7 +18,7 @@ use crate::{
     replication, report,
     scrub::is_only_word,
     target::{TargetPlace, TargetTerms},
-    zvol::{KeptAs, ZvolKeeper, state_dir_of},
+    zvol::{KeptAs, ZvolManager, state_dir_of},
 };
 
 /// How it stands with a replica.
@@ -144,7 +144,7 @@ fn check_strayed(name: &DatasetName) -> anyhow::Result<()> {
         return Ok(());
     }
     let kept =
-        ZvolKeeper::new(zfs, name.clone(), None).newest().with_context(|| name.to_string())?;
+        ZvolManager::new(zfs, name.clone(), None).newest().with_context(|| name.to_string())?;
     let Some(KeptAs { name: point, generation, .. }) = kept else { return Ok(()) };
     let books = state_dir_of(name);
     let detail = format!(
@@ -195,7 +195,7 @@ fn condition_of(place: &Place, state: &TargetState, found: Option<&Inspection>) 
 
 /// Where nothing but the state is known: of a peer, of ZFS, and where nothing was begun.
 fn without_books(place: &Place, state: &TargetState) -> Condition {
-    let is_stream = matches!(state.takes, Takes::Stream { .. });
+    let is_stream = matches!(state.accepts, Accepts::Stream { .. });
     match place {
         Place::File(path) => Condition::Absent(match fs::metadata(path) {
             Ok(_) => format!("{place} is there, and is no replica, or its books are elsewhere"),
@@ -204,8 +204,8 @@ fn without_books(place: &Place, state: &TargetState) -> Condition {
             }
         }),
         Place::Zvol(_) => Condition::Absent(format!("no books of a replica {place} are here")),
-        _ if state.generation.is_none() && is_stream => match &state.takes {
-            Takes::Stream { token: Some(_), .. } => {
+        _ if state.generation.is_none() && is_stream => match &state.accepts {
+            Accepts::Stream { token: Some(_), .. } => {
                 Condition::Incomplete("a first copy was cut off: push again to go on".to_owned())
             }
             _ => Condition::Absent(format!("nothing was ever received as {place}")),

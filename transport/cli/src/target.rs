@@ -8,12 +8,12 @@ use std::{
 };
 
 use driftline_extent::{
-    Ask, Begin, Committed, Explained, Finish, GrainMask, Item, Lack, Offer, Reason, Target,
+    Ask, Begin, Committed, Explained, Finish, GrainMask, Item, Missing, Offer, Reason, Target,
     TargetState,
 };
 use driftline_target::{
-    FileDisk, InPlace, Index, Inspection, Keeper, Listed, Options, Reading, Replica, StreamTarget,
-    StreamTargetError, TargetError, Verified,
+    DeviceManager, FileDisk, InPlace, Index, Inspection, Listed, Options, Reading, Replica,
+    StreamTarget, StreamTargetError, TargetError, Verified,
 };
 use driftline_zfs::{
     DatasetName, device_of,
@@ -26,7 +26,7 @@ use crate::{
     exit::misused,
     place::Place,
     receive::{ReceiveError, ReceiveSink},
-    zvol::{ZvolKeeper, state_dir_of},
+    zvol::{ZvolManager, state_dir_of},
 };
 
 /// How the name of a folder ends that has the books of a replica in a file.
@@ -290,8 +290,8 @@ impl TargetPlace {
                     make_parents(dir)?;
                 }
                 let options = Options { state_dir, ..options };
-                let keeper = Box::new(ZvolKeeper::new(zfs, name.clone(), terms.root_dataset()));
-                Ok(driftline_target::open_kept(&device_of(name), &options, keeper)?)
+                let manager = Box::new(ZvolManager::new(zfs, name.clone(), terms.root_dataset()));
+                Ok(driftline_target::open_kept(&device_of(name), &options, manager)?)
             }
         }
     }
@@ -339,9 +339,9 @@ impl TargetPlace {
             Self::Zfs(name) => Err(AnyTargetError::NoReplica(name.clone())),
             Self::Zvol(name) => {
                 let options = Options { state_dir: self.state_dir(&options), ..options };
-                let keeper = ZvolKeeper::new(Zfs::find()?, name.clone(), terms.root_dataset());
-                let keeper = Box::new(keeper);
-                Ok(driftline_target::open_kept_to_read(&device_of(name), &options, keeper)?)
+                let manager = ZvolManager::new(Zfs::find()?, name.clone(), terms.root_dataset());
+                let manager = Box::new(manager);
+                Ok(driftline_target::open_kept_to_read(&device_of(name), &options, manager)?)
             }
         }
     }
@@ -353,13 +353,13 @@ impl TargetPlace {
     ) -> Result<Replica<FileDisk>, AnyTargetError> {
         let options = Options { state_dir: terms.state_dir.clone(), ..Options::default() };
         let options = Options { state_dir: self.state_dir(&options), ..options };
-        let keeper: Option<Box<dyn Keeper>> = match self {
+        let manager: Option<Box<dyn DeviceManager>> = match self {
             Self::Zvol(name) => {
-                Some(Box::new(ZvolKeeper::new(Zfs::find()?, name.clone(), terms.root_dataset())))
+                Some(Box::new(ZvolManager::new(Zfs::find()?, name.clone(), terms.root_dataset())))
             }
             Self::File(_) | Self::Zfs(_) => None,
         };
-        Ok(driftline_target::open_to_verify(&self.volume()?, &options, keeper)?)
+        Ok(driftline_target::open_to_verify(&self.volume()?, &options, manager)?)
     }
 
     /// Opens the replica that it is for reading: each chunk is compared with its books, and nobody
@@ -413,7 +413,7 @@ impl TargetPlace {
     /// Whether its storage says that it was written since its generation was kept.
     pub(crate) fn is_written(&self) -> Result<bool, AnyTargetError> {
         let Self::Zvol(name) = self else { return Ok(false) };
-        let kept = ZvolKeeper::new(Zfs::find()?, name.clone(), None).kept();
+        let kept = ZvolManager::new(Zfs::find()?, name.clone(), None).kept();
         Ok(kept.map_err(|error| AnyTargetError::Kept { place: self.clone(), error })?.written)
     }
 
@@ -483,9 +483,9 @@ fn make_parents(dir: &Path) -> Result<(), AnyTargetError> {
 
 impl AnyTarget {
     /// Uses what stands at `like` as if it were an old version of this.
-    pub(crate) fn resemble(&mut self, like: &TargetPlace) -> Result<(), AnyTargetError> {
+    pub(crate) fn use_seed(&mut self, like: &TargetPlace) -> Result<(), AnyTargetError> {
         match self {
-            Self::Replica(replica) => replica.resemble(Box::new(like.read()?)),
+            Self::Replica(replica) => replica.use_seed(Box::new(like.read()?)),
             Self::Stream(_) => {
                 // It is about what differs, and only ZFS knows that of its own streams.
                 tracing::warn!(%like, "a data set that receives streams cannot be a seed");
@@ -523,11 +523,11 @@ impl Target for AnyTarget {
         }
     }
 
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, AnyTargetError> {
+    fn missing(&mut self, items: &[Item]) -> Result<Vec<Missing>, AnyTargetError> {
         match self {
-            Self::Replica(replica) => Ok(replica.lacks(items)?),
-            Self::Stream(stream) => Ok(stream.lacks(items)?),
-            Self::InPlace(place) => Ok(place.lacks(items)?),
+            Self::Replica(replica) => Ok(replica.missing(items)?),
+            Self::Stream(stream) => Ok(stream.missing(items)?),
+            Self::InPlace(place) => Ok(place.missing(items)?),
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use driftline_drbd::{GuardCommand, LiveOptions as DrbdOptions, Mode, host::CowSize};
 use driftline_zfs::{
-    DatasetName, LiveOptions, Moment, Pick, ReadBack,
+    DatasetName, LiveOptions, Pick, ReadBack, SnapshotGroup,
     host::{Package, Zfs},
     select::OwnNames,
 };
@@ -39,7 +39,7 @@ pub(crate) struct Terms<'a> {
     /// Whether that is always the same target: a peer that pulls may have several places for it.
     pub(crate) to_one: bool,
     /// The instant of the snapshot that is taken, if it is not this volume's alone.
-    pub(crate) moment: Option<&'a Moment>,
+    pub(crate) group: Option<&'a SnapshotGroup>,
     /// How its maps are checked.
     pub(crate) trust: Trust<'a>,
 }
@@ -58,25 +58,25 @@ pub(crate) fn id_of(words: &[&str]) -> [u8; 4] {
 }
 
 /// The instant of a run that replicates these data sets, which has not come yet.
-pub(crate) fn moment<'a>(
+pub(crate) fn group<'a>(
     zfs: Zfs,
     wanted: &args::Zfs,
     to: &str,
     datasets: impl IntoIterator<Item = &'a DatasetName>,
-) -> anyhow::Result<Moment> {
+) -> anyhow::Result<SnapshotGroup> {
     let name = own_names(wanted, to)?.snapshot(now_ms());
-    Ok(Moment::new(zfs, name, datasets))
+    Ok(SnapshotGroup::new(zfs, name, datasets))
 }
 
 /// The instant of a run that replicates this data set and all below it by one stream.
-pub(crate) fn moment_of_tree(
+pub(crate) fn group_of_tree(
     zfs: Zfs,
     wanted: &args::Zfs,
     to: &str,
     root: &DatasetName,
-) -> anyhow::Result<Moment> {
+) -> anyhow::Result<SnapshotGroup> {
     let name = own_names(wanted, to)?.snapshot(now_ms());
-    Ok(Moment::of_tree(zfs, name, root))
+    Ok(SnapshotGroup::of_tree(zfs, name, root))
 }
 
 /// How this snapshot of a volume of ZFS is replicated.

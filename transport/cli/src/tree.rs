@@ -7,8 +7,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use anyhow::{Context, anyhow, bail};
-use driftline_extent::Takes;
-use driftline_zfs::{Dataset, DatasetKind, DatasetName, Moment, host::Zfs, select::Patterns};
+use driftline_extent::Accepts;
+use driftline_zfs::{
+    Dataset, DatasetKind, DatasetName, SnapshotGroup, host::Zfs, select::Patterns,
+};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
@@ -22,7 +24,7 @@ use crate::{
     replication::{Job, Together, remote_state},
     report,
     target::TargetPlace,
-    terms::moment,
+    terms::group,
 };
 
 /// How many members are on their way at the same time if nothing is said, and at most.
@@ -77,13 +79,13 @@ pub(crate) async fn run(
     let (to, wanted) = (target.to_string(), &job.zfs);
     let is_taken = wanted.snapshot.is_none() && !wanted.latest;
     let names = datasets.iter().map(|dataset| &dataset.name);
-    let moment = is_taken.then(|| moment(zfs, wanted, &to, names)).transpose()?;
+    let group = is_taken.then(|| group(zfs, wanted, &to, names)).transpose()?;
     let is_remote = matches!(target, Place::Remote { .. });
     let place = (!is_remote).then(|| TargetPlace::of(target)).transpose()?;
     for number in nowhere.keys() {
-        withdraw(moment.as_ref(), &members[*number]);
+        withdraw(group.as_ref(), &members[*number]);
     }
-    let job = job.of_members(Together { to, moment }, place);
+    let job = job.of_members(Together { to, group }, place);
     let at_once = tree.at_once.unwrap_or(AT_ONCE);
     let show = if show == Show::Fitting { Show::Lines } else { show };
     let job = Arc::new(job);
@@ -130,7 +132,7 @@ async fn takes_streams(job: &Job, target: &Place) -> anyhow::Result<bool> {
     if let Place::Remote { volume, address } = target {
         let state = remote_state(volume, address, &job.peer).await;
         let state = state.with_context(|| target.to_string())?;
-        return Ok(matches!(state.takes, Takes::Stream { .. }));
+        return Ok(matches!(state.accepts, Accepts::Stream { .. }));
     }
     Ok(TargetPlace::of(target)?.takes_streams())
 }
@@ -191,9 +193,9 @@ fn place_of(target: &Place, path: &str) -> anyhow::Result<Place> {
 }
 
 /// Leaves the snapshot of this member out of the instant.
-fn withdraw(moment: Option<&Moment>, member: &Member) {
-    if let Some(moment) = moment {
-        moment.withdraw(&member.name);
+fn withdraw(group: Option<&SnapshotGroup>, member: &Member) {
+    if let Some(group) = group {
+        group.withdraw(&member.name);
     }
 }
 
@@ -232,7 +234,7 @@ async fn replicate(
         results[number] = Some(outcome);
         for child in not_tried {
             let member = members[child].clone();
-            withdraw(job.together().and_then(|together| together.moment.as_ref()), &member);
+            withdraw(job.together().and_then(|together| together.group.as_ref()), &member);
             let outcome = (member, Err(NotTried(members[number].name.clone()).into()));
             tell(&outcome);
             results[child] = Some(outcome);

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use driftline_extent::CHUNK_LEN;
-use driftline_transport::witness::{self, Compare, Witness};
+use driftline_transport::auditor::{self, Auditor, Compare};
 use driftline_trust::Incidents;
 
 use crate::{
@@ -38,11 +38,11 @@ pub(crate) struct Trust<'a> {
 impl Trust<'_> {
     /// What checks the maps of this source. What it remembers is named after the target alone, as
     /// a source may be another snapshot each time.
-    pub(crate) fn witness(&self, source: &Place) -> anyhow::Result<Witness> {
+    pub(crate) fn auditor(&self, source: &Place) -> anyhow::Result<Auditor> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).context("no randomness from the operating system")?;
         let name = blake3::hash(self.target.as_bytes()).to_hex();
-        let terms = witness::Terms {
+        let terms = auditor::Terms {
             dir: self.dir.join("manifests").join(&name[..16]),
             incidents: incidents(self.dir),
             source: source.to_string(),
@@ -53,7 +53,7 @@ impl Trust<'_> {
             now_ms: now_ms(),
             seed,
         };
-        Ok(Witness::new(terms))
+        Ok(Auditor::new(terms))
     }
 
     /// Checks what was said, without using it.

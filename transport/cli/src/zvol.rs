@@ -9,7 +9,7 @@ use std::{
 };
 
 use driftline_extent::{Committed, Generation};
-use driftline_target::{Keeper, Kept};
+use driftline_target::{DeviceManager, Kept};
 use driftline_zfs::{
     DatasetName, Point, PointName, device_of,
     host::{Zfs, ZfsError},
@@ -73,14 +73,14 @@ fn walk(dir: &Path, depth: usize, each: &mut dyn FnMut(&Path)) {
 
 /// Keeps the volume of this name.
 #[derive(Debug)]
-pub(crate) struct ZvolKeeper {
+pub(crate) struct ZvolManager {
     zfs: Zfs,
     name: DatasetName,
     /// From where on data sets above it may be made.
     root: Option<DatasetName>,
 }
 
-impl ZvolKeeper {
+impl ZvolManager {
     pub(crate) const fn new(zfs: Zfs, name: DatasetName, root: Option<DatasetName>) -> Self {
         Self { zfs, name, root }
     }
@@ -225,7 +225,7 @@ fn parse_kept(text: &str) -> io::Result<Vec<KeptAs>> {
     .collect()
 }
 
-impl Keeper for ZvolKeeper {
+impl DeviceManager for ZvolManager {
     fn create(&mut self, size: u64) -> io::Result<()> {
         if let Some(root) = &self.root {
             self.zfs.make_parents(&self.name, root).map_err(in_zfs)?;
@@ -360,7 +360,7 @@ case "$*" in
 esac
 "##;
 
-    fn fake() -> (TempDir, ZvolKeeper) {
+    fn fake() -> (TempDir, ZvolManager) {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("zfs");
         fs::write(&path, FAKE).unwrap();
@@ -369,8 +369,8 @@ esac
         let points = "back/v@theirs\t-\t-\t3\nback/v@daily\tzfs:9\tinherited from back\t999999\n";
         fs::write(folder.path().join("points"), points).unwrap();
         fs::write(folder.path().join("written"), "0\n").unwrap();
-        let keeper = ZvolKeeper::new(Zfs::with_command(path), "back/v".parse().unwrap(), None);
-        (folder, keeper)
+        let manager = ZvolManager::new(Zfs::with_command(path), "back/v".parse().unwrap(), None);
+        (folder, manager)
     }
 
     fn committed(guid: u64) -> Committed {
@@ -388,30 +388,30 @@ esac
 
     #[test]
     fn what_is_asked_does_not_grow_with_what_is_kept() {
-        let (folder, mut keeper) = fake();
+        let (folder, mut manager) = fake();
         let mut counts = Vec::new();
         for guid in 1..=40 {
-            keeper.keep(&committed(guid)).unwrap();
-            let kept = keeper.kept().unwrap();
+            manager.keep(&committed(guid)).unwrap();
+            let kept = manager.kept().unwrap();
             assert_eq!(kept, Kept { generation: Some(Generation::zfs(guid)), written: false });
             counts.push(asked(&folder));
         }
         assert_eq!(counts[1..].iter().min(), counts[1..].iter().max(), "{counts:?}");
         let points = fs::read_to_string(folder.path().join("points")).unwrap();
         assert_eq!(points.lines().count(), 42);
-        assert_eq!(keeper.available().unwrap(), Some(12345));
+        assert_eq!(manager.available().unwrap(), Some(12345));
         // Again, it is there.
-        keeper.keep(&committed(40)).unwrap();
+        manager.keep(&committed(40)).unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("points")).unwrap(), points);
     }
 
     #[test]
     fn what_a_stop_or_another_version_left_without_a_note_is_found() {
-        let (folder, mut keeper) = fake();
+        let (folder, mut manager) = fake();
         let file = |name: &str| folder.path().join(name);
         let points = || fs::read_to_string(file("points")).unwrap();
         for guid in [1, 2] {
-            keeper.keep(&committed(guid)).unwrap();
+            manager.keep(&committed(guid)).unwrap();
         }
         // No note at all, and one that leads to what was destroyed.
         for note in [None, Some("driftline-zfs:77\n")] {
@@ -419,22 +419,22 @@ esac
                 Some(note) => fs::write(file("newest"), note).unwrap(),
                 None => fs::remove_file(file("newest")).unwrap(),
             }
-            assert_eq!(keeper.kept().unwrap().generation, Some(Generation::zfs(2)));
+            assert_eq!(manager.kept().unwrap().generation, Some(Generation::zfs(2)));
         }
         // The snapshot was taken, and the note of it was not.
-        keeper.keep(&committed(3)).unwrap();
+        manager.keep(&committed(3)).unwrap();
         let note = fs::read_to_string(file("newest")).unwrap();
-        keeper.keep(&committed(4)).unwrap();
+        manager.keep(&committed(4)).unwrap();
         fs::write(file("newest"), note).unwrap();
         let before = points();
-        keeper.keep(&committed(4)).unwrap();
+        manager.keep(&committed(4)).unwrap();
         assert_eq!(points(), before, "it was taken twice");
-        assert_eq!(keeper.kept().unwrap().generation, Some(Generation::zfs(4)));
+        assert_eq!(manager.kept().unwrap().generation, Some(Generation::zfs(4)));
         // The same generation again, after something was written: another snapshot of it.
         fs::write(file("written"), "512\n").unwrap();
-        keeper.keep(&committed(4)).unwrap();
+        manager.keep(&committed(4)).unwrap();
         assert_eq!(points().lines().count(), before.lines().count() + 1);
-        assert!(keeper.kept().unwrap().written);
+        assert!(manager.kept().unwrap().written);
     }
 
     #[test]

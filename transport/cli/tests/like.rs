@@ -61,7 +61,7 @@ fn a_clone_moves_what_makes_it_one() {
 }
 
 #[test]
-fn likeness_is_used_between_local_places_and_from_job_files() {
+fn a_seed_is_used_between_local_places_and_from_job_files() {
     let pair = Pair::new();
     let dir = pair.path();
     let base = noise(&dir.join("base.img"), SIZE, 1);
@@ -158,7 +158,7 @@ fn the_origin_of_a_clone_is_found_where_it_was_pushed_to() {
 }
 
 #[test]
-fn a_likeness_that_was_found_and_may_not_be_had_is_done_without() {
+fn a_seed_that_was_found_and_may_not_be_had_is_done_without() {
     let clones = Clones::new();
     let mut server = clones.serve(&["base", "one", "two"]);
     let address = server.address.to_string();

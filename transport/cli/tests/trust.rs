@@ -58,7 +58,7 @@ fn incidents(dir: &Path) -> Vec<Value> {
 }
 
 #[test]
-fn an_increment_is_witnessed_by_the_root_over_the_whole_volume() {
+fn an_increment_is_proven_by_the_root_over_the_whole_volume() {
     let dir = TempDir::new().unwrap();
     let dir = dir.path();
     snapshots(dir);

@@ -8,7 +8,7 @@ use crate::Root;
 ///
 /// Each kind of source has one of its own, so that nobody takes a name of one for a name of another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Scheme([u8; Scheme::LEN_MAX]);
+pub struct Scheme([u8; Self::LEN_MAX]);
 
 impl Scheme {
     /// Bytes of the longest.
@@ -89,7 +89,7 @@ pub struct Generation {
     scheme: Scheme,
     len: u8,
     /// Zero behind `len`.
-    name: [u8; Generation::LEN_MAX],
+    name: [u8; Self::LEN_MAX],
 }
 
 impl Generation {

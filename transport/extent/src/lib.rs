@@ -10,8 +10,8 @@
 //! * [`Generation`], [`VolumeId`]: which point in time of which volume.
 //! * [`BlockMask`], [`ChunkId`], [`Item`]: the fixed aligned units that are
 //!   named by hash, deduplicated, journalled and verified.
-//! * [`GrainMask`], [`GrainHash`], [`Lack`]: how a changed chunk is narrowed to what differs.
-//! * [`Takes`], [`Point`], [`Ask`]: what a target can take in, if not the changes of a volume.
+//! * [`GrainMask`], [`GrainHash`], [`Missing`]: how a changed chunk is narrowed to what differs.
+//! * [`Accepts`], [`Point`], [`Ask`]: what a target can take in, if not the changes of a volume.
 //! * [`Source`], [`Volume`], [`Target`]: the seams between adapters, protocol and targets.
 //!
 //! All offsets and lengths are in bytes unless a name says otherwise.
@@ -36,8 +36,8 @@ pub use extent::Extent;
 pub use generation::{Generation, NoGeneration, Scheme, VolumeId};
 pub use reason::{OVERWRITE, Reason};
 pub use seam::{
-    Ask, Begin, Committed, Explained, Finish, Lack, Offer, POINT_NAME_LEN_MAX, POINTS_MAX, Plan,
-    PlanKind, Point, RECORD_LEN_MAX, ReplicaId, Resume, Source, TOKEN_LEN_MAX, Takes, Target,
-    TargetState, Unreadable, Volume,
+    Accepts, Ask, Begin, Committed, Explained, Finish, Missing, Offer, POINT_NAME_LEN_MAX,
+    POINTS_MAX, Plan, PlanKind, Point, RECORD_LEN_MAX, ReplicaId, Resume, Source, TOKEN_LEN_MAX,
+    Target, TargetState, Unreadable, Volume,
 };
 pub use set::ExtentSet;

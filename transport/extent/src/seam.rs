@@ -28,7 +28,7 @@ pub enum PlanKind {
     /// There is no map: both sides hash everything and only what differs moves.
     Scan,
     /// The storage's own stream is carried as it is, to a target that takes only such
-    /// ([`Takes::Stream`]): nobody between the two storages knows which bytes it changes.
+    /// ([`Accepts::Stream`]): nobody between the two storages knows which bytes it changes.
     Stream,
 }
 
@@ -266,7 +266,7 @@ pub struct Point {
 
 /// What a target can take in.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Takes {
+pub enum Accepts {
     /// The changes of a volume.
     Volume,
     /// Whole streams of its own kind of storage: [`PlanKind::Stream`] and no other.
@@ -303,7 +303,7 @@ pub struct TargetState {
     /// An increment that was cut off, if one was.
     pub resume: Option<Resume>,
     /// What it can take in.
-    pub takes: Takes,
+    pub accepts: Accepts,
 }
 
 impl TargetState {
@@ -319,7 +319,7 @@ impl TargetState {
             incomplete: false,
             damaged: false,
             resume: None,
-            takes: Takes::Volume,
+            accepts: Accepts::Volume,
         }
     }
 
@@ -329,9 +329,9 @@ impl TargetState {
         self.incomplete = false;
         self.damaged = false;
         self.resume = None;
-        match &mut self.takes {
-            Takes::Volume => (self.root, self.size) = (Some(committed.root), committed.size),
-            Takes::Stream { token, .. } => *token = None,
+        match &mut self.accepts {
+            Accepts::Volume => (self.root, self.size) = (Some(committed.root), committed.size),
+            Accepts::Stream { token, .. } => *token = None,
         }
     }
 }
@@ -361,7 +361,7 @@ pub struct Committed {
 
 /// What a target lacks of an item.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Lack {
+pub enum Missing {
     /// Nothing: it has the content, or needs none. It holds the same as a span.
     Nothing,
     /// All of its data. It holds something else than a span, whose chunks are to be told.
@@ -373,8 +373,8 @@ pub enum Lack {
 
 /// Receives increments: a replica, or later a vault.
 ///
-/// The order of calls is `begin`, then `lacks` and `apply` or `patch` for each item, then
-/// `commit`. `lacks` may run ahead of the others. After an error the target is not used again until it
+/// The order of calls is `begin`, then `missing` and `apply` or `patch` for each item, then
+/// `commit`. `missing` may run ahead of the others. After an error the target is not used again until it
 /// was opened anew.
 pub trait Target {
     /// What can go wrong.
@@ -394,14 +394,14 @@ pub trait Target {
 
     /// For each item, what must be sent of it. Checks, before anything is overwritten, that
     /// what stands there is what was committed.
-    fn lacks(&mut self, items: &[Item]) -> Result<Vec<Lack>, Self::Error>;
+    fn missing(&mut self, items: &[Item]) -> Result<Vec<Missing>, Self::Error>;
 
-    /// Takes one item, with its data if [`lacks`](Self::lacks) asked for all of it, or if
+    /// Takes one item, with its data if [`missing`](Self::lacks) asked for all of it, or if
     /// [`patch`](Self::patch) does. A [`Item::Span`] that the target lacks is not applied: its
     /// chunks come as items.
     fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Self::Error>;
 
-    /// Takes one item of which [`lacks`](Self::lacks) told hashes, with the data of the grains
+    /// Takes one item of which [`missing`](Self::lacks) told hashes, with the data of the grains
     /// that differ. `false`: what that makes is not what the item names, as two grains have one
     /// hash, and nothing was changed; the item is to be applied with all of its data.
     fn patch(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, Self::Error>;

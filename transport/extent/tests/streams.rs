@@ -1,7 +1,7 @@
 //! What the model says of opaque streams, beside volumes.
 
 use driftline_extent::{
-    Change, ChunkId, Committed, Generation, Item, PART_LEN_MAX, Point, Resume, Root, Takes,
+    Accepts, Change, ChunkId, Committed, Generation, Item, PART_LEN_MAX, Point, Resume, Root,
     TargetState,
 };
 
@@ -30,8 +30,8 @@ fn a_commit_moves_the_state_on() {
     assert_eq!(volume, expected);
 
     let mut stream =
-        TargetState { takes: Takes::Stream { token, points: points.clone() }, ..before };
+        TargetState { accepts: Accepts::Stream { token, points: points.clone() }, ..before };
     stream.advance(&committed);
-    let takes = Takes::Stream { token: None, points };
-    assert_eq!(stream, TargetState { generation: Some(TIP), takes, ..TargetState::nothing() });
+    let accepts = Accepts::Stream { token: None, points };
+    assert_eq!(stream, TargetState { generation: Some(TIP), accepts, ..TargetState::nothing() });
 }

@@ -25,10 +25,10 @@
 
 use std::{collections::BTreeMap, io, ops::Range};
 
+use driftline_chunking::{ChunkKey, SPAN_CHUNKS, TreeHasher};
 use driftline_extent::{
     ChunkId, Generation, RECORD_LEN_MAX, Reason, Root, TargetState, chunk_count,
 };
-use driftline_manifest::{ChunkKey, SPAN_CHUNKS, TreeHasher};
 
 use crate::{
     Entry, Held, Pass, Storage,

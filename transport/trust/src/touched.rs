@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use driftline_chunking::SPAN_CHUNKS;
 use driftline_extent::{CHUNK_LEN, Change, Extent};
-use driftline_manifest::SPAN_CHUNKS;
 
 use crate::Entry;
 

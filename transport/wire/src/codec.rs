@@ -1,9 +1,9 @@
 //! Bytes by hand: one reader that cannot overrun, one writer, little-endian throughout.
 
 use driftline_extent::{
-    BlockMask, CHUNK_LEN, ChunkId, Generation, Item, PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX,
-    Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Scheme, Standing, TOKEN_LEN_MAX, Takes,
-    VOLUME_LEN_MAX, VolumeId,
+    Accepts, BlockMask, CHUNK_LEN, ChunkId, Generation, Item, PART_LEN_MAX, POINT_NAME_LEN_MAX,
+    POINTS_MAX, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root, Scheme, Standing,
+    TOKEN_LEN_MAX, VOLUME_LEN_MAX, VolumeId,
 };
 
 /// Why bytes from a peer are not what they should be.
@@ -226,8 +226,10 @@ impl Codec for Generation {
                 let scheme = scheme.ok_or(DecodeError::Invalid { what: "generation scheme" })?;
                 (scheme, from.u8("generation length")?.into())
             }
-            code => Scheme::of_code(code)
-                .ok_or(DecodeError::Unknown { what: "generation kind", value: code.into() })?,
+            code => Scheme::of_code(code).ok_or_else(|| DecodeError::Unknown {
+                what: "generation kind",
+                value: code.into(),
+            })?,
         };
         let name = from.bytes(len, "generation")?;
         Self::new(scheme, name).ok_or(DecodeError::Invalid { what: "generation" })
@@ -256,7 +258,7 @@ pub(crate) const CHUNKS_MAX: u64 = VOLUME_LEN_MAX / CHUNK_LEN;
 const TAKES_VOLUME: u8 = 1;
 const TAKES_STREAM: u8 = 2;
 
-impl Codec for Takes {
+impl Codec for Accepts {
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Volume => out.u8(TAKES_VOLUME),

@@ -3,14 +3,14 @@
 //! Each body takes arbitrary bytes, and panics if the code under test breaks a promise.
 
 use bytes::{Bytes, BytesMut};
+use driftline_chunking::ChunkKey;
 use driftline_extent::{
-    Ask, Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, Item, Lack, Offer,
-    Plan, PlanKind, Reason, Root, Standing, Takes,
+    Accepts, Ask, Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, Item,
+    Missing, Offer, Plan, PlanKind, Reason, Root, Standing,
 };
-use driftline_manifest::ChunkKey;
 
 use crate::{
-    Announced, Coming, Hello, Link, LinkEvent, Message, Packed, Packer, Payload, Peer, Receiver,
+    Announced, Hello, Inbound, Link, LinkEvent, Message, Packed, Packer, Payload, Peer, Receiver,
     ReceiverOutput, SecretKey, Sender, SenderOutput, SessionError, Unpacker,
     frame::{HEADER_LEN, Header},
     message::DataPart,
@@ -154,7 +154,7 @@ fn state() -> driftline_extent::TargetState {
         incomplete: false,
         damaged: false,
         resume: None,
-        takes: Takes::Volume,
+        accepts: Accepts::Volume,
     }
 }
 
@@ -171,23 +171,23 @@ fn settle(receiver: &mut Receiver) {
                 receiver.handle_begun(Begin { from });
             }
             ReceiverOutput::LookUp(batch) => {
-                let lacks = batch.items.iter().map(|item| match item.narrowable() {
+                let missing = batch.items.iter().map(|item| match item.narrowable() {
                     Some(grains) if item.first() % 3 == 1 => {
-                        Lack::Unlike(vec![GrainHash([7; 8]); grains.count()])
+                        Missing::Unlike(vec![GrainHash([7; 8]); grains.count()])
                     }
-                    _ if item.first() % 3 == 0 => Lack::Nothing,
-                    _ => Lack::All,
+                    _ if item.first() % 3 == 0 => Missing::Nothing,
+                    _ => Missing::All,
                 });
-                receiver.handle_looked_up(batch.seq, lacks.collect());
+                receiver.handle_looked_up(batch.seq, missing.collect());
             }
             ReceiverOutput::Apply(arrived) => {
-                let items = arrived.batch.items.iter().zip(&arrived.coming);
-                let wanted: u64 = items.clone().map(|(item, coming)| coming.data_len(item)).sum();
+                let items = arrived.batch.items.iter().zip(&arrived.inbound);
+                let wanted: u64 = items.clone().map(|(item, inbound)| inbound.data_len(item)).sum();
                 let came: u64 = arrived.parts.iter().map(|part| u64::from(part.raw_len)).sum();
                 assert_eq!(wanted, came);
                 // Some grains are said to have lied.
-                let misfits = (0..).zip(items).filter_map(|(place, (item, coming))| {
-                    let narrowed = matches!(coming, Coming::Grains(_));
+                let misfits = (0..).zip(items).filter_map(|(place, (item, inbound))| {
+                    let narrowed = matches!(inbound, Inbound::Grains(_));
                     (narrowed && item.first() % 2 == 0).then_some(place)
                 });
                 let misfits: Vec<u16> = misfits.collect();
@@ -224,7 +224,7 @@ impl Source {
         while let Some(output) = self.sender.poll() {
             match output {
                 SenderOutput::Plan(state) => {
-                    self.stream = matches!(state.takes, Takes::Stream { .. });
+                    self.stream = matches!(state.accepts, Accepts::Stream { .. });
                     match self.stream && !std::mem::replace(&mut self.asked, self.stream) {
                         true => {
                             let member = "a/b".to_owned();

@@ -221,6 +221,6 @@ pub use keys::{KeyError, PublicKey, SecretKey};
 pub use link::{Entropy, Link, LinkError, LinkEvent, Peer};
 pub use message::{Batch, Coding, DataPart, Message, Verb};
 pub use pack::{Packer, Unpacker, split_data};
-pub use receiver::{Arrived, Coming, Receiver, ReceiverOutput};
+pub use receiver::{Arrived, Inbound, Receiver, ReceiverOutput};
 pub use sender::{Announced, Compared, Packed, Payload, Piece, Sender, SenderOutput};
 pub use session::SessionError;

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use driftline_extent::{
-    Ask, Begin, CHUNK_LEN, Committed, Finish, GRAINS_PER_CHUNK, Generation, GrainHash, GrainMask,
-    Item, Lack, Offer, Plan, Reason, ReplicaId, Resume, Root, Takes, TargetState, VOLUME_LEN_MAX,
-    VolumeId,
+    Accepts, Ask, Begin, CHUNK_LEN, Committed, Finish, GRAINS_PER_CHUNK, Generation, GrainHash,
+    GrainMask, Item, Missing, Offer, Plan, Reason, ReplicaId, Resume, Root, TargetState,
+    VOLUME_LEN_MAX, VolumeId,
 };
 
 use crate::{
@@ -83,7 +83,7 @@ pub enum Message {
         /// The batch.
         seq: u32,
         /// One for each item.
-        lacks: Vec<Lack>,
+        missing: Vec<Missing>,
     },
     /// Source side: what follows of the items whose grains the target told hashes of.
     Narrowed {
@@ -251,10 +251,10 @@ impl Message {
                 out.u16(batch.items.len() as u16);
                 batch.items.iter().for_each(|item| item.encode(&mut out));
             }
-            Self::Want { seq, lacks } => {
+            Self::Want { seq, missing } => {
                 out.u8(tag::WANT);
                 out.u32(*seq);
-                encode_lacks(lacks, &mut out);
+                encode_lacks(missing, &mut out);
             }
             Self::Narrowed { seq, grains } => {
                 out.u8(tag::NARROWED);
@@ -301,8 +301,7 @@ impl Message {
             tag::REQUEST => Self::Request {
                 verb: decode_verb(from)?,
                 volume: from.text(NAME_LEN_MAX.into(), "volume name")?,
-                like: from
-                    .option("likeness", |from| from.text(NAME_LEN_MAX.into(), "volume name"))?,
+                like: from.option("seed", |from| from.text(NAME_LEN_MAX.into(), "volume name"))?,
             },
             tag::ACCEPT => Self::Accept,
             tag::REFUSE => Self::Refuse {
@@ -320,7 +319,9 @@ impl Message {
             }
             tag::BEGIN => Self::Begin(Begin { from: from.bounded(CHUNKS_MAX, "watermark")? }),
             tag::BATCH => Self::Batch(decode_batch(from)?),
-            tag::WANT => Self::Want { seq: from.u32("batch number")?, lacks: decode_lacks(from)? },
+            tag::WANT => {
+                Self::Want { seq: from.u32("batch number")?, missing: decode_lacks(from)? }
+            }
             tag::NARROWED => {
                 let (seq, count) = (from.u32("batch number")?, decode_count(from)?);
                 let grains = (0..count).map(|_| from.u16("grains").map(GrainMask));
@@ -404,13 +405,13 @@ fn decode_count(from: &mut Reader<'_>) -> Result<usize, DecodeError> {
 const LACK_NOTHING: u8 = 0;
 const LACK_ALL: u8 = 1;
 
-fn encode_lacks(lacks: &[Lack], out: &mut Vec<u8>) {
-    out.u16(lacks.len() as u16);
-    for lack in lacks {
+fn encode_lacks(missing: &[Missing], out: &mut Vec<u8>) {
+    out.u16(missing.len() as u16);
+    for lack in missing {
         match lack {
-            Lack::Nothing => out.u8(LACK_NOTHING),
-            Lack::All => out.u8(LACK_ALL),
-            Lack::Unlike(hashes) => {
+            Missing::Nothing => out.u8(LACK_NOTHING),
+            Missing::All => out.u8(LACK_ALL),
+            Missing::Unlike(hashes) => {
                 debug_assert!((2..=GRAINS_PER_CHUNK as usize).contains(&hashes.len()));
                 out.u8(hashes.len() as u8);
                 hashes.iter().for_each(|hash| out.put(&hash.0));
@@ -419,14 +420,14 @@ fn encode_lacks(lacks: &[Lack], out: &mut Vec<u8>) {
     }
 }
 
-fn decode_lacks(from: &mut Reader<'_>) -> Result<Vec<Lack>, DecodeError> {
+fn decode_lacks(from: &mut Reader<'_>) -> Result<Vec<Missing>, DecodeError> {
     let count = decode_count(from)?;
     let mut hashes_left = BATCH_HASHES_MAX;
-    let mut lacks = Vec::new();
+    let mut missing = Vec::new();
     for _ in 0..count {
-        lacks.push(match from.u8("want")? {
-            LACK_NOTHING => Lack::Nothing,
-            LACK_ALL => Lack::All,
+        missing.push(match from.u8("want")? {
+            LACK_NOTHING => Missing::Nothing,
+            LACK_ALL => Missing::All,
             count if u32::from(count) > GRAINS_PER_CHUNK => {
                 let (value, limit) = (count.into(), GRAINS_PER_CHUNK.into());
                 return Err(DecodeError::Limit { what: "hashes of an item", value, limit });
@@ -439,11 +440,11 @@ fn decode_lacks(from: &mut Reader<'_>) -> Result<Vec<Lack>, DecodeError> {
                 };
                 hashes_left = left;
                 let hashes = (0..count).map(|_| from.array("hash of a grain").map(GrainHash));
-                Lack::Unlike(hashes.collect::<Result<_, _>>()?)
+                Missing::Unlike(hashes.collect::<Result<_, _>>()?)
             }
         });
     }
-    Ok(lacks)
+    Ok(missing)
 }
 
 fn decode_places(from: &mut Reader<'_>) -> Result<Vec<u16>, DecodeError> {
@@ -468,7 +469,7 @@ impl Codec for TargetState {
         out.u64(self.size);
         out.u8(u8::from(self.incomplete) | u8::from(self.damaged) << 1);
         out.option(self.resume.as_ref(), |out, resume| resume.encode(out));
-        self.takes.encode(out);
+        self.accepts.encode(out);
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -483,7 +484,7 @@ impl Codec for TargetState {
             flags => return Err(DecodeError::Unknown { what: "flags", value: flags.into() }),
         };
         let resume = from.option("resume", Resume::decode)?;
-        let takes = Takes::decode(from)?;
+        let accepts = Accepts::decode(from)?;
         Ok(Self {
             replica,
             chunk_key,
@@ -494,7 +495,7 @@ impl Codec for TargetState {
             incomplete,
             damaged,
             resume,
-            takes,
+            accepts,
         })
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     frame::BULK_ROOM,
     limits::BULK_LEN_MAX,
     message::{Coding, DataPart},
-    receiver::Coming,
+    receiver::Inbound,
 };
 
 /// Compresses wanted data into parts, where samples of them say that it pays.
@@ -145,15 +145,15 @@ impl Unpacker {
 /// Each item of a batch with what came of it, and the data of that.
 pub fn split_data<'a>(
     items: &'a [Item],
-    coming: &'a [Coming],
+    inbound: &'a [Inbound],
     data: &'a [u8],
-) -> impl Iterator<Item = (&'a Item, Coming, &'a [u8])> {
+) -> impl Iterator<Item = (&'a Item, Inbound, &'a [u8])> {
     let mut rest = data;
-    items.iter().zip(coming).map(move |(item, coming)| {
-        let len = coming.data_len(item) as usize;
+    items.iter().zip(inbound).map(move |(item, inbound)| {
+        let len = inbound.data_len(item) as usize;
         let (now, later) = rest.split_at(len.min(rest.len()));
         rest = later;
-        (item, *coming, now)
+        (item, *inbound, now)
     })
 }
 

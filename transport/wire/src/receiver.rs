@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use driftline_extent::{
-    Ask, Begin, Committed, Extent, ExtentSet, Finish, GrainMask, Item, Lack, Offer, PlanKind,
+    Ask, Begin, Committed, Extent, ExtentSet, Finish, GrainMask, Item, Missing, Offer, PlanKind,
     Reason, TargetState,
 };
 
@@ -16,7 +16,7 @@ use crate::{
 
 /// What comes of an item.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Coming {
+pub enum Inbound {
     /// Nothing: the target has it.
     Nothing,
     /// All of its data; of a span, that its chunks are told.
@@ -25,7 +25,7 @@ pub enum Coming {
     Grains(GrainMask),
 }
 
-impl Coming {
+impl Inbound {
     /// How many bytes of data come of `item`.
     pub const fn data_len(self, item: &Item) -> u64 {
         match (self, item) {
@@ -43,7 +43,7 @@ pub struct Arrived {
     /// The batch.
     pub batch: Batch,
     /// One for each item.
-    pub coming: Vec<Coming>,
+    pub inbound: Vec<Inbound>,
     /// The data that came, in order.
     pub parts: Vec<DataPart>,
     /// Once this batch is applied, every chunk below this index has been received.
@@ -118,12 +118,12 @@ struct Waiting {
     batch: Batch,
     /// What the batch uses of the window.
     data_len: u64,
-    coming: Option<Vec<Coming>>,
+    inbound: Option<Vec<Inbound>>,
     /// Items of which the source has still to say which grains come.
     narrowing: usize,
     parts: Vec<DataPart>,
     /// Data bytes that were wanted and have not arrived.
-    missing: u64,
+    awaited: u64,
 }
 
 #[derive(Debug)]
@@ -230,10 +230,10 @@ impl Receiver {
         self.waiting.push_back(Waiting {
             batch: batch.clone(),
             data_len,
-            coming: None,
+            inbound: None,
             narrowing: 0,
             parts: Vec::new(),
-            missing: 0,
+            awaited: 0,
         });
         self.output.push_back(ReceiverOutput::LookUp(batch));
         Ok(())
@@ -259,44 +259,44 @@ impl Receiver {
     }
 
     /// The target has looked up the items of a batch.
-    pub fn handle_looked_up(&mut self, seq: u32, lacks: Vec<Lack>) {
+    pub fn handle_looked_up(&mut self, seq: u32, missing: Vec<Missing>) {
         let Some(waiting) = self.waiting.iter_mut().find(|w| w.batch.seq == seq) else { return };
-        let coming: Vec<Coming> = lacks
+        let inbound: Vec<Inbound> = missing
             .iter()
             .map(|lack| match lack {
-                Lack::Nothing => Coming::Nothing,
-                Lack::All => Coming::All,
+                Missing::Nothing => Inbound::Nothing,
+                Missing::All => Inbound::All,
                 // Until the source says which.
-                Lack::Unlike(_) => Coming::Grains(GrainMask::default()),
+                Missing::Unlike(_) => Inbound::Grains(GrainMask::default()),
             })
             .collect();
-        let grains = coming.iter().filter(|coming| matches!(coming, Coming::Grains(_)));
+        let grains = inbound.iter().filter(|inbound| matches!(inbound, Inbound::Grains(_)));
         waiting.narrowing = grains.count();
-        waiting.missing = missing(&waiting.batch.items, &coming);
-        waiting.coming = Some(coming);
-        self.output.push_back(ReceiverOutput::Send(Message::Want { seq, lacks }));
+        waiting.awaited = awaited(&waiting.batch.items, &inbound);
+        waiting.inbound = Some(inbound);
+        self.output.push_back(ReceiverOutput::Send(Message::Want { seq, missing }));
         self.apply_in_order();
     }
 
     fn handle_narrowed(&mut self, seq: u32, grains: &[GrainMask]) -> Result<(), SessionError> {
         let waiting = self.waiting.iter_mut().find(|w| w.batch.seq == seq);
-        let Some((waiting, mut coming)) = waiting.and_then(|waiting| {
-            let coming = waiting.coming.take_if(|_| waiting.narrowing == grains.len())?;
-            Some((waiting, coming))
+        let Some((waiting, mut inbound)) = waiting.and_then(|waiting| {
+            let inbound = waiting.inbound.take_if(|_| waiting.narrowing == grains.len())?;
+            Some((waiting, inbound))
         }) else {
             return Err(SessionError::Violation("it narrowed other items than it was asked to"));
         };
-        let items = coming.iter_mut().zip(&waiting.batch.items);
-        let narrowed = items.filter(|(coming, _)| matches!(coming, Coming::Grains(_)));
-        for ((coming, item), grains) in narrowed.zip(grains) {
+        let items = inbound.iter_mut().zip(&waiting.batch.items);
+        let narrowed = items.filter(|(inbound, _)| matches!(inbound, Inbound::Grains(_)));
+        for ((inbound, item), grains) in narrowed.zip(grains) {
             if !item.narrowable().is_some_and(|there| grains.is_within(there)) {
                 return Err(SessionError::Violation("it narrowed an item to what is not in it"));
             }
-            *coming = Coming::Grains(*grains);
+            *inbound = Inbound::Grains(*grains);
         }
         waiting.narrowing = 0;
-        waiting.missing = missing(&waiting.batch.items, &coming);
-        waiting.coming = Some(coming);
+        waiting.awaited = awaited(&waiting.batch.items, &inbound);
+        waiting.inbound = Some(inbound);
         self.apply_in_order();
         Ok(())
     }
@@ -306,14 +306,14 @@ impl Receiver {
         let waiting = self.waiting.iter_mut().find(|w| w.batch.seq == part.seq);
         let waiting = waiting.filter(|waiting| waiting.narrowing == 0);
         let Some((waiting, rest)) =
-            waiting.and_then(|w| w.missing.checked_sub(part.raw_len.into()).map(|rest| (w, rest)))
+            waiting.and_then(|w| w.awaited.checked_sub(part.raw_len.into()).map(|rest| (w, rest)))
         else {
             return Err(SessionError::Violation("it sent data that nobody wants"));
         };
         if waiting.parts.len() == BATCH_PARTS_MAX {
             return Err(SessionError::Violation("it sent the data of a batch in too many parts"));
         }
-        waiting.missing = rest;
+        waiting.awaited = rest;
         waiting.parts.push(part);
         self.apply_in_order();
         Ok(())
@@ -323,27 +323,27 @@ impl Receiver {
         // What cannot be made from grains comes whole, and what follows is not applied before it.
         while self.applying.back().is_none_or(|applying| applying.narrowed.is_none())
             && let Some(first) = self.waiting.front_mut()
-            && first.missing == 0
+            && first.awaited == 0
             && first.narrowing == 0
-            && let Some(coming) = first.coming.take()
+            && let Some(inbound) = first.inbound.take()
             && let Some(Waiting { batch, data_len, parts, .. }) = self.waiting.pop_front()
         {
-            let watermark = self.advance(&batch, &coming);
-            let narrowed = coming.iter().any(|coming| matches!(coming, Coming::Grains(_)));
+            let watermark = self.advance(&batch, &inbound);
+            let narrowed = inbound.iter().any(|inbound| matches!(inbound, Inbound::Grains(_)));
             let narrowed = narrowed.then(|| batch.items.clone());
             self.applying.push_back(Applying { seq: batch.seq, data_len, narrowed });
-            let arrived = Arrived { batch, coming, parts, watermark };
+            let arrived = Arrived { batch, inbound, parts, watermark };
             self.output.push_back(ReceiverOutput::Apply(arrived));
         }
     }
 
     /// The watermark once `batch` is applied as well.
-    fn advance(&mut self, batch: &Batch, coming: &[Coming]) -> u64 {
+    fn advance(&mut self, batch: &Batch, inbound: &[Inbound]) -> u64 {
         if self.kind == PlanKind::Scan {
             // A span that differs is not received before its chunks are.
-            let settled = batch.items.iter().zip(coming);
+            let settled = batch.items.iter().zip(inbound);
             let settled =
-                settled.filter(|(i, c)| !(**c == Coming::All && matches!(i, Item::Span { .. })));
+                settled.filter(|(i, c)| !(**c == Inbound::All && matches!(i, Item::Span { .. })));
             self.received.extend(settled.filter_map(|(i, _)| Extent::new(i.first(), i.count())));
             self.watermark = match self.received.iter().next() {
                 Some(first) if first.offset() == 0 => first.end(),
@@ -375,12 +375,12 @@ impl Receiver {
         };
         let items = misfits.iter().filter_map(|place| items.get(usize::from(*place)).copied());
         let items: Vec<Item> = items.collect();
-        let coming = vec![Coming::All; items.len()];
+        let inbound = vec![Inbound::All; items.len()];
         self.waiting.push_front(Waiting {
-            missing: missing(&items, &coming),
+            awaited: awaited(&items, &inbound),
             batch: Batch { seq, items },
             data_len,
-            coming: Some(coming),
+            inbound: Some(inbound),
             narrowing: 0,
             parts: Vec::new(),
         });
@@ -414,6 +414,6 @@ impl Receiver {
 }
 
 /// How many bytes of data come of the items of a batch.
-fn missing(items: &[Item], coming: &[Coming]) -> u64 {
-    items.iter().zip(coming).map(|(item, coming)| coming.data_len(item)).sum()
+fn awaited(items: &[Item], inbound: &[Inbound]) -> u64 {
+    items.iter().zip(inbound).map(|(item, inbound)| inbound.data_len(item)).sum()
 }

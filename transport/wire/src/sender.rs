@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use driftline_extent::{
-    Ask, Begin, Committed, Finish, GrainHash, GrainMask, Item, Lack, Offer, PlanKind, Reason,
+    Ask, Begin, Committed, Finish, GrainHash, GrainMask, Item, Missing, Offer, PlanKind, Reason,
     TargetState,
 };
 
@@ -211,7 +211,7 @@ impl Sender {
                 self.output.push_back(SenderOutput::Deliver(begin));
                 Ok(())
             }
-            (State::Delivering, Message::Want { seq, lacks }) => self.handle_want(seq, lacks),
+            (State::Delivering, Message::Want { seq, missing }) => self.handle_want(seq, missing),
             (State::Delivering, Message::Again { seq, items }) => self.handle_again(seq, &items),
             (State::Delivering, Message::Applied { seq }) => self.handle_applied(seq),
             (State::AwaitCommit, Message::Committed(committed)) => self.handle_commit(committed),
@@ -297,7 +297,7 @@ impl Sender {
         self.output.push_back(SenderOutput::Send(Message::Refuse { reason, detail }));
     }
 
-    fn handle_want(&mut self, seq: u32, lacks: Vec<Lack>) -> Result<(), SessionError> {
+    fn handle_want(&mut self, seq: u32, missing: Vec<Missing>) -> Result<(), SessionError> {
         let batch = self.outstanding.get_mut(&seq);
         let Some((batch, items)) = batch.and_then(|batch| match &mut batch.stage {
             Stage::Announced(items) => Some(mem::take(items)).map(|items| (batch, items)),
@@ -305,20 +305,22 @@ impl Sender {
         }) else {
             return Err(SessionError::Violation("it wants data of a batch that is not open"));
         };
-        if items.len() != lacks.len() {
+        if items.len() != missing.len() {
             return Err(SessionError::Violation("it wants other items than were announced"));
         }
         let (mut pieces, mut narrowed, mut compared) = (Vec::new(), Vec::new(), Vec::new());
-        for ((place, announced), lack) in (0..).zip(items).zip(lacks) {
+        for ((place, announced), lack) in (0..).zip(items).zip(missing) {
             let item = announced.item;
             match lack {
                 _ if matches!(item, Item::Span { .. }) => {
-                    let differs = lack != Lack::Nothing;
+                    let differs = lack != Missing::Nothing;
                     compared.push(Compared { span: item, differs });
                 }
-                Lack::All if item.data_len() > 0 => pieces.push(Piece { announced, theirs: None }),
-                Lack::Nothing | Lack::All => {}
-                Lack::Unlike(hashes) => {
+                Missing::All if item.data_len() > 0 => {
+                    pieces.push(Piece { announced, theirs: None })
+                }
+                Missing::Nothing | Missing::All => {}
+                Missing::Unlike(hashes) => {
                     if item.narrowable().is_none_or(|grains| grains.count() != hashes.len()) {
                         let violation = "it told hashes of something else than was announced";
                         return Err(SessionError::Violation(violation));

@@ -1,14 +1,14 @@
 //! The two machines where the source asks about the data sets of a tree before it plans.
 
 use driftline_extent::{
-    Ask, Begin, Generation, Offer, Plan, PlanKind, ReplicaId, Standing, Takes, TargetState,
+    Accepts, Ask, Begin, Generation, Offer, Plan, PlanKind, ReplicaId, Standing, TargetState,
 };
 use driftline_wire::{Message, Receiver, ReceiverOutput, Sender, SenderOutput, SessionError};
 
 fn state() -> TargetState {
-    let takes = Takes::Stream { token: None, points: Vec::new() };
+    let accepts = Accepts::Stream { token: None, points: Vec::new() };
     let (replica, generation) = (ReplicaId([1; 16]), Some(Generation::zfs(1)));
-    TargetState { replica, chunk_key: [2; 32], generation, takes, ..TargetState::nothing() }
+    TargetState { replica, chunk_key: [2; 32], generation, accepts, ..TargetState::nothing() }
 }
 
 fn offer(kind: PlanKind) -> Offer {

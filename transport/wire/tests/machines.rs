@@ -3,11 +3,11 @@
 
 use bytes::Bytes;
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item, Lack,
-    Offer, Plan, PlanKind, Reason, ReplicaId, Root, Standing, Takes, TargetState,
+    Accepts, Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item,
+    Missing, Offer, Plan, PlanKind, Reason, ReplicaId, Root, Standing, TargetState,
 };
 use driftline_wire::{
-    Announced, Arrived, Batch, Coding, Coming, Compared, DataPart, Message, Packed, Packer,
+    Announced, Arrived, Batch, Coding, Compared, DataPart, Inbound, Message, Packed, Packer,
     Payload, Piece, Receiver, ReceiverOutput, Sender, SenderOutput, SessionError, limits,
 };
 
@@ -24,7 +24,7 @@ fn state() -> TargetState {
         incomplete: false,
         damaged: false,
         resume: None,
-        takes: Takes::Volume,
+        accepts: Accepts::Volume,
     }
 }
 
@@ -104,7 +104,7 @@ fn receiving(kind: PlanKind, from: u64) -> Receiver {
 /// Announces a batch of which everything, or nothing, is wanted.
 fn announce(receiver: &mut Receiver, seq: u32, items: &[Item], wanted: bool) {
     receiver.handle_message(batch(seq, items.iter().copied())).unwrap();
-    let lack = if wanted { Lack::All } else { Lack::Nothing };
+    let lack = if wanted { Missing::All } else { Missing::Nothing };
     receiver.handle_looked_up(seq, vec![lack; items.len()]);
 }
 
@@ -122,7 +122,7 @@ fn a_receiver_hears_only_what_is_due() {
     let everything = || {
         let finish = Message::Finish { finish: finish(), transcript: [0; 32] };
         let state = Message::State(Box::new(state()));
-        let want = Message::Want { seq: 0, lacks: vec![Lack::All] };
+        let want = Message::Want { seq: 0, missing: vec![Missing::All] };
         let fixed = [Message::KeepAlive, Message::Accept, state, want, finish];
         let rest = [
             Message::Begin(Begin { from: 0 }),
@@ -222,7 +222,7 @@ fn the_batch_window_holds_what_it_says() {
         // Whether looked up or not: both take memory.
         receiver.handle_message(batch(seq, [hole(0)])).unwrap();
         if seq % 2 == 0 {
-            receiver.handle_looked_up(seq, vec![Lack::Nothing]);
+            receiver.handle_looked_up(seq, vec![Missing::Nothing]);
         }
     }
     violation(receiver.handle_message(batch(64, [hole(0)])), "more than the window holds");
@@ -277,7 +277,7 @@ fn batches_are_applied_in_order_and_whole() {
     let arrived = applied(&mut receiver);
     let seqs: Vec<_> = arrived.iter().map(|a| (a.batch.seq, a.parts.len(), a.watermark)).collect();
     assert_eq!(seqs, [(0, 2, 2), (1, 1, 3)]);
-    receiver.handle_looked_up(2, vec![Lack::Nothing]);
+    receiver.handle_looked_up(2, vec![Missing::Nothing]);
     assert_eq!(applied(&mut receiver).len(), 1);
 }
 
@@ -301,13 +301,13 @@ fn the_watermark_of_a_scan_passes_no_span_that_differs() {
 fn narrowing() -> Receiver {
     let mut receiver = receiving(PlanKind::Incremental, 0);
     receiver.handle_message(batch(0, [block(0), whole(1), whole(2), hole(3)])).unwrap();
-    receiver.handle_looked_up(0, vec![Lack::All, unlike(16), unlike(16), Lack::Nothing]);
+    receiver.handle_looked_up(0, vec![Missing::All, unlike(16), unlike(16), Missing::Nothing]);
     assert_eq!(applied(&mut receiver), []);
     receiver
 }
 
-fn unlike(count: usize) -> Lack {
-    Lack::Unlike(vec![GrainHash([9; 8]); count])
+fn unlike(count: usize) -> Missing {
+    Missing::Unlike(vec![GrainHash([9; 8]); count])
 }
 
 fn narrowed(seq: u32, grains: &[u16]) -> Message {
@@ -354,8 +354,8 @@ fn what_was_narrowed_is_awaited_and_no_more() {
     receiver.handle_message(narrowed(0, &[0x8001, 0])).unwrap();
     narrowing_done(&mut receiver, 512 + 2 * 4096).unwrap();
     let arrived = applied(&mut receiver).remove(0);
-    let grains = |mask| Coming::Grains(GrainMask(mask));
-    assert_eq!(arrived.coming, [Coming::All, grains(0x8001), grains(0), Coming::Nothing]);
+    let grains = |mask| Inbound::Grains(GrainMask(mask));
+    assert_eq!(arrived.inbound, [Inbound::All, grains(0x8001), grains(0), Inbound::Nothing]);
     assert_eq!(arrived.watermark, 4);
 }
 
@@ -367,7 +367,7 @@ fn narrowing_done(receiver: &mut Receiver, len: usize) -> Result<(), SessionErro
 fn what_does_not_fit_comes_whole_before_anything_else_is_applied() {
     let mut receiver = narrowing();
     receiver.handle_message(batch(1, [hole(9)])).unwrap();
-    receiver.handle_looked_up(1, vec![Lack::Nothing]);
+    receiver.handle_looked_up(1, vec![Missing::Nothing]);
     receiver.handle_message(narrowed(0, &[1, 2])).unwrap();
     receiver.handle_data(part(0, 512 + 2 * 4096)).unwrap();
     let first = applied(&mut receiver);
@@ -380,7 +380,7 @@ fn what_does_not_fit_comes_whole_before_anything_else_is_applied() {
     let second = applied(&mut receiver);
     assert_eq!(second.len(), 2, "the batch behind it is free as well");
     assert_eq!(second[0].batch, Batch { seq: 0, items: vec![whole(2)] });
-    assert_eq!((second[0].coming.as_slice(), second[0].watermark), (&[Coming::All][..], 4));
+    assert_eq!((second[0].inbound.as_slice(), second[0].watermark), (&[Inbound::All][..], 4));
     receiver.handle_applied(0);
     receiver.handle_applied(1);
     let said = outputs(&mut receiver);
@@ -397,8 +397,8 @@ fn transcript(batches: &[Vec<Item>]) -> [u8; 32] {
     for (seq, items) in (0..).zip(batches) {
         let count = items.len();
         sender.handle_batch(items.iter().map(|item| held(*item)).collect());
-        let lacks = vec![Lack::Nothing; count];
-        sender.handle_message(Message::Want { seq, lacks }).unwrap();
+        let missing = vec![Missing::Nothing; count];
+        sender.handle_message(Message::Want { seq, missing }).unwrap();
         sender.handle_message(Message::Applied { seq }).unwrap();
     }
     sender.handle_end(finish());
@@ -483,8 +483,8 @@ fn a_stream_is_wanted_from_its_start_and_only_by_part() {
     assert!(from(0).is_ok());
     let mut sender = delivering_of(PlanKind::Stream);
     sender.handle_batch(vec![held(piece(0)), held(piece(1)), held(piece(2))]);
-    let lacks = vec![Lack::All, Lack::Nothing, Lack::All];
-    sender.handle_message(Message::Want { seq: 0, lacks }).unwrap();
+    let missing = vec![Missing::All, Missing::Nothing, Missing::All];
+    sender.handle_message(Message::Want { seq: 0, missing }).unwrap();
     let outputs: Vec<_> = std::iter::from_fn(|| sender.poll()).collect();
     let pieces = [0, 2].map(|index| Piece { announced: held(piece(index)), theirs: None }).to_vec();
     assert_eq!(outputs.last(), Some(&SenderOutput::Pack { seq: 0, pieces }));
@@ -495,7 +495,7 @@ fn a_stream_is_wanted_from_its_start_and_only_by_part() {
 #[test]
 fn a_sender_hears_only_what_is_due() {
     let everything = || {
-        let want = Message::Want { seq: 0, lacks: vec![Lack::All] };
+        let want = Message::Want { seq: 0, missing: vec![Missing::All] };
         let finish = Message::Finish { finish: finish(), transcript: [0; 32] };
         let offer = Message::Offer(offer(PlanKind::Full));
         [Message::KeepAlive, Message::Done, want, finish, offer, Message::Committed(committed())]
@@ -510,10 +510,10 @@ fn a_sender_hears_only_what_is_due() {
 
 #[test]
 fn only_what_was_announced_is_wanted_and_applied() {
-    let lack = |wanted: &bool| if *wanted { Lack::All } else { Lack::Nothing };
+    let lack = |wanted: &bool| if *wanted { Missing::All } else { Missing::Nothing };
     let want = |seq, wants: &[bool]| {
-        let lacks = wants.iter().map(lack).collect();
-        Message::Want { seq, lacks }
+        let missing = wants.iter().map(lack).collect();
+        Message::Want { seq, missing }
     };
     let announced = || {
         let mut sender = delivering();
@@ -551,7 +551,7 @@ fn a_sender_keeps_within_the_window() {
         sender.handle_batch(full());
     }
     assert!(!sender.wants_batch());
-    sender.handle_message(Message::Want { seq: 0, lacks: vec![Lack::Nothing; 16] }).unwrap();
+    sender.handle_message(Message::Want { seq: 0, missing: vec![Missing::Nothing; 16] }).unwrap();
     assert!(!sender.wants_batch());
     sender.handle_message(Message::Applied { seq: 0 }).unwrap();
     assert!(sender.wants_batch());
@@ -569,7 +569,7 @@ fn pieces_are_packed_in_order_and_counted() {
     let mut sender = delivering();
     let in_volume = Announced { item: whole(2), payload: Payload::InVolume };
     sender.handle_batch(vec![held(block(0)), held(span(1, 1)), in_volume.clone()]);
-    sender.handle_message(Message::Want { seq: 0, lacks: vec![Lack::All; 3] }).unwrap();
+    sender.handle_message(Message::Want { seq: 0, missing: vec![Missing::All; 3] }).unwrap();
     let mut outputs: Vec<_> = std::iter::from_fn(|| sender.poll()).skip(1).collect();
     let pieces = [held(block(0)), in_volume].map(|announced| Piece { announced, theirs: None });
     let pieces = pieces.to_vec();
@@ -588,8 +588,8 @@ fn pieces_are_packed_in_order_and_counted() {
 fn told() -> (Sender, Vec<Piece>) {
     let mut sender = delivering();
     sender.handle_batch(vec![held(block(0)), held(whole(1)), held(whole(2))]);
-    let lacks = vec![Lack::Nothing, unlike(16), Lack::All];
-    sender.handle_message(Message::Want { seq: 0, lacks }).unwrap();
+    let missing = vec![Missing::Nothing, unlike(16), Missing::All];
+    sender.handle_message(Message::Want { seq: 0, missing }).unwrap();
     match std::iter::from_fn(|| sender.poll()).last() {
         Some(SenderOutput::Pack { seq: 0, pieces }) => (sender, pieces),
         other => panic!("{other:?}"),
@@ -601,7 +601,7 @@ fn hashes_are_taken_of_what_can_be_narrowed_only() {
     for (item, count) in [(whole(0), 15), (whole(0), 2), (block(0), 2), (hole(0), 2)] {
         let mut sender = delivering();
         sender.handle_batch(vec![held(item)]);
-        let want = Message::Want { seq: 0, lacks: vec![unlike(count)] };
+        let want = Message::Want { seq: 0, missing: vec![unlike(count)] };
         violation(sender.handle_message(want), "hashes of something else");
     }
 }

@@ -4,9 +4,9 @@ mod common;
 
 use common::{CHUNKS_MAX, message};
 use driftline_extent::{
-    Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item, Lack,
-    PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX, Point, Reason, ReplicaId, Resume, Root, Standing,
-    TOKEN_LEN_MAX, Takes, TargetState, VOLUME_LEN_MAX,
+    Accepts, Begin, BlockMask, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask, Item,
+    Missing, PART_LEN_MAX, POINT_NAME_LEN_MAX, POINTS_MAX, Point, Reason, ReplicaId, Resume, Root,
+    Standing, TOKEN_LEN_MAX, TargetState, VOLUME_LEN_MAX,
 };
 use driftline_wire::{Batch, DecodeError, Message, Verb, fuzzing, limits};
 use proptest::prelude::*;
@@ -125,13 +125,13 @@ fn batches_have_at_least_one_item_and_at_most_512() {
     let none = Err(DecodeError::Invalid { what: "item count" });
     assert_eq!(Message::from_bytes(&zeros(0).to_bytes()), none);
 
-    let want = |count| Message::Want { seq: 3, lacks: vec![Lack::All; count] };
+    let want = |count| Message::Want { seq: 3, missing: vec![Missing::All; count] };
     assert_eq!(Message::from_bytes(&want(512).to_bytes()), Ok(want(512)));
     assert_eq!(Message::from_bytes(&want(513).to_bytes()), limit("item count", 513, 512));
     assert_eq!(Message::from_bytes(&want(0).to_bytes()), none);
     let unlike = |hashes, count| {
-        let lacks = vec![Lack::Unlike(vec![GrainHash([7; 8]); hashes]); count];
-        Message::Want { seq: 3, lacks }
+        let missing = vec![Missing::Unlike(vec![GrainHash([7; 8]); hashes]); count];
+        Message::Want { seq: 3, missing }
     };
     assert_eq!(Message::from_bytes(&unlike(16, 32).to_bytes()), Ok(unlike(16, 32)));
     let over = limit("hashes of a batch", 515, 512);
@@ -239,8 +239,8 @@ fn parts_have_a_byte_at_least_and_256_kibibytes_at_most() {
 
 /// The state of a target that takes streams, through the codec.
 fn streams(token: Option<&str>, points: Vec<Point>) -> Result<Message, DecodeError> {
-    let takes = Takes::Stream { token: token.map(str::to_owned), points };
-    let state = TargetState { takes, ..TargetState::nothing() };
+    let accepts = Accepts::Stream { token: token.map(str::to_owned), points };
+    let state = TargetState { accepts, ..TargetState::nothing() };
     Message::from_bytes(&Message::State(Box::new(state)).to_bytes())
 }
 
@@ -269,10 +269,10 @@ fn tokens_and_points_have_a_longest() {
     bytes.truncate(bytes.len() - 3);
     bytes.extend([&[1, 1, 32], [b'1'; 8193].as_slice()].concat());
     assert_eq!(Message::from_bytes(&bytes), limit("resume token", 8193, 8192));
-    for takes in (0..=u8::MAX).filter(|takes| !(1..3).contains(takes)) {
-        *bytes.get_mut(62).unwrap() = takes;
+    for accepts in (0..=u8::MAX).filter(|accepts| !(1..3).contains(accepts)) {
+        *bytes.get_mut(62).unwrap() = accepts;
         let what = "what it takes";
-        let unknown = Err(DecodeError::Unknown { what, value: takes.into() });
+        let unknown = Err(DecodeError::Unknown { what, value: accepts.into() });
         assert_eq!(Message::from_bytes(&bytes), unknown);
     }
 }
@@ -309,7 +309,7 @@ fn sizes_and_watermarks_end_at_an_exbibyte() {
 
     let state = |size, from| {
         let resume = Resume { base: None, tip: None, from };
-        let takes = Takes::Volume;
+        let accepts = Accepts::Volume;
         Message::State(Box::new(TargetState {
             replica: ReplicaId([1; 16]),
             chunk_key: [2; 32],
@@ -320,7 +320,7 @@ fn sizes_and_watermarks_end_at_an_exbibyte() {
             incomplete: false,
             damaged: false,
             resume: Some(resume),
-            takes,
+            accepts,
         }))
     };
     assert!(Message::from_bytes(&state(VOLUME_LEN_MAX, CHUNKS_MAX).to_bytes()).is_ok());

@@ -48,7 +48,7 @@ impl Zfs {
                     Err(_) => self.destroy_by_command(point),
                 };
                 if let Err(error) = destroyed {
-                    let why = self.keepers(point).unwrap_or_else(|| error.to_string());
+                    let why = self.managers(point).unwrap_or_else(|| error.to_string());
                     stay.push(Stays { point: point.clone(), why });
                 }
             }
@@ -74,7 +74,7 @@ impl Zfs {
     }
 
     /// What keeps a snapshot from being destroyed, in words, if that can be found.
-    pub fn keepers(&self, point: &PointName) -> Option<String> {
+    pub fn managers(&self, point: &PointName) -> Option<String> {
         if point.kind() != PointKind::Snapshot {
             return None;
         }

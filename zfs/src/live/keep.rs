@@ -25,14 +25,14 @@ impl LiveSource {
         let (names, keep) = (&self.options.names, self.options.keep);
         self.destroy(&prune(points, names, guid, keep));
         for point in held_back(points, names, guid, keep) {
-            let why = self.zfs.keepers(&point).unwrap_or_else(|| "it is held".to_owned());
+            let why = self.zfs.managers(&point).unwrap_or_else(|| "it is held".to_owned());
             tell(&Stays { point, why });
         }
     }
 
     /// Removes what failing runs have left of this data set.
     pub(super) fn tidy(&self, points: &[Point], abilities: Abilities, needed: &[u64]) {
-        let Pick::New(moment) = &self.options.pick else { return };
+        let Pick::New(group) = &self.options.pick else { return };
         let LiveOptions { names, keep, .. } = &self.options;
         let mut left = left_behind(points, names, self.held, needed);
         // Where no bookmark tells that a snapshot arrived, those that did are the oldest, and a
@@ -40,7 +40,7 @@ impl LiveSource {
         if !abilities.bookmarks && self.held.is_none() {
             left.drain(..left.len().min(keep + 1));
         }
-        let new = moment.snapshot_of(&self.name);
+        let new = group.snapshot_of(&self.name);
         left.retain(|name| new.as_ref() != Ok(name));
         if !left.is_empty() {
             let (dataset, count) = (&self.name, left.len());

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use driftline_extent::{Ask, Takes};
+use driftline_extent::{Accepts, Ask};
 
 use super::{LiveError, LiveSource};
 use crate::{DatasetName, PointKind, ResumeToken, host::Package, select::Base};
@@ -30,7 +30,7 @@ pub(super) struct Round {
 impl LiveSource {
     /// What is asked of the target before anything is planned.
     pub(super) fn question(&mut self) -> Result<Option<Ask>, LiveError> {
-        let Takes::Stream { token, .. } = &self.takes else { return Ok(None) };
+        let Accepts::Stream { token, .. } = &self.accepts else { return Ok(None) };
         let token = token.clone();
         if let Some(token) = &token
             && !self.discarded
@@ -96,7 +96,7 @@ impl LiveSource {
     fn is_there(&self) -> Result<bool, LiveError> {
         let short = self.round.as_ref().and_then(|round| round.short.as_ref());
         let Some(short) = short else { return Ok(true) };
-        let Takes::Stream { points: theirs, .. } = &self.takes else { return Ok(true) };
+        let Accepts::Stream { points: theirs, .. } = &self.accepts else { return Ok(true) };
         let points = self.zfs.points(&self.name)?;
         let wanted = self.name.snapshot(short)?;
         let Some(wanted) = points.iter().find(|point| point.name == wanted) else {

@@ -235,8 +235,8 @@ fn a_package_leads_where_its_first_data_set_leads() {
 #[test]
 fn what_was_cut_off_is_gone_on_with_and_nothing_else() {
     let told = |token: Option<&str>| {
-        let takes = Takes::Stream { token: token.map(str::to_owned), points: Vec::new() };
-        TargetState { takes, ..TargetState::nothing() }
+        let accepts = Accepts::Stream { token: token.map(str::to_owned), points: Vec::new() };
+        TargetState { accepts, ..TargetState::nothing() }
     };
     let resuming = Opening { features: FILE_SYSTEM.features | 1 << 20, ..FILE_SYSTEM };
     let resumed = writer().begin(&resuming).write(3, 0, &[1; 4096]).end().into_bytes();

@@ -119,7 +119,7 @@ pub enum PlaceError {
         "LINSTOR says that {} is {told}, by its own rules it would be {}: neither is used",
         storage, storage.device().display()
     )]
-    Elsewhere {
+    OtherReplicas {
         /// What follows from the names.
         storage: Storage,
         /// The device that the controller tells.

@@ -32,7 +32,7 @@ pub(crate) enum LinstorSourceError {
     NotUpToDate { name: String, node: String, state: String },
     /// LINSTOR took a snapshot on other nodes alone.
     #[error("LINSTOR took the snapshot {snapshot} without the node {node}: see linstor node list")]
-    Elsewhere { snapshot: String, node: String },
+    OtherReplicas { snapshot: String, node: String },
     /// The device of a snapshot cannot be opened.
     #[error("the snapshot's device {} cannot be opened: is it active? see lvs", device.display())]
     Open {
@@ -77,7 +77,7 @@ impl Explained for LinstorSourceError {
             Self::NotUpToDate { .. } => Reason::NotConsistent,
             Self::NoMap => Reason::Unsupported,
             Self::Read { error, .. } => Unreadable::explain(error),
-            Self::Elsewhere { .. } | Self::Open { .. } | Self::Unplanned => Reason::Failed,
+            Self::OtherReplicas { .. } | Self::Open { .. } | Self::Unplanned => Reason::Failed,
         }
     }
 }

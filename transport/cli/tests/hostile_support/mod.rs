@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use driftline_extent::{Begin, Lack, TargetState};
+use driftline_extent::{Begin, Missing, TargetState};
 use driftline_wire::{LinkEvent, Message, Receiver, ReceiverOutput, Verb};
 use tokio::{runtime::Runtime, task::JoinSet};
 
@@ -56,7 +56,7 @@ impl Attack {
                     ReceiverOutput::Send(message) => intruder.say(&message)?,
                     ReceiverOutput::Begin(_) => receiver.handle_begun(Begin { from: 0 }),
                     ReceiverOutput::LookUp(batch) => {
-                        receiver.handle_looked_up(batch.seq, vec![Lack::All; batch.items.len()]);
+                        receiver.handle_looked_up(batch.seq, vec![Missing::All; batch.items.len()]);
                     }
                     ReceiverOutput::Apply(arrived) => receiver.handle_applied(arrived.batch.seq),
                     // That was all of it.

@@ -1,9 +1,9 @@
 //! Arbitrary messages: every value that has an encoding, limits included.
 
 use driftline_extent::{
-    Ask, Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, GrainHash, GrainMask,
-    Item, Lack, Offer, PART_LEN_MAX, Plan, PlanKind, Point, Reason, ReplicaId, Resume, Root,
-    Scheme, Standing, Takes, TargetState, VOLUME_LEN_MAX, VolumeId,
+    Accepts, Ask, Begin, BlockMask, CHUNK_LEN, ChunkId, Committed, Finish, Generation, GrainHash,
+    GrainMask, Item, Missing, Offer, PART_LEN_MAX, Plan, PlanKind, Point, Reason, ReplicaId,
+    Resume, Root, Scheme, Standing, TargetState, VOLUME_LEN_MAX, VolumeId,
 };
 use driftline_wire::{Batch, Message, Verb, limits::BATCH_DATA_MAX};
 use proptest::{
@@ -54,23 +54,23 @@ fn resume() -> impl Strategy<Value = Resume> {
 }
 
 /// Few points and short tokens: a test reads every prefix of a message. Another is about limits.
-fn takes() -> impl Strategy<Value = Takes> {
+fn accepts() -> impl Strategy<Value = Accepts> {
     let point =
         (any::<u64>(), "[ -~]{1,9}|\\PC{1,9}").prop_map(|(guid, name)| Point { guid, name });
     let token = option::of("[0-9a-zA-Z][0-9a-zA-Z-]{0,40}");
     let stream =
-        (token, vec(point, 0..4)).prop_map(|(token, points)| Takes::Stream { token, points });
-    prop_oneof![Just(Takes::Volume), stream]
+        (token, vec(point, 0..4)).prop_map(|(token, points)| Accepts::Stream { token, points });
+    prop_oneof![Just(Accepts::Volume), stream]
 }
 
 fn state() -> impl Strategy<Value = TargetState> {
     let names = (any::<[u8; 16]>(), any::<[u8; 32]>(), option::of(volume_id()));
     let content = (option::of(generation()), option::of(root()), size());
-    (names, content, any::<(bool, bool)>(), option::of(resume()), takes()).prop_map(
-        |((replica, chunk_key, volume), content, (incomplete, damaged), resume, takes)| {
+    (names, content, any::<(bool, bool)>(), option::of(resume()), accepts()).prop_map(
+        |((replica, chunk_key, volume), content, (incomplete, damaged), resume, accepts)| {
             let (replica, (generation, root, size)) = (ReplicaId(replica), content);
             let named = TargetState { replica, chunk_key, volume, ..TargetState::nothing() };
-            TargetState { generation, root, size, incomplete, damaged, resume, takes, ..named }
+            TargetState { generation, root, size, incomplete, damaged, resume, accepts, ..named }
         },
     )
 }
@@ -142,9 +142,13 @@ fn batch() -> impl Strategy<Value = Batch> {
     })
 }
 
-fn lack() -> impl Strategy<Value = Lack> {
+fn lack() -> impl Strategy<Value = Missing> {
     let hash = any::<[u8; 8]>().prop_map(GrainHash);
-    prop_oneof![Just(Lack::Nothing), Just(Lack::All), vec(hash, 2..=16).prop_map(Lack::Unlike)]
+    prop_oneof![
+        Just(Missing::Nothing),
+        Just(Missing::All),
+        vec(hash, 2..=16).prop_map(Missing::Unlike)
+    ]
 }
 
 /// Any message that a peer may send.
@@ -172,7 +176,8 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(plan, overwrite)| Message::Offer(Offer { plan, overwrite })),
         (0..=CHUNKS_MAX).prop_map(|from| Message::Begin(Begin { from })),
         batch().prop_map(Message::Batch),
-        (any::<u32>(), vec(lack(), 1..=100)).prop_map(|(seq, lacks)| Message::Want { seq, lacks }),
+        (any::<u32>(), vec(lack(), 1..=100))
+            .prop_map(|(seq, missing)| Message::Want { seq, missing }),
         (any::<u32>(), vec(any::<u16>().prop_map(GrainMask), 1..=512))
             .prop_map(|(seq, grains)| Message::Narrowed { seq, grains }),
         (any::<u32>(), btree_set(0..512_u16, 1..40))

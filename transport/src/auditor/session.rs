@@ -1,12 +1,12 @@
-//! The increment that a witness watches: what it makes of the manifest, and what the storage shows.
+//! The increment that an auditor watches: what it makes of the manifest, and what the storage shows.
 
 use std::{fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::Path};
 
+use driftline_chunking::{ChunkKey, DataRuns, SPAN_CHUNKS, name_listed};
 use driftline_extent::{
     BlockMask, CHUNK_LEN, ChunkId, Extent, Generation, Item, Plan, PlanKind, Reason, Root,
     TargetState, chunk_count,
 };
-use driftline_manifest::{ChunkKey, DataRuns, SPAN_CHUNKS, name_listed};
 use driftline_trust::{
     EXTENTS_MAX, Entry, FileStorage, Files, Held, Manifest, ManifestError, Pass, Touched,
 };
@@ -187,7 +187,7 @@ impl Session {
             self.read_tip(size)?;
         }
         let root = self.manifest.tip_root(size)?;
-        let generation = tip.unwrap_or(Generation::content(root));
+        let generation = tip.unwrap_or_else(|| Generation::content(root));
         self.manifest.seal(Held { generation, size, root }, pass.clone())?;
         Ok(root)
     }

@@ -7,15 +7,15 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use driftline_chunking::{ChunkKey, TreeHasher};
 use driftline_extent::{
     Begin, BlockMask, CHUNK_LEN, Change, ChunkId, Committed, Extent, Generation, Item, Plan,
     PlanKind, Reason, ReplicaId, Root, Standing, TargetState, Volume, chunk_count,
 };
-use driftline_manifest::{ChunkKey, TreeHasher};
 use driftline_tests::disk::Rng;
 use driftline_transport::{
     Failure,
-    witness::{Compare, Reader, Terms, Testimony, Witness},
+    auditor::{AuditReport, Auditor, Compare, Reader, Terms},
 };
 use driftline_trust::{CONFIDENCE, Incidents, SAMPLE_MAX, draw, find_probability, sample_size};
 use tempfile::TempDir;
@@ -137,59 +137,59 @@ impl Side {
     }
 
     /// One run, with what the map says.
-    fn run(&mut self, kind: PlanKind, items: &[Item]) -> Result<(Root, Testimony), Failure> {
+    fn run(&mut self, kind: PlanKind, items: &[Item]) -> Result<(Root, AuditReport), Failure> {
         self.seed += 1;
         let tip = Generation::zfs(self.seed);
         let size = self.volume.size;
         let mut plan = self.plan(kind, tip);
-        let mut witness = Witness::new(self.terms());
-        let told = witness.testimony();
+        let mut auditor = Auditor::new(self.terms());
+        let told = auditor.audit_report();
         let reader: Reader = self.volume.clone();
-        witness.plan(&self.state, &mut plan, Some(reader))?;
+        auditor.plan(&self.state, &mut plan, Some(reader))?;
         assert_eq!(plan.kind, kind, "the plan was changed to {plan:?}");
-        witness.begin(Begin { from: 0 })?;
-        witness.note(items.iter())?;
-        let root = witness.conclude(Some(tip), size)?.expect("there is a manifest");
+        auditor.begin(Begin { from: 0 })?;
+        auditor.note(items.iter())?;
+        let root = auditor.conclude(Some(tip), size)?.expect("there is a manifest");
         let committed = Committed { generation: tip, root, size, zeroed: None };
-        witness.committed(&committed);
+        auditor.committed(&committed);
         self.state.advance(&committed);
         let told = told.lock().unwrap().clone();
         Ok((root, told))
     }
 
     /// One run of a map that says that some chunks have changed, in which all is compared instead.
-    fn comparison(&mut self, changed: &[u64]) -> (Root, Testimony) {
+    fn comparison(&mut self, changed: &[u64]) -> (Root, AuditReport) {
         self.seed += 1;
         let tip = Generation::zfs(self.seed);
         let mut plan = self.plan(PlanKind::Incremental, tip);
-        let mut witness = Witness::new(self.terms());
-        let told = witness.testimony();
+        let mut auditor = Auditor::new(self.terms());
+        let told = auditor.audit_report();
         let reader: Reader = self.volume.clone();
-        witness.plan(&self.state, &mut plan, Some(reader)).unwrap();
+        auditor.plan(&self.state, &mut plan, Some(reader)).unwrap();
         assert_eq!((plan.kind, plan.standing), (PlanKind::Scan, Standing::Proven));
-        witness.begin(Begin { from: 0 }).unwrap();
+        auditor.begin(Begin { from: 0 }).unwrap();
         let size = self.volume.size;
         let ids: Vec<_> = (0..chunk_count(size)).map(|index| self.volume.id(index)).collect();
-        witness.note_scanned(0, &ids).unwrap();
-        assert!(witness.wants_map());
+        auditor.note_scanned(0, &ids).unwrap();
+        assert!(auditor.wants_map());
         for index in changed {
             let change = Change::Data { offset: index * CHUNK_LEN + 512, bytes: vec![1; 512] };
-            witness.note_mapped(&change, size);
+            auditor.note_mapped(&change, size);
         }
-        let root = witness.conclude(Some(tip), size).unwrap().expect("there is a manifest");
+        let root = auditor.conclude(Some(tip), size).unwrap().expect("there is a manifest");
         let committed = Committed { generation: tip, root, size, zeroed: None };
-        witness.committed(&committed);
+        auditor.committed(&committed);
         // Once is enough: a second increment of the same run is one.
         let mut next = Plan { base: Some(tip), ..self.plan(PlanKind::Incremental, tip) };
         self.state.advance(&committed);
-        witness.plan(&self.state, &mut next, Some(self.volume.clone())).unwrap();
+        auditor.plan(&self.state, &mut next, Some(self.volume.clone())).unwrap();
         assert_eq!(next.kind, PlanKind::Incremental);
         let told = told.lock().unwrap().clone();
         (root, told)
     }
 
     /// One run of a map that says that some chunks have changed, and nothing of others.
-    fn increment(&mut self, changed: &[u64]) -> Result<(Root, Testimony), Failure> {
+    fn increment(&mut self, changed: &[u64]) -> Result<(Root, AuditReport), Failure> {
         let items = changed.iter().map(|index| Item::Chunk {
             index: *index,
             // In part, so that the rest is read.
@@ -311,18 +311,18 @@ fn a_stale_chunk_fails_the_run_and_turns_the_next_into_a_scan() {
     assert_eq!(failure.reason, Reason::AuditMismatch);
     assert!(failure.detail.contains(&(900 * CHUNK_LEN).to_string()), "{failure}");
     let mut plan = side.plan(PlanKind::Incremental, Generation::zfs(50));
-    let mut witness = Witness::new(side.terms());
+    let mut auditor = Auditor::new(side.terms());
     let reader: Reader = side.volume.clone();
-    witness.plan(&before, &mut plan, Some(reader)).unwrap();
+    auditor.plan(&before, &mut plan, Some(reader)).unwrap();
     assert_eq!(plan.kind, PlanKind::Scan);
     assert_eq!(plan.standing, Standing::Suspect(Reason::AuditMismatch));
-    witness.begin(Begin { from: 0 }).unwrap();
+    auditor.begin(Begin { from: 0 }).unwrap();
     let ids: Vec<ChunkId> = (0..1024).map(|index| side.volume.id(index)).collect();
-    witness.note_scanned(0, &ids).unwrap();
-    let root = witness.conclude(Some(Generation::zfs(50)), 64 << 20).unwrap().unwrap();
+    auditor.note_scanned(0, &ids).unwrap();
+    let root = auditor.conclude(Some(Generation::zfs(50)), 64 << 20).unwrap().unwrap();
     let committed =
         Committed { generation: Generation::zfs(50), root, size: 64 << 20, zeroed: None };
-    witness.committed(&committed);
+    auditor.committed(&committed);
     side.state.advance(&committed);
     // It is mended, and maps are believed again.
     side.seed = 60;
@@ -379,9 +379,9 @@ fn a_target_with_another_root_is_compared() {
     let mut side = Side::new(64 << 20);
     side.state.root = Some(Root([9; 32]));
     let mut plan = side.plan(PlanKind::Incremental, Generation::zfs(50));
-    let mut witness = Witness::new(side.terms());
+    let mut auditor = Auditor::new(side.terms());
     let reader: Reader = side.volume.clone();
-    witness.plan(&side.state, &mut plan, Some(reader)).unwrap();
+    auditor.plan(&side.state, &mut plan, Some(reader)).unwrap();
     assert_eq!(plan.standing, Standing::Suspect(Reason::RootMismatch));
     assert_eq!((plan.kind, side.incidents()), (PlanKind::Scan, vec![Reason::RootMismatch]));
 }
@@ -412,21 +412,21 @@ fn an_increment_that_was_cut_off_has_the_same_root() {
             id: ChunkId([1; 32]),
         };
         let session = |from: u64, chunks: &[u64]| {
-            let mut witness = Witness::new(side.terms());
-            let told = witness.testimony();
+            let mut auditor = Auditor::new(side.terms());
+            let told = auditor.audit_report();
             let reader: Reader = side.volume.clone();
-            witness.plan(&state, &mut plan.clone(), Some(reader)).unwrap();
-            witness.begin(Begin { from }).unwrap();
+            auditor.plan(&state, &mut plan.clone(), Some(reader)).unwrap();
+            auditor.begin(Begin { from }).unwrap();
             let items: Vec<Item> = chunks.iter().map(|index| item(*index)).collect();
-            witness.note(items.iter()).unwrap();
-            (witness, told)
+            auditor.note(items.iter()).unwrap();
+            (auditor, told)
         };
         drop(session(0, &changed[..2]));
         if lost {
             remove(&side.dir.path().join("manifest/log"));
         }
-        let (mut witness, told) = session(71, &changed[2..]);
-        let root = witness.conclude(Some(Generation::zfs(50)), 64 << 20).unwrap();
+        let (mut auditor, told) = session(71, &changed[2..]);
+        let root = auditor.conclude(Some(Generation::zfs(50)), 64 << 20).unwrap();
         let rebuilt = told.lock().unwrap().rebuilt;
         assert_eq!(rebuilt, lost.then_some(Reason::ManifestMissing));
         let ids: Vec<ChunkId> = (0..1024).map(|index| side.volume.id(index)).collect();

@@ -3,7 +3,7 @@
 use std::io;
 
 use driftline_extent::{Committed, Extent, Generation};
-use driftline_target::{Keeper, Kept};
+use driftline_target::{DeviceManager, Kept};
 
 use super::{DiskState, FakeDisk, Image, World, stopped};
 
@@ -32,7 +32,7 @@ impl Keeping {
     }
 }
 
-/// How a keeper does not do what it should.
+/// How a manager does not do what it should.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flaw {
     /// What it adds to a device is not zeros.
@@ -110,7 +110,7 @@ impl Drop for FakeDisk {
     }
 }
 
-/// What a test sees of a device with a keeper.
+/// What a test sees of a device with a manager.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeptDevice {
     /// Whether it was made.
@@ -128,9 +128,9 @@ pub struct KeptDevice {
 }
 
 impl World {
-    /// A handle, open for reading, for a device that does not exist before its keeper makes it,
-    /// and the keeper. Its length is always a multiple of `unit` bytes.
-    pub fn kept_device(&self, name: &'static str, unit: u64) -> (FakeDisk, FakeKeeper) {
+    /// A handle, open for reading, for a device that does not exist before its manager makes it,
+    /// and the manager. Its length is always a multiple of `unit` bytes.
+    pub fn kept_device(&self, name: &'static str, unit: u64) -> (FakeDisk, FakeManager) {
         let keeping = Keeping {
             unit,
             exists: false,
@@ -152,10 +152,10 @@ impl World {
             disk.open(false).unwrap_or(Opened { writable: false, len: 0 })
         };
         let disk = FakeDisk { world: Self(self.0.clone()), name, opened: Some(opened) };
-        (disk, FakeKeeper { world: Self(self.0.clone()), name })
+        (disk, FakeManager { world: Self(self.0.clone()), name })
     }
 
-    /// What became of a device with a keeper; `None` if there is none of this name.
+    /// What became of a device with a manager; `None` if there is none of this name.
     pub fn kept(&self, name: &str) -> Option<KeptDevice> {
         let inner = self.lock();
         let keeping = inner.disks.get(name)?.keeping.as_ref()?;
@@ -175,15 +175,15 @@ impl World {
         })
     }
 
-    /// From now on the keeper of this device has a flaw.
-    pub fn spoil_keeper(&self, name: &str, flaw: Flaw) {
+    /// From now on the manager of this device has a flaw.
+    pub fn spoil_manager(&self, name: &str, flaw: Flaw) {
         let mut inner = self.lock();
         if let Some(keeping) = inner.disks.get_mut(name).and_then(|disk| disk.keeping.as_mut()) {
             keeping.flaw = Some(flaw);
         }
     }
 
-    /// Somebody else unlocks a device with a keeper, if it is locked, and writes to it.
+    /// Somebody else unlocks a device with a manager, if it is locked, and writes to it.
     pub fn intrude(&self, name: &str, offset: u64, bytes: &[u8]) {
         let mut inner = self.lock();
         let Some(disk) = inner.disks.get_mut(name) else { return };
@@ -195,7 +195,7 @@ impl World {
         }
     }
 
-    /// Somebody else rolls a device with a keeper back to the snapshot before the newest.
+    /// Somebody else rolls a device with a manager back to the snapshot before the newest.
     pub fn roll_back(&self, name: &str) {
         let mut inner = self.lock();
         let Some(disk) = inner.disks.get_mut(name) else { return };
@@ -209,14 +209,14 @@ impl World {
     }
 }
 
-/// The keeper of one device of a [`World`].
+/// The manager of one device of a [`World`].
 #[derive(Debug)]
-pub struct FakeKeeper {
+pub struct FakeManager {
     world: World,
     name: &'static str,
 }
 
-impl FakeKeeper {
+impl FakeManager {
     fn operate(&self, change: impl FnOnce(&mut DiskState) -> io::Result<()>) -> io::Result<()> {
         let mut inner = self.world.lock();
         let begun = inner.begin();
@@ -234,7 +234,7 @@ impl FakeKeeper {
     }
 }
 
-impl Keeper for FakeKeeper {
+impl DeviceManager for FakeManager {
     fn available(&self) -> io::Result<Option<u64>> {
         Ok(None)
     }

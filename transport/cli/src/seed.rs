@@ -1,7 +1,7 @@
 //! What the first copy of a clone is like, where nobody said so: what was pushed to the same place
 //! of the volume that ZFS says it is a clone of.
 //!
-//! That is remembered for each push, on this side: no target tells what else it has. A likeness
+//! That is remembered for each push, on this side: no target tells what else it has. A seed
 //! decides what moves and never what arrives, so whatever goes wrong here is told in the log, and
 //! all of the clone moves.
 

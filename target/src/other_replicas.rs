@@ -38,7 +38,7 @@ pub type Take<'a> = &'a mut dyn FnMut(&ChunkId, Vec<u8>) -> Result<bool, Problem
 
 /// Finds chunks by name. Whatever goes wrong there is no failure of the replica: it then asks the
 /// source, as if nothing had been found.
-pub trait Elsewhere: Send {
+pub trait OtherReplicas: Send {
     /// What may be the chunk of this name, read just now. Who asks hashes it.
     fn find(&mut self, id: &ChunkId) -> Option<Vec<u8>>;
 

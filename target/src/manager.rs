@@ -1,18 +1,18 @@
 //! Who keeps the device of a replica: makes it, resizes it, locks it, and keeps its generations.
 //!
-//! A replica on a device that its storage manages (a zvol, a thin volume) has a [`Keeper`]. The
-//! replica decides when, the keeper knows how.
+//! A replica on a device that its storage manages (a zvol, a thin volume) has a [`DeviceManager`]. The
+//! replica decides when, the manager knows how.
 //!
 //! # What is called when
 //!
-//! * An offer that is refused calls nothing but [`kept`](Keeper::kept).
-//! * [`create`](Keeper::create) comes once, after the state says that a first copy began.
-//! * A first copy is written between [`unlock`](Keeper::unlock) and [`lock`](Keeper::lock). An
+//! * An offer that is refused calls nothing but [`kept`](DeviceManager::kept).
+//! * [`create`](DeviceManager::create) comes once, after the state says that a first copy began.
+//! * A first copy is written between [`unlock`](DeviceManager::unlock) and [`lock`](DeviceManager::lock). An
 //!   increment unlocks only when its journal is sealed.
-//! * [`resize`](Keeper::resize) comes while the device is unlocked and open for reading only. It
+//! * [`resize`](DeviceManager::resize) comes while the device is unlocked and open for reading only. It
 //!   grows the device before anything is written beyond its end, and cuts it once the
 //!   generation is committed.
-//! * Once a generation is committed: cut, lock, [`keep`](Keeper::keep), and a note in the state
+//! * Once a generation is committed: cut, lock, [`keep`](DeviceManager::keep), and a note in the state
 //!   that it was kept. Whatever a stop left out of this is done by the next open before anything
 //!   else.
 
@@ -24,7 +24,7 @@ use driftline_extent::{Committed, Generation};
 ///
 /// Every call is whole or not at all, lasts once it returned, and may be repeated. After an
 /// error the replica is opened anew.
-pub trait Keeper: Send {
+pub trait DeviceManager: Send {
     /// Makes the device, which does not exist: at least `size` bytes long and at least one
     /// block, without space reserved for it where that is possible, all zeros, and locked. It
     /// can be opened when this returns.
@@ -57,10 +57,10 @@ pub trait Keeper: Send {
     fn kept(&self) -> io::Result<Kept>;
 }
 
-/// What a [`Keeper`] kept last.
+/// What a [`DeviceManager`] kept last.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Kept {
-    /// The generation of the newest snapshot that the keeper made; `None` if there is none.
+    /// The generation of the newest snapshot that the manager made; `None` if there is none.
     pub generation: Option<Generation>,
     /// Whether the device was written or resized since that snapshot, by anyone. Without a
     /// snapshot it does not matter.

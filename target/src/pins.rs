@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 
+use driftline_chunking::ChunkKey;
 use driftline_extent::{GrainMask, Item};
-use driftline_manifest::ChunkKey;
 
 use crate::{
     Problem,
@@ -16,11 +16,11 @@ use crate::{
 
 /// Bytes that are kept at most: as much as may be announced and not applied. Whoever announces
 /// more gets the answer that all is lacking.
-const PROMISED_MAX: usize = 32 << 20;
+const PINNED_MAX: usize = 32 << 20;
 
 /// What is known of the data of an item.
 #[derive(Debug)]
-pub(crate) enum Promise {
+pub(crate) enum Pin {
     /// Its old version, whose hashes were told: that of its own place, or of another.
     Old { bytes: Vec<u8>, own: bool },
     /// All of it. `changed`: the grains in which it is not what stands at its own place, if the
@@ -28,7 +28,7 @@ pub(crate) enum Promise {
     New { bytes: Vec<u8>, changed: Option<GrainMask> },
 }
 
-impl Promise {
+impl Pin {
     const fn len(&self) -> usize {
         match self {
             Self::Old { bytes, .. } | Self::New { bytes, .. } => bytes.len(),
@@ -38,16 +38,16 @@ impl Promise {
 
 /// The promises, by chunk.
 #[derive(Debug, Default)]
-pub(crate) struct Promised {
-    chunks: HashMap<u64, Promise>,
+pub(crate) struct Pins {
+    chunks: HashMap<u64, Pin>,
     len: usize,
 }
 
-impl Promised {
+impl Pins {
     /// Keeps one, if there is room.
-    pub(crate) fn keep(&mut self, patch: &Patch, promise: Promise) -> bool {
+    pub(crate) fn keep(&mut self, patch: &Patch, promise: Pin) -> bool {
         self.take(patch);
-        if self.len + promise.len() > PROMISED_MAX {
+        if self.len + promise.len() > PINNED_MAX {
             return false;
         }
         self.len += promise.len();
@@ -56,7 +56,7 @@ impl Promised {
     }
 
     /// Takes the one for this item away.
-    pub(crate) fn take(&mut self, patch: &Patch) -> Option<Promise> {
+    pub(crate) fn take(&mut self, patch: &Patch) -> Option<Pin> {
         let promise = self.chunks.remove(&patch.index)?;
         self.len -= promise.len();
         (promise.len() as u64 == patch.data.byte_count()).then_some(promise)
@@ -65,8 +65,8 @@ impl Promised {
     /// All of the item's data, if it was promised.
     pub(crate) fn take_new(&mut self, patch: &Patch) -> Option<(Vec<u8>, Option<GrainMask>)> {
         match self.take(patch) {
-            Some(Promise::New { bytes, changed }) => Some((bytes, changed)),
-            Some(Promise::Old { .. }) | None => None,
+            Some(Pin::New { bytes, changed }) => Some((bytes, changed)),
+            Some(Pin::Old { .. }) | None => None,
         }
     }
 
@@ -94,7 +94,7 @@ impl Promised {
         mut data: &[u8],
         is_named: impl FnOnce(&[u8]) -> bool,
     ) -> Option<bool> {
-        let Some(Promise::Old { mut bytes, own }) = self.take(patch) else { return Some(false) };
+        let Some(Pin::Old { mut bytes, own }) = self.take(patch) else { return Some(false) };
         for (_, range) in patch.data.by_grain().filter(|(grain, _)| grain.is_within(grains)) {
             let (now, later) = data.split_at_checked(range.len())?;
             bytes[range].copy_from_slice(now);
@@ -104,7 +104,7 @@ impl Promised {
             return None;
         }
         let changed = own.then_some(grains);
-        Some(is_named(&bytes) && self.keep(patch, Promise::New { bytes, changed }))
+        Some(is_named(&bytes) && self.keep(patch, Pin::New { bytes, changed }))
     }
 
     /// Forgets all.
@@ -125,29 +125,29 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_given_back() {
-        let mut promised = Promised::default();
-        let old = || Promise::Old { bytes: vec![0; 65536], own: true };
+        let mut pins = Pins::default();
+        let old = || Pin::Old { bytes: vec![0; 65536], own: true };
         for index in 0..512 {
-            assert!(promised.keep(&patch(index), old()));
+            assert!(pins.keep(&patch(index), old()));
         }
-        assert!(!promised.keep(&patch(512), old()));
+        assert!(!pins.keep(&patch(512), old()));
         // The same item again takes the place of the first.
-        assert!(promised.keep(&patch(3), old()));
-        assert!(promised.take(&patch(7)).is_some() && promised.take(&patch(7)).is_none());
-        assert!(promised.keep(&patch(512), old()));
-        (0..=512).for_each(|index| drop(promised.take(&patch(index))));
-        assert_eq!((promised.len, promised.chunks.len()), (0, 0));
+        assert!(pins.keep(&patch(3), old()));
+        assert!(pins.take(&patch(7)).is_some() && pins.take(&patch(7)).is_none());
+        assert!(pins.keep(&patch(512), old()));
+        (0..=512).for_each(|index| drop(pins.take(&patch(index))));
+        assert_eq!((pins.len, pins.chunks.len()), (0, 0));
     }
 
     #[test]
     fn an_old_version_is_no_data() {
-        let mut promised = Promised::default();
-        promised.keep(&patch(0), Promise::Old { bytes: vec![3; 65536], own: true });
-        assert!(promised.take_new(&patch(0)).is_none());
+        let mut pins = Pins::default();
+        pins.keep(&patch(0), Pin::Old { bytes: vec![3; 65536], own: true });
+        assert!(pins.take_new(&patch(0)).is_none());
         // Nor is what was kept for an item of another length.
-        promised.keep(&patch(0), Promise::New { bytes: vec![3; 65536], changed: None });
+        pins.keep(&patch(0), Pin::New { bytes: vec![3; 65536], changed: None });
         let other = Patch { data: BlockMask(0xffff), ..patch(0) };
-        assert!(promised.take_new(&other).is_none());
+        assert!(pins.take_new(&other).is_none());
     }
 
     #[test]
@@ -159,11 +159,11 @@ mod tests {
             (first, 4095, None),
             (first, 4097, None),
         ] {
-            let mut promised = Promised::default();
-            promised.keep(&patch(0), Promise::Old { bytes: vec![3; 65536], own: true });
+            let mut pins = Pins::default();
+            pins.keep(&patch(0), Pin::Old { bytes: vec![3; 65536], own: true });
             let is_new = |bytes: &[u8]| bytes[0] == 4 && bytes[4096] == 3 && bytes[65535] == 4;
-            assert_eq!(promised.patch(&patch(0), grains, &vec![4; data], is_new), made);
-            let new = promised.take_new(&patch(0));
+            assert_eq!(pins.patch(&patch(0), grains, &vec![4; data], is_new), made);
+            let new = pins.take_new(&patch(0));
             assert_eq!(
                 new.map(|(_, changed)| changed),
                 (made == Some(true)).then_some(Some(grains))

@@ -9,7 +9,7 @@ use std::{
 use driftline_extent::{CHUNK_LEN, ChunkId, ReplicaId, Root, Volume};
 
 use super::{Index, Prefix, prefix};
-use crate::{Elsewhere, FileDisk, Problem, Update, elsewhere::Take};
+use crate::{FileDisk, OtherReplicas, Problem, Update, other_replicas::Take};
 
 /// Volumes of other replicas that a session has open.
 const OPEN_MAX: usize = 64;
@@ -19,7 +19,7 @@ const STALE_MAX: usize = 1 << 16;
 
 /// The index as one replica uses it.
 #[derive(Debug)]
-pub(crate) struct Shelf {
+pub(crate) struct IndexView {
     index: Arc<Index>,
     /// Where the replica's own volume is.
     path: PathBuf,
@@ -27,7 +27,7 @@ pub(crate) struct Shelf {
     stale: Vec<Prefix>,
 }
 
-impl Shelf {
+impl IndexView {
     pub(crate) fn new(index: Arc<Index>, path: PathBuf) -> Self {
         Self { index, path, open: HashMap::new(), stale: Vec::new() }
     }
@@ -53,7 +53,7 @@ impl Shelf {
     }
 }
 
-impl Elsewhere for Shelf {
+impl OtherReplicas for IndexView {
     fn search(&mut self, ids: &HashSet<ChunkId>, take: Take<'_>) -> Result<(), Problem> {
         let places = self.index.places_of(ids);
         for id in ids {

@@ -1,7 +1,7 @@
 //! What the source side knows by itself: its manifest of what the target holds, and an audit of
 //! what a map calls unchanged.
 //!
-//! A witness stands beside the worker that delivers. Of an increment it names the chunks that are
+//! An auditor stands beside the worker that delivers. Of an increment it names the chunks that are
 //! touched, as the storage shows them, so that it has the root over the whole volume at the tip
 //! before the target is told to finish. It reads a share of the space again that the map calls
 //! unchanged ([`driftline_trust`] says how much), and if anything there is not what it was, the
@@ -14,11 +14,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use driftline_chunking::{ChunkKey, SPAN_CHUNKS};
 use driftline_extent::{
-    Begin, Change, ChunkId, Committed, Generation, Item, Plan, PlanKind, Reason, Root, Standing,
-    Takes, TargetState, Volume, chunk_count,
+    Accepts, Begin, Change, ChunkId, Committed, Generation, Item, Plan, PlanKind, Reason, Root,
+    Standing, TargetState, Volume, chunk_count,
 };
-use driftline_manifest::{ChunkKey, SPAN_CHUNKS};
 use driftline_trust::{
     Base, Entry, Held, Incident, Incidents, ManifestError, Pass, SAMPLE_MAX, Touched, draw,
     find_probability, is_due, sample_size, stale_bound,
@@ -41,7 +41,7 @@ pub enum Compare {
     After(u64),
 }
 
-/// What a witness is told beforehand.
+/// What an auditor is told beforehand.
 #[derive(Clone, Debug)]
 pub struct Terms {
     /// The folder of the manifest, of this source and this target and no other.
@@ -64,11 +64,11 @@ pub struct Terms {
     pub seed: [u8; 32],
 }
 
-/// What a witness has to say of a session.
+/// What an auditor has to say of a session.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct Testimony {
+pub struct AuditReport {
     /// Whether there was a manifest that roots were compared by.
-    pub witnessed: bool,
+    pub by_manifest: bool,
     /// Why the source was read in full although its manifest should have made that needless.
     pub rebuilt: Option<Reason>,
     /// The last audit.
@@ -110,26 +110,26 @@ const SAMPLE_BATCH: usize = 512;
 
 /// Watches one session.
 #[derive(Debug)]
-pub struct Witness {
+pub struct Auditor {
     terms: Terms,
-    told: Arc<Mutex<Testimony>>,
+    told: Arc<Mutex<AuditReport>>,
     /// The manifest, once it was asked for its record of the base.
     opened: Option<Opened>,
     session: Option<Session>,
 }
 
-impl Witness {
+impl Auditor {
     /// One that knows nothing of its session yet.
     pub fn new(terms: Terms) -> Self {
         Self { terms, told: Arc::default(), opened: None, session: None }
     }
 
     /// Where it says what it has seen, also once it is gone.
-    pub fn testimony(&self) -> Arc<Mutex<Testimony>> {
+    pub fn audit_report(&self) -> Arc<Mutex<AuditReport>> {
         self.told.clone()
     }
 
-    fn tell(&self, tell: impl FnOnce(&mut Testimony)) {
+    fn tell(&self, tell: impl FnOnce(&mut AuditReport)) {
         tell(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -137,7 +137,7 @@ impl Witness {
     /// of this very content. A manifest that cannot be opened is warned of when it is needed.
     pub fn recall(&mut self, state: &TargetState) -> Option<Vec<u8>> {
         (self.session, self.opened) = (None, None);
-        if state.takes != Takes::Volume || state.generation.is_none() {
+        if state.accepts != Accepts::Volume || state.generation.is_none() {
             return None;
         }
         let opened = self.opened.insert(open(&self.terms.dir, state).ok()?);
@@ -165,7 +165,7 @@ impl Witness {
         self.session = None;
         let opened = self.opened.take();
         let kinds = [PlanKind::Incremental, PlanKind::Full, PlanKind::Scan];
-        if state.takes != Takes::Volume || !kinds.contains(&plan.kind) {
+        if state.accepts != Accepts::Volume || !kinds.contains(&plan.kind) {
             return Ok(());
         }
         let Some(reader) = reader else {
@@ -249,7 +249,7 @@ impl Witness {
         let (base, touched) = (Held::of(state), Touched::default());
         let plan = plan.clone();
         self.session = Some(Session { manifest, reader, key, plan, base, mode, touched, found });
-        self.tell(|told| told.witnessed = true);
+        self.tell(|told| told.by_manifest = true);
         Ok(())
     }
 
@@ -467,7 +467,7 @@ impl Witness {
                     error = crate::chain(&error),
                     "cannot use the manifest: this run does not check what the map calls unchanged"
                 );
-                self.tell(|told| told.witnessed = false);
+                self.tell(|told| told.by_manifest = false);
             }
         }
         Ok(())

@@ -18,7 +18,7 @@ use crate::{
 /// withdraws: its snapshot is not taken, or not kept. A timer whose job is refused would leave
 /// one behind each time.
 #[derive(Clone)]
-pub struct Moment(Arc<Inner>);
+pub struct SnapshotGroup(Arc<Inner>);
 
 struct Inner {
     zfs: Zfs,
@@ -37,7 +37,7 @@ struct State {
     taken: bool,
 }
 
-impl Moment {
+impl SnapshotGroup {
     /// Of these data sets, which are of one pool, with snapshots of this name. One whose
     /// snapshot would have too long a name hears that when it needs it.
     pub fn new<'a>(
@@ -161,7 +161,7 @@ impl Moment {
     }
 }
 
-impl fmt::Debug for Moment {
+impl fmt::Debug for SnapshotGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Moment").field(&self.0.name).finish()
     }
