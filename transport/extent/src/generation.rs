@@ -266,7 +266,7 @@ mod tests {
             "drbd:9",
             "drbd:0000000000000001",
             "Zfs:1",
-            &text[1..],
+            &text[8..],
             &text[..70],
             &text.to_uppercase(),
             "qemu:",
