@@ -116,7 +116,7 @@ pub(super) fn by_one_stream(lab: &mut Lab) -> Result<()> {
     cut(&pair)?;
     source.until(&format!("zfs destroy -r tank/forest{}", newest(source, "")?))?;
     let (_, said) = completes(&pair)?;
-    ensure!(said.contains("nobody can go on with"), "it was not told: {said}");
+    ensure!(said.contains("nobody can resume"), "it was not told: {said}");
 
     // A clone keeps one of our snapshots, and nothing else stays for it.
     let kept = newest(source, "/a")?;
