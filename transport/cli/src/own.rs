@@ -61,15 +61,19 @@ pub(crate) fn books_beside(path: &Path) -> PathBuf {
 /// What one of the program's own files is called, and where it is said to be.
 pub(crate) type Own<'a> = (&'a str, Option<&'a Path>);
 
+/// Those that were named.
+fn named<'a>(own: &'a [Own<'a>]) -> impl Iterator<Item = (&'a str, &'a Path)> {
+    own.iter().filter_map(|(what, path)| Some((*what, (*path)?)))
+}
+
 /// That no two of the program's own files are one.
 pub(crate) fn check_apart(own: &[Own<'_>]) -> anyhow::Result<()> {
-    for (number, (one, path)) in own.iter().enumerate() {
-        let others = own[number + 1..].iter().filter_map(|(what, path)| Some((what, (*path)?)));
-        for (other, other_path) in others {
-            if path.is_some_and(|path| FileAt::of(path).is(&FileAt::of(other_path))) {
-                let path = other_path.display();
-                misused!("{one} and {other} are one file, {path}: give each a file of its own");
-            }
+    for (number, (one, path)) in named(own).enumerate() {
+        let file = FileAt::of(path);
+        let mut others = named(own).skip(number + 1);
+        if let Some((other, _)) = others.find(|(_, path)| FileAt::of(path).is(&file)) {
+            let path = path.display();
+            misused!("{one} and {other} are one file, {path}: give each a file of its own");
         }
     }
     Ok(())
@@ -79,7 +83,7 @@ pub(crate) fn check_apart(own: &[Own<'_>]) -> anyhow::Result<()> {
 pub(crate) fn check_no_volume(own: &[Own<'_>], place: &Place) -> anyhow::Result<()> {
     for volume in place.files() {
         let volume = FileAt::of(&volume);
-        for (what, path) in own.iter().filter_map(|(what, path)| Some((what, (*path)?))) {
+        for (what, path) in named(own) {
             if FileAt::of(path).is(&volume) {
                 let path = path.display();
                 misused!("{what} is {path}, the same as {place}: give it a file of its own");
@@ -100,7 +104,7 @@ pub(crate) fn check_no_replica(
     let Some(books) = state.state_dir.as_deref().map(resolved).or(beside) else { return Ok(()) };
     let entries = fs::read_dir(&books).into_iter().flatten().flatten();
     let kept: Vec<FileAt> = entries.map(|entry| FileAt::of(&entry.path())).collect();
-    for (what, path) in own.iter().filter_map(|(what, path)| Some((what, (*path)?))) {
+    for (what, path) in named(own) {
         let file = FileAt::of(path);
         if file.path.starts_with(&books) || kept.iter().any(|book| book.is(&file)) {
             let path = path.display();

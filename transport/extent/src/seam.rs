@@ -396,12 +396,12 @@ pub trait Target {
     /// what stands there is what was committed.
     fn missing(&mut self, items: &[Item]) -> Result<Vec<Missing>, Self::Error>;
 
-    /// Takes one item, with its data if [`missing`](Self::lacks) asked for all of it, or if
+    /// Takes one item, with its data if [`missing`](Self::missing) asked for all of it, or if
     /// [`patch`](Self::patch) does. A [`Item::Span`] that the target lacks is not applied: its
     /// chunks come as items.
     fn apply(&mut self, item: &Item, data: Option<&[u8]>) -> Result<(), Self::Error>;
 
-    /// Takes one item of which [`missing`](Self::lacks) told hashes, with the data of the grains
+    /// Takes one item of which [`missing`](Self::missing) told hashes, with the data of the grains
     /// that differ. `false`: what that makes is not what the item names, as two grains have one
     /// hash, and nothing was changed; the item is to be applied with all of its data.
     fn patch(&mut self, item: &Item, grains: GrainMask, data: &[u8]) -> Result<bool, Self::Error>;
